@@ -1,0 +1,180 @@
+"""The commands: parse, call, print."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from hires_gan import __version__
+from hires_gan.errors import Failure, UsageError
+from hires_gan.progress import say
+
+STOPPED_BY_SIGNAL = 75
+"""The exit code of a run that wrote a checkpoint and stopped: the same command again goes on."""
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Train Progressive GAN, StyleGAN and MUNIT at 1024x1024 on your own images.",
+)
+config_app = typer.Typer(no_args_is_help=True, help="Look at a configuration without running it.")
+bench_app = typer.Typer(no_args_is_help=True, help="Measure this machine.")
+app.add_typer(config_app, name="config")
+app.add_typer(bench_app, name="bench")
+
+Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; see configs/.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE ...]", help="Settings that replace those of the file.")
+]
+
+
+def main() -> None:
+    """Run the command line; a failure is one sentence on standard error."""
+    try:
+        app()
+    except UsageError as error:
+        say(f"error: {error}")
+        sys.exit(2)
+    except Failure as error:
+        say(f"error: {error}")
+        sys.exit(1)
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and end.", is_eager=True)] = False,
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def prepare(
+    sources: Annotated[
+        list[str], typer.Argument(metavar="SRC...", help="Folders, zip or tar files, webdataset shards, NVlabs zips.")
+    ],
+    out: Annotated[Path, typer.Option(help="The folder of the shards; new, or of the same command, interrupted.")],
+    resolution: Annotated[int, typer.Option(help="Side of the images: a power of two.")],
+    crop: Annotated[
+        Literal["center", "none", "tiles"],
+        typer.Option(help="The largest square in the middle; none: squares only; tiles: all crops of the target size."),
+    ] = "center",
+    filter: Annotated[  # noqa: A002 - it is the option's name
+        Literal["lanczos", "bicubic", "bilinear", "box", "hamming"], typer.Option(help="Antialiased resize filter.")
+    ] = "lanczos",
+    encode: Annotated[
+        Literal["auto", "jpeg", "png"],
+        typer.Option(help="auto: fitting JPEG files keep their bytes, lossy ones become JPEG, lossless ones PNG."),
+    ] = "auto",
+    labels: Annotated[
+        str, typer.Option(help="none, folders, own (of the zip or the webdataset), or a CSV file with path,label.")
+    ] = "none",
+    levels: Annotated[str, typer.Option(help="Smaller copies to store as well, such as 64,128.")] = "",
+    shard_images: Annotated[int | None, typer.Option(help="Source images per shard.")] = None,
+    processes: Annotated[int | None, typer.Option(help="By default as many as there are cores.")] = None,
+    max_rejected: Annotated[float, typer.Option(help="The share of files that may be unusable.")] = 0.01,
+    max_pixels: Annotated[int, typer.Option(help="Files that claim to be larger are rejected.")] = 178_956_970,
+) -> None:
+    """Turn images into webdataset shards for training."""
+    from hires_gan.data.command import PrepareOptions
+    from hires_gan.data.prepare import prepare as prepare_shards
+
+    options = PrepareOptions(
+        resolution=resolution,
+        crop=crop,
+        filter=filter,
+        encode=encode,
+        levels=_numbers("--levels", levels),
+        labels=labels,
+        shard_images=shard_images,
+        processes=processes,
+        max_rejected=max_rejected,
+        max_pixels=max_pixels,
+    )
+    for line in prepare_shards(sources, out, options).lines():
+        say(line)
+
+
+@app.command()
+def train(config: Config, overrides: Overrides = None) -> None:
+    """Train, from the latest checkpoint if the run has one."""
+    from hires_gan.config import load_configuration, to_yaml
+
+    configuration = load_configuration(config, overrides or [])
+    from hires_gan.training.run import train as train_run
+
+    if not train_run(configuration, to_yaml(configuration)):
+        raise typer.Exit(STOPPED_BY_SIGNAL)
+
+
+@app.command()
+def generate(
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint, a run's folder, or models:/NAME/VERSION.")],
+    out: Annotated[Path, typer.Option(help="The folder of the images.")],
+    seeds: Annotated[str, typer.Option(help="Numbers and ranges: 0-15 or 1,5,8-10.")] = "0-15",
+    truncation: Annotated[float, typer.Option(help="Multiplies the latents: less variety below 1.")] = 1.0,
+    label: Annotated[int | None, typer.Option("--class", help="The class, for a conditional generator.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default a GPU if there is one.")] = None,
+) -> None:
+    """Write one PNG per seed, and their grid."""
+    from hires_gan.inference.generate import generate as generate_images
+    from hires_gan.inference.generate import parse_seeds
+
+    files = generate_images(checkpoint, parse_seeds(seeds), out, truncation=truncation, label=label, device=device)
+    typer.echo(files[-1])
+
+
+@config_app.command("show")
+def config_show(config: Config, overrides: Overrides = None) -> None:
+    """Print the resolved configuration as YAML."""
+    from hires_gan.config import load_configuration, to_yaml
+
+    typer.echo(to_yaml(load_configuration(config, overrides or [])), nl=False)
+
+
+@config_app.command("check")
+def config_check(config: Config, overrides: Overrides = None) -> None:
+    """Say whether a configuration is valid, without touching data or devices."""
+    from hires_gan.config import load_configuration
+
+    load_configuration(config, overrides or [])
+    typer.echo(f"{config}: valid")
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """Print the JSON schema of configurations, with a description for every key."""
+    import json
+
+    from hires_gan.config import json_schema
+
+    typer.echo(json.dumps(json_schema(), indent=2))
+
+
+@app.command()
+def doctor(
+    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="Check what this one needs.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Only what a health check needs, in seconds.")] = False,
+) -> None:
+    """Say what this machine can do, and what is wrong with it."""
+    from rich.console import Console
+
+    from hires_gan.config import load_configuration
+    from hires_gan.doctor import examine, exit_code, report
+
+    checks = examine(quick, load_configuration(config) if config else None)
+    Console(soft_wrap=True, highlight=False).print(report(checks))
+    raise typer.Exit(exit_code(checks))
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    """`64,128` -> (64, 128)."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(part.isdecimal() for part in parts):
+        raise UsageError(f"{option} is {text!r}; whole numbers are allowed, separated by commas, such as 64,128")
+    return tuple(int(part) for part in parts)

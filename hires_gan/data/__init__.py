@@ -1,0 +1,1 @@
+"""Images on disk to batches on the device: prepare, shards, order, decoders, loader."""

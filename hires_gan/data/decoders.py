@@ -1,0 +1,65 @@
+"""From the bytes of an image file to pixels, at the resolution that a stage trains."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_image
+
+from hires_gan.errors import Failure
+
+
+def decode(data: bytes) -> Tensor:
+    """Decode a JPEG or PNG file.
+
+    Args:
+        data: The whole file.
+
+    Returns:
+        uint8 `[h, w, 3]` RGB, contiguous.
+
+    Raises:
+        Failure: If the bytes are no image that torchvision can read, or one of 16 bits per channel.
+    """
+    try:
+        image: Tensor = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
+    except RuntimeError as error:
+        raise Failure(f"cannot decode an image of {len(data)} bytes: {str(error).splitlines()[0]}") from error
+    if image.dtype != torch.uint8:
+        raise Failure(f"an image of {len(data)} bytes has 16 bits per channel; shards hold 8, as `prepare` writes them")
+    return image.permute(1, 2, 0)
+
+
+def decode_into(data: bytes, out: Tensor, mirror: bool) -> None:
+    """Decode one image into its place in a batch, halved as often as the stage's resolution asks for.
+
+    Args:
+        data: The whole file.
+        out: uint8 `[r, r, 3]`, written in place.
+        mirror: Whether to flip it from left to right.
+
+    Raises:
+        Failure: If the bytes cannot be decoded to 8 bits, or the image's sides are not r times a power of two.
+    """
+    image = decode(data)
+    size = out.shape[0]
+    height, width = image.shape[:2]
+    if height != width or height < size or height % size:
+        raise Failure(f"an image of {width}x{height} pixels stands where a square of {size} times a power of two must")
+    while image.shape[0] > size:
+        image = halve(image)
+    out.copy_(image.flip(1) if mirror else image)
+
+
+def halve(image: Tensor) -> Tensor:
+    """The mean of each 2x2 block, rounded to nearest, ties to even; the same as `pictures.halve`.
+
+    Args:
+        image: uint8 `[h, w, c]`, h and w even.
+
+    Returns:
+        uint8 `[h/2, w/2, c]`.
+    """
+    rows = image[0::2].to(torch.int16) + image[1::2]
+    total = rows[:, 0::2] + rows[:, 1::2]
+    return ((total + 1 + ((total >> 2) & 1)) >> 2).to(torch.uint8)

@@ -1,0 +1,134 @@
+"""The shard format: what `manifest.json` says, and the names and layouts of the files beside it.
+
+A shard set is a folder:
+
+    manifest.json            what the shards are: resolution, columns, label names, and each shard's size and sha256
+    shard-000000.tar         members 000000123.jpg (or .png), 000000123.64.png (a level), 000000123.cls (a label)
+    shard-000000.index       one row of (offset, size, crc32) per sample and column, little-endian, memory-mapped
+    shard-000000.labels      one little-endian int32 per sample, if the set has labels
+
+A row is a sample's number in the whole set; the key of its members is that number in nine digits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import Field, ValidationError
+
+from hires_gan.errors import Failure, UsageError
+from hires_gan.settings import Settings
+
+VERSION = 1
+MANIFEST = "manifest.json"
+IMAGE = "image"
+INDEX_ROW = np.dtype([("offset", "<u8"), ("size", "<u4"), ("crc32", "<u4")])
+LABEL = np.dtype("<i4")
+_SHARD_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*\.tar")
+
+
+class ShardEntry(Settings):
+    """One shard as the manifest describes it."""
+
+    name: str
+    """File name of the tar."""
+    samples: int = Field(ge=1)
+    """How many samples it holds."""
+    bytes: int = Field(ge=1)
+    """Size of the tar."""
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    """Of the tar."""
+
+
+class Manifest(Settings):
+    """What `manifest.json` says: the shards, and nothing about who made them or when."""
+
+    format: Literal["hires_gan shards"] = "hires_gan shards"
+    version: int = VERSION
+    """Of the format; a reader refuses a newer one."""
+    resolution: int = Field(ge=1)
+    """Height and width of the images in pixels."""
+    count: int = Field(ge=1)
+    """Samples in the whole set."""
+    columns: tuple[str, ...] = Field(min_length=1)
+    """What each sample holds: `image`, and `image.64` for a level of 64x64."""
+    filter: str
+    """The filter that resized the images."""
+    label_names: tuple[str, ...] | None = None
+    """The classes, in the order of their numbers; null for a set without labels."""
+    shards: tuple[ShardEntry, ...] = Field(min_length=1)
+    """In the order of their rows."""
+
+    def digest(self) -> str:
+        """Return the sha256 that identifies the data: equal digests are equal samples in equal order."""
+        identity = [self.resolution, self.columns, self.label_names, [shard.sha256 for shard in self.shards]]
+        return hashlib.sha256(json.dumps(identity, separators=(",", ":")).encode()).hexdigest()
+
+
+def key(row: int) -> str:
+    """Return the webdataset key of a row: the stem of its members' names."""
+    return f"{row:09d}"
+
+
+def index_name(shard: str) -> str:
+    """Return the file name of a shard's index."""
+    return shard.removesuffix(".tar") + ".index"
+
+
+def labels_name(shard: str) -> str:
+    """Return the file name of a shard's labels."""
+    return shard.removesuffix(".tar") + ".labels"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check the manifest of a shard folder.
+
+    Raises:
+        UsageError: There is no such folder, or it holds no shard set.
+        Failure: The manifest cannot be read, or is newer than this program.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"there is no shard folder {folder}: make it with `hires-gan prepare SRC --out {folder}`")
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise UsageError(
+            f"{folder} is no finished shard set (it has no {MANIFEST}): make one with `hires-gan prepare`, or run the "
+            "interrupted `prepare` command again to finish it"
+        )
+    try:
+        raw = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise Failure(f"{path} cannot be read ({error}): copy it again, or prepare the images again") from None
+    _check_version(path, raw)
+    try:
+        manifest = Manifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise Failure(f"{path} is no valid manifest: {where}: {first['msg']} (found {first['input']!r})") from None
+    _check_contents(path, manifest)
+    return manifest
+
+
+def _check_version(path: Path, raw: object) -> None:
+    if not isinstance(raw, dict) or raw.get("format") != "hires_gan shards":
+        raise Failure(f'{path} is not the manifest of a shard set: it lacks "format": "hires_gan shards"')
+    version = raw.get("version")
+    if isinstance(version, int) and version > VERSION:
+        raise Failure(
+            f"{path} has version {version} of the shard format, this program reads up to {VERSION}: update hires-gan"
+        )
+
+
+def _check_contents(path: Path, manifest: Manifest) -> None:
+    for shard in manifest.shards:
+        if not _SHARD_NAME.fullmatch(shard.name):
+            raise Failure(f"{path} names the shard {shard.name!r}: a plain file name that ends in .tar is allowed")
+    total = sum(shard.samples for shard in manifest.shards)
+    if total != manifest.count:
+        raise Failure(f"{path} says that there are {manifest.count} samples, but its shards add up to {total}")

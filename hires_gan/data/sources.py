@@ -1,0 +1,228 @@
+"""Where images come from: folders, zips, tars, webdatasets and shard sets, all as lists of references."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import zipfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+from hires_gan.data.archives import Reference, is_tar, list_tar, list_zip
+from hires_gan.data.labels import OwnLabels, assign_labels, class_files, dataset_json, sample_key
+from hires_gan.data.manifest import MANIFEST
+from hires_gan.data.shards import ShardSet, key
+from hires_gan.errors import Failure, UsageError
+
+_RARER = (".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".avif")
+EXTENSIONS = frozenset(
+    [".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", *_RARER]
+)
+"""Endings of image files; what the file really is, its first bytes tell."""
+_TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+_BRACES = re.compile(r"(.*)\{(\d+)\.\.(\d+)\}(.*)")
+
+
+@dataclass(frozen=True)
+class Source:
+    """The images of one SRC, sorted by name."""
+
+    shown: str
+    """As the user named it."""
+    references: list[Reference]
+    own_labels: OwnLabels | None
+    """The labels that it brings along; None if it has none or they were not asked for."""
+    passed_over: Counter[str]
+    """Endings of the files that are no images."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All images of all sources, in the order in which they become samples."""
+
+    references: list[Reference]
+    labels: list[int] | None
+    """One per reference."""
+    label_names: tuple[str, ...] | None
+    """The classes, by number."""
+    passed_over: Counter[str]
+    """Endings of the files that are no images."""
+
+    def fingerprint(self) -> str:
+        """Return a sha256 over names, sizes and labels: what tells whether the sources are still the same."""
+        digest = hashlib.sha256(repr(self.label_names).encode())
+        for number, reference in enumerate(self.references):
+            label = self.labels[number] if self.labels is not None else None
+            digest.update(f"{reference.name}\0{reference.size}\0{label}\n".encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
+
+
+def list_sources(sources: Sequence[str], labels: str, scratch: Path) -> Listing:
+    """Find every image of every source.
+
+    Args:
+        sources: Folders, archives, shard sets, or patterns like `shards-{000000..000010}.tar`.
+        labels: `none`, `folders`, `own`, or the path of a CSV file with the columns path and label.
+        scratch: Folder for decompressed copies of compressed tars; made when needed.
+
+    Raises:
+        UsageError: A source does not exist, holds no images, or lacks the labels that were asked for.
+        Failure: An archive cannot be read.
+    """
+    found = [list_source(source, labels == "own", scratch) for source in sources]
+    numbers, names = assign_labels([(source.shown, source.references, source.own_labels) for source in found], labels)
+    return Listing(
+        references=[reference for source in found for reference in source.references],
+        labels=numbers,
+        label_names=names,
+        passed_over=sum((source.passed_over for source in found), Counter()),
+    )
+
+
+def list_source(source: str, own_labels: bool, scratch: Path) -> Source:
+    """Find every image of one source; see `list_sources`."""
+    try:
+        listed = _list_any(source, own_labels, scratch)
+    except PermissionError as error:
+        raise Failure(f"{error.filename} cannot be read: {error.strerror}") from None
+    if not listed.references:
+        others = f" ({_summary(listed.passed_over)})" if listed.passed_over else ""
+        raise UsageError(f"{source} holds no images{others}: what counts is {' '.join(sorted(EXTENSIONS))}")
+    return listed
+
+
+def _list_any(source: str, own_labels: bool, scratch: Path) -> Source:
+    path = Path(source)
+    if path.is_dir():
+        return _list_folder(source, path, own_labels, scratch)
+    if path.is_file():
+        return _list_archive(source, path, own_labels, scratch)
+    if _BRACES.fullmatch(source):
+        return _list_tars(source, list(_expanded(source)), own_labels, scratch)
+    raise UsageError(f"there is no folder or archive {source}")
+
+
+def _summary(passed_over: Counter[str]) -> str:
+    return ", ".join(f"{count} {ending}" for ending, count in passed_over.most_common(5))
+
+
+def _expanded(pattern: str) -> Iterator[Path]:
+    """Expand the last `{000000..000010}` of a pattern, and those before it."""
+    match = _BRACES.fullmatch(pattern)
+    if match is None:
+        yield Path(pattern)
+        return
+    before, first, last, after = match.groups()
+    for number in range(int(first), int(last) + 1):
+        yield from _expanded(f"{before}{number:0{len(first)}d}{after}")
+
+
+def _list_folder(source: str, folder: Path, own_labels: bool, scratch: Path) -> Source:
+    if (folder / MANIFEST).is_file() and any(folder.glob("*.index")):
+        return _list_shards(source, folder, own_labels)
+    files = list(_walk(folder, folder))
+    listed = _images(source, files)
+    if listed.references:
+        return _with_dataset_json(listed, files) if own_labels else listed
+    tars = sorted(path for path in folder.iterdir() if path.name.endswith(_TARS) and path.is_file())
+    return _list_tars(source, tars, own_labels, scratch) if tars else listed
+
+
+def _walk(folder: Path, root: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Reference]:
+    """List the files below a folder; links are followed, except into a folder that is being walked already."""
+    status = folder.stat()
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        return
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        path = Path(entry.path)
+        if entry.is_dir():
+            if not entry.name.startswith("."):
+                yield from _walk(path, root, above | {here})
+        elif entry.is_file():
+            name = path.relative_to(root).as_posix()
+            yield Reference(path=entry.path, name=name, shown=entry.path, size=entry.stat().st_size)
+
+
+def _list_shards(source: str, folder: Path, own_labels: bool) -> Source:
+    """List the full images of a shard set of ours, in their order."""
+    shards = ShardSet(folder)
+    references = []
+    for row in range(len(shards)):
+        path, offset, size, crc32 = shards.locate(row)
+        shown = f"{path}/{key(row)}"
+        references.append(Reference(str(path), f"{path.name}/{key(row)}", shown, size, offset, crc32=crc32))
+    names = shards.manifest.label_names if own_labels else None
+    labels = {reference.shown: names[shards.label(row)] for row, reference in enumerate(references)} if names else None
+    return Source(source, references, labels, Counter())
+
+
+def _list_archive(source: str, path: Path, own_labels: bool, scratch: Path) -> Source:
+    if zipfile.is_zipfile(path):
+        files = list_zip(path)
+        listed = _images(source, files)
+        return _with_dataset_json(listed, files) if own_labels else listed
+    if is_tar(path):
+        return _list_tars(source, [path], own_labels, scratch)
+    raise UsageError(f"{source} is neither a folder nor a zip nor a tar (or the archive is damaged)")
+
+
+def _list_tars(source: str, tars: Sequence[Path], own_labels: bool, scratch: Path) -> Source:
+    """List tars (webdatasets or others) in the order given, each sorted by name."""
+    references: list[Reference] = []
+    labels: OwnLabels = {}
+    passed_over: Counter[str] = Counter()
+    for tar in tars:
+        if not tar.is_file():
+            raise UsageError(f"there is no {tar}, which {source} names")
+        files = list_tar(tar, scratch)
+        listed = _images(source, _first_columns(files, passed_over))
+        references += listed.references
+        passed_over += listed.passed_over
+        if own_labels:
+            labels.update(class_files(files, listed.references))
+    return Source(source, references, labels or None, passed_over)
+
+
+def _first_columns(files: Sequence[Reference], passed_over: Counter[str]) -> list[Reference]:
+    """Leave out what only accompanies an image in a webdataset: `0001.64.png` beside `0001.png`, and `0001.cls`."""
+    images = [file for file in files if _is_image(file.name)]
+    whole = {sample_key(file.name) for file in images if _endings(file.name) == 1}
+    beside = {file.name for file in images if _endings(file.name) > 1 and sample_key(file.name) in whole}
+    passed_over.update({"other columns": len(beside)} if beside else {})
+    return [file for file in files if file.name not in beside and not file.name.endswith(".cls")]
+
+
+def _endings(name: str) -> int:
+    return PurePosixPath(name).name.count(".")
+
+
+def _images(source: str, files: Sequence[Reference]) -> Source:
+    """Sort out the images among the files of a source; of two with one name the last counts, as in any archive."""
+    images = {file.name: file for file in files if _is_image(file.name)}
+    others = Counter(PurePosixPath(file.name).suffix or "without an ending" for file in files)
+    passed_over = Counter({ending: count for ending, count in others.items() if ending.lower() not in EXTENSIONS})
+    hidden = sum(_is_hidden(file.name) and file.name.lower().endswith(tuple(EXTENSIONS)) for file in files)
+    passed_over.update({"hidden": hidden} if hidden else {})
+    return Source(source, [images[name] for name in sorted(images)], None, passed_over)
+
+
+def _is_image(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in EXTENSIONS and not _is_hidden(name)
+
+
+def _is_hidden(name: str) -> bool:
+    """Tell whether a name is the operating system's: `.thumbnails/a.jpg`, `__MACOSX/._a.jpg`."""
+    parts = PurePosixPath(name).parts
+    return any(part == "__MACOSX" or (part.startswith(".") and part != "..") for part in parts)
+
+
+def _with_dataset_json(listed: Source, files: Sequence[Reference]) -> Source:
+    """Add the labels of the NVlabs format, if the source has them."""
+    for file in files:
+        if file.name == "dataset.json":
+            return replace(listed, own_labels=dataset_json(file, listed.references))
+    return listed

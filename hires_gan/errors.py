@@ -1,0 +1,11 @@
+"""The two ways in which a command ends early by a sentence instead of a traceback."""
+
+from __future__ import annotations
+
+
+class Failure(Exception):  # noqa: N818 - the field says "failure"; it is an outcome, not a bug
+    """Something outside the program went wrong: the message names what, where, and the remedy (exit code 1)."""
+
+
+class UsageError(Failure):
+    """The command line or the configuration asks for something that cannot be (exit code 2)."""

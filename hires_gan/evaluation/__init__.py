@@ -1,0 +1,1 @@
+"""Metrics, and the command that computes them."""

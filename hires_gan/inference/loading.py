@@ -1,0 +1,69 @@
+"""From a checkpoint to the averaged generator as a plain module."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from hires_gan import checkpoint
+from hires_gan.errors import Failure, UsageError
+from hires_gan.networks.progressive import Growth
+from hires_gan.recipes.progressive import build_generator
+from hires_gan.recipes.settings import ProgressiveSettings
+
+
+def find(reference: str | Path) -> checkpoint.Checkpoint:
+    """The checkpoint behind a checkpoint directory, a run directory (its latest) or a `models:/` or `runs:/` URI.
+
+    Raises:
+        UsageError: If there is nothing there.
+        Failure: If what is there is damaged.
+    """
+    if str(reference).startswith(("models:/", "runs:/")):
+        from hires_gan.tracking.flavour import fetch_model
+
+        return checkpoint.read(fetch_model(str(reference)))
+    folder = Path(reference)
+    if not folder.is_dir():
+        raise UsageError(f"there is no folder {folder}; give a checkpoint, a run's folder or models:/NAME/VERSION")
+    if (folder / checkpoint.STATE).is_file():
+        return checkpoint.read(folder)
+    found = checkpoint.latest(folder / "checkpoints")
+    if found is None:
+        raise UsageError(f"{folder} is no checkpoint and no run with a checkpoint")
+    return found
+
+
+def load(reference: str | Path, device: torch.device | str = "cpu") -> nn.Module:
+    """The averaged generator of a checkpoint.
+
+    Args:
+        reference: A checkpoint directory, a run directory (its latest checkpoint), or `models:/NAME/VERSION`.
+        device: Where it shall be.
+
+    Returns:
+        A module in evaluation mode, without gradients: latents `[n, latent_size]`, and int64 labels `[n]` if it is
+        conditional, to images `[n, 3, r, r]` in about [-1, 1], at the growth of the checkpoint.
+
+    Raises:
+        UsageError: If there is no such checkpoint.
+        Failure: If it is damaged, or of a recipe that this version does not know.
+    """
+    return build(find(reference)).to(device)
+
+
+def build(saved: checkpoint.Checkpoint) -> nn.Module:
+    """The averaged generator of an opened checkpoint, on the CPU."""
+    configuration = saved.state["configuration"]
+    name = configuration["recipe"]["name"]
+    if name != "progressive":
+        raise Failure(f"{saved.folder} holds a {name} model, which this version does not know; update hires_gan")
+    settings = ProgressiveSettings.model_validate(configuration["recipe"])
+    inference = saved.state["inference"]
+    dtype = torch.float64 if configuration["precision"] == "fp64" else torch.float32
+    network = build_generator(settings, dtype, inference["classes"])
+    checkpoint.load_exactly(network, saved.tensors("generator.average"), "generator.average")
+    network.growth = Growth(inference["resolution"], inference["alpha"])
+    return network.eval().requires_grad_(False)

@@ -1,0 +1,143 @@
+"""Layers that the families share: equalized learning rate, pixel normalisation, minibatch standard deviation.
+
+Precision belongs to the networks: parameters stay in their own dtype, and every layer casts its weights to the dtype
+of its input, so that whoever calls a layer decides in which dtype it computes.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+FP16_CLAMP = 256.0
+"""In fp16, activations are kept within plus and minus this instead of scaling the loss."""
+
+LRELU_GAIN = math.sqrt(2.0)
+"""He's gain for (leaky) rectifiers."""
+
+
+class EqualizedLinear(nn.Module):
+    """A dense layer whose weights are N(0, 1) and are scaled at run time (Karras et al. 2018, section 4.1).
+
+    Args:
+        inputs: Features of the input `[n, inputs]`.
+        outputs: Features of the output `[n, outputs]`.
+        gain: The weights are multiplied by `gain / sqrt(inputs)`.
+        bias: Whether there is a bias, initially 0.
+    """
+
+    def __init__(self, inputs: int, outputs: int, gain: float = LRELU_GAIN, bias: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs))
+        self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
+        self.scale = gain / math.sqrt(inputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[n, inputs]` -> `[n, outputs]`, in the dtype of `x`."""
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, (self.weight * self.scale).to(x.dtype), bias)
+
+
+class EqualizedConv2d(nn.Module):
+    """A convolution with equalized learning rate; `resample` fuses it with a doubling or halving of the resolution.
+
+    Doubling is nearest neighbour before the convolution, halving a 2x2 box average behind it. Both are one strided
+    4x4 convolution: the 3x3 kernel summed over four shifts (less than half the multiplications).
+
+    Args:
+        inputs: Channels of the input `[n, inputs, h, w]`.
+        outputs: Channels of the output.
+        kernel: Side of the kernel, odd; 3 where `resample` is not None.
+        gain: The weights are multiplied by `gain / sqrt(inputs * kernel^2)`.
+        resample: None, "up" or "down".
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, gain: float = LRELU_GAIN, resample: str | None = None
+    ) -> None:
+        super().__init__()
+        assert resample is None or (resample in ("up", "down") and kernel == 3)
+        self.weight = nn.Parameter(torch.randn(outputs, inputs, kernel, kernel))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.scale = gain / math.sqrt(inputs * kernel * kernel)
+        self.padding = kernel // 2
+        self.resample = resample
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[n, inputs, h, w]` -> `[n, outputs, h', w']`, in the dtype of `x`; h' is h, 2h or h/2."""
+        weight = self.weight * self.scale
+        bias = self.bias.to(x.dtype)
+        if self.resample == "up":
+            weight = _summed_over_shifts(weight).flip(2, 3).transpose(0, 1).to(x.dtype)
+            return F.conv_transpose2d(x, weight, bias, stride=2, padding=1)
+        if self.resample == "down":
+            weight = (_summed_over_shifts(weight) * 0.25).to(x.dtype)
+            return F.conv2d(x, weight, bias, stride=2, padding=1)
+        return F.conv2d(x, weight.to(x.dtype), bias, padding=self.padding)
+
+
+def _summed_over_shifts(weight: Tensor) -> Tensor:
+    """`[o, i, 3, 3]` -> `[o, i, 4, 4]`: the kernel convolved with a 2x2 block of ones."""
+    padded = F.pad(weight, (1, 1, 1, 1))
+    return padded[..., 1:, 1:] + padded[..., :-1, 1:] + padded[..., 1:, :-1] + padded[..., :-1, :-1]
+
+
+def lrelu(x: Tensor) -> Tensor:
+    """Leaky rectifier of slope 0.2, clamped in fp16 (see `FP16_CLAMP`)."""
+    x = F.leaky_relu(x, 0.2)
+    return x.clamp(-FP16_CLAMP, FP16_CLAMP) if x.dtype == torch.float16 else x
+
+
+def pixel_norm(x: Tensor, eps: float = 1e-8) -> Tensor:
+    """Divide each pixel's feature vector by its root mean square (Karras et al. 2018, section 4.2).
+
+    Args:
+        x: `[n, c, ...]`; the statistics are taken in float32 (float64 for float64).
+        eps: Added to the mean square.
+
+    Returns:
+        The same shape and dtype.
+    """
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return x * torch.rsqrt(wide.square().mean(1, keepdim=True) + eps).to(x.dtype)
+
+
+def minibatch_deviation(x: Tensor, group: int, eps: float = 1e-8) -> Tensor:
+    """Append one channel: the mean standard deviation over a group of samples (Karras et al. 2018, section 3).
+
+    Groups are consecutive samples, so that they are the same in any split of a batch into whole groups.
+
+    Args:
+        x: `[n, c, h, w]`.
+        group: Samples per group; n must be a multiple of min(group, n).
+        eps: Added to the variance.
+
+    Returns:
+        `[n, c + 1, h, w]`, in the dtype of `x`.
+
+    Raises:
+        ValueError: If the batch is no whole number of groups.
+    """
+    n, c, h, w = x.shape
+    group = min(group, n)
+    if n % group:
+        raise ValueError(f"a batch of {n} is no whole number of minibatch-deviation groups of {group}")
+    wide = x.to(torch.promote_types(x.dtype, torch.float32)).reshape(n // group, group, c, h, w)
+    deviation = (wide.var(1, unbiased=False) + eps).sqrt().mean((1, 2, 3))
+    channel = deviation.repeat_interleave(group)[:, None, None, None].expand(n, 1, h, w)
+    return torch.cat((x, channel.to(x.dtype)), 1)
+
+
+def double_nearest(x: Tensor) -> Tensor:
+    """`[n, c, h, w]` -> `[n, c, 2h, 2w]`, each pixel repeated; deterministic on every device, both ways."""
+    n, c, h, w = x.shape
+    return x[:, :, :, None, :, None].expand(n, c, h, 2, w, 2).reshape(n, c, 2 * h, 2 * w)
+
+
+def halve_box(x: Tensor) -> Tensor:
+    """`[n, c, h, w]` -> `[n, c, h/2, w/2]`, the mean of each 2x2 block; deterministic on every device, both ways."""
+    n, c, h, w = x.shape
+    return x.reshape(n, c, h // 2, 2, w // 2, 2).mean((3, 5))

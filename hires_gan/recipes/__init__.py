@@ -1,0 +1,1 @@
+"""How each family is trained, and the protocol that the families share."""

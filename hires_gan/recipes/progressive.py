@@ -1,0 +1,235 @@
+"""How Progressive GAN is trained (Karras et al. 2018, sections 2 and 3, appendix A)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hires_gan.losses import ADVERSARIAL, clip_weights, drift, gradient_penalty, gradient_square
+from hires_gan.networks.layers import double_nearest, halve_box
+from hires_gan.networks.progressive import Discriminator, Generator, Growth, Width
+from hires_gan.randomness import Purpose, RandomSource, SampleRandom
+from hires_gan.recipes.protocol import (
+    LabelDistribution,
+    OptimizerPlan,
+    Outcome,
+    Phase,
+    Stage,
+    Step,
+    stage_at,
+    steps_until,
+)
+from hires_gan.recipes.settings import OptimizerSettings, ProgressiveSettings, WassersteinClippedLoss
+from hires_gan.settings import IntByResolution, at_resolution
+
+
+class Progressive:
+    """Progressive GAN's recipe: both networks grow together, and new resolutions fade in.
+
+    Args:
+        settings: The `recipe` block.
+        batch: The global batch, by resolution.
+        dtype: In which the highest resolutions compute; float64 makes everything float64.
+        seed: Initial weights and the fixed latents of samples follow from it.
+        labels: How often each class occurs; None for an unconditional model.
+    """
+
+    averaged = "generator"
+
+    def __init__(
+        self,
+        settings: ProgressiveSettings,
+        batch: IntByResolution,
+        dtype: torch.dtype,
+        seed: int,
+        labels: LabelDistribution | None,
+    ) -> None:
+        self.settings, self.labels = settings, labels
+        self.random = RandomSource(seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.generator = build_generator(settings, dtype, len(labels.counts) if labels else 0)
+            self.discriminator = build_discriminator(settings, dtype, len(labels.counts) if labels else 0)
+        self.players: dict[str, nn.Module] = {"generator": self.generator, "discriminator": self.discriminator}
+        self.stages = self._plan_stages(batch)
+
+    def growth(self, nimg: int) -> Growth:
+        """How far the networks have grown at `nimg`."""
+        stage = self.stages[stage_at(self.stages, nimg)]
+        if not stage.fade:
+            return Growth(stage.resolution)
+        assert stage.end is not None
+        return Growth(stage.resolution, (nimg - stage.start) / (stage.end - stage.start))
+
+    def phases(self, nimg: int) -> list[Phase]:
+        """One step of the discriminator, then one of the generator, at every nimg."""
+        growth, loss = self.growth(nimg), self.settings.loss
+        clip = None
+        if isinstance(loss, WassersteinClippedLoss):
+            clip = partial(clip_weights, self.discriminator, loss.clip)
+        return [
+            Phase("discriminator", "discriminator", partial(self._discriminator_phase, growth), clip),
+            Phase("generator", "generator", partial(self._generator_phase, growth)),
+        ]
+
+    def advance(self, nimg: int, means: Mapping[str, Tensor]) -> None:
+        """Progressive GAN has no state that follows the losses."""
+
+    def sample(self, network: nn.Module, samples: Tensor, nimg: int) -> Tensor:
+        """Images of the fixed latents number `samples`, at the resolution of `nimg`; labels as often as in the data."""
+        random = SampleRandom(self.random, samples)
+        latents = self._latents(random, Purpose.LATENT_SAMPLE)
+        images: Tensor = network(latents, self._labels(random, Purpose.LABEL_SAMPLE), self.growth(nimg))
+        return images
+
+    def describe(self, nimg: int) -> str:
+        """The resolution and, during a fade, how much of it is blended in."""
+        growth = self.growth(nimg)
+        fade = f" fade {growth.alpha:.0%}" if growth.alpha < 1 else ""
+        return f"{growth.resolution}x{growth.resolution}{fade}"
+
+    def inference(self, nimg: int) -> dict[str, Any]:
+        """The growth at `nimg`, and the number of classes."""
+        growth = self.growth(nimg)
+        return {"resolution": growth.resolution, "alpha": growth.alpha, "classes": self.generator.classes}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing beyond the weights: the growth follows from nimg."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """There is nothing to take back."""
+
+    def _discriminator_phase(self, growth: Growth, step: Step) -> Outcome:
+        """The critic's loss: reals against fakes, with whatever penalties have a weight."""
+        loss, adversarial = self.settings.loss, ADVERSARIAL[self.settings.loss.name]
+        real = cross_fade(step.batch.images, growth.alpha)
+        fake_labels = self._labels(step.random, Purpose.LABEL_DISCRIMINATOR)
+        with torch.no_grad():
+            fake = self.generator(self._latents(step.random, Purpose.LATENT_DISCRIMINATOR), fake_labels, growth)
+        # R1 and R2 differentiate the scores with respect to the images, through the same pass.
+        real.requires_grad_(loss.r1 > 0)
+        fake.requires_grad_(loss.r2 > 0)
+        real_scores, real_classes = self.discriminator(real, growth)
+        fake_scores, fake_classes = self.discriminator(fake, growth)
+        terms = {
+            "discriminator_real": adversarial.discriminator_real(real_scores),
+            "discriminator_fake": adversarial.discriminator_fake(fake_scores),
+        }
+        if loss.r1:
+            terms["r1"] = gradient_square(real, real_scores) * (loss.r1 / 2)
+        if loss.r2:
+            terms["r2"] = gradient_square(fake, fake_scores) * (loss.r2 / 2)
+        if loss.gp:
+            epsilon = step.random.uniform(Purpose.PENALTY, 1, 1, 1).to(real.dtype)
+            terms["gp"] = loss.gp * gradient_penalty(
+                lambda images: self.discriminator(images, growth)[0], real, fake, epsilon, loss.gp_target
+            )
+        if loss.drift:
+            terms["drift"] = loss.drift * drift(real_scores)
+        if self.labels and loss.label_weight:
+            terms["labels_real"] = loss.label_weight * _classification(real_classes, step.batch.labels)
+            terms["labels_fake"] = loss.label_weight * _classification(fake_classes, fake_labels)
+        return Outcome(terms, {"score_real": real_scores.detach(), "score_fake": fake_scores.detach()})
+
+    def _generator_phase(self, growth: Growth, step: Step) -> Outcome:
+        """The generator's loss, from latents of its own."""
+        loss, adversarial = self.settings.loss, ADVERSARIAL[self.settings.loss.name]
+        labels = self._labels(step.random, Purpose.LABEL_GENERATOR)
+        fake = self.generator(self._latents(step.random, Purpose.LATENT_GENERATOR), labels, growth)
+        scores, classes = self.discriminator(fake, growth)
+        terms = {"generator": adversarial.generator(scores)}
+        if self.labels and loss.label_weight:
+            terms["labels_generator"] = loss.label_weight * _classification(classes, labels)
+        return Outcome(terms)
+
+    def _latents(self, random: SampleRandom, purpose: Purpose) -> Tensor:
+        dtype = next(self.generator.parameters()).dtype
+        return random.normal(purpose, self.settings.generator.latent_size).to(dtype)
+
+    def _labels(self, random: SampleRandom, purpose: Purpose) -> Tensor | None:
+        return self.labels.draw(random.uniform(purpose)) if self.labels else None
+
+    def _plan_stages(self, batch: IntByResolution) -> list[Stage]:
+        """Each resolution fades in (but for the first) and is then trained at full strength."""
+        schedule = self.settings.schedule
+        stages: list[Stage] = []
+        nominal, start, resolution = 0.0, 0, schedule.start_resolution
+        while True:
+            last = resolution == self.settings.resolution
+            for fade in (True, False):
+                kimg = schedule.fade_kimg if fade else schedule.stable_kimg
+                first_fade = fade and resolution == schedule.start_resolution
+                if first_fade or (kimg == 0 and (fade or not last)):
+                    continue
+                size = at_resolution(batch, resolution)
+                endless = last and not fade
+                nominal += kimg * 1000
+                end = None if endless else steps_until(start, nominal, size)
+                stages.append(self._stage(start, end, Growth(resolution, 0.0 if fade else 1.0), size))
+                start = end if end is not None else start
+            if last:
+                return stages
+            resolution *= 2
+
+    def _stage(self, start: int, end: int | None, growth: Growth, batch: int) -> Stage:
+        plans: dict[str, tuple[OptimizerSettings, Generator | Discriminator]] = {
+            "generator": (self.settings.generator_optimizer, self.generator),
+            "discriminator": (self.settings.discriminator_optimizer, self.discriminator),
+        }
+        return Stage(
+            start=start,
+            end=end,
+            resolution=growth.resolution,
+            batch=batch,
+            group=min(self.settings.discriminator.group_size, batch),
+            fade=growth.alpha < 1,
+            optimizers={
+                name: _optimizer_plan(settings, growth.resolution, tuple(network.live_parameters(growth)))
+                for name, (settings, network) in plans.items()
+            },
+        )
+
+
+def build_generator(settings: ProgressiveSettings, dtype: torch.dtype, classes: int) -> Generator:
+    """The generator of the settings; `dtype` is that of its highest resolutions, float64 that of everything."""
+    width = Width(settings.generator.fmap_base, settings.generator.fmap_max)
+    dtypes = _dtypes(settings, dtype)
+    network = Generator(settings.resolution, settings.generator.latent_size, classes, width, dtypes)
+    return network.double() if dtype == torch.float64 else network
+
+
+def build_discriminator(settings: ProgressiveSettings, dtype: torch.dtype, classes: int) -> Discriminator:
+    """The discriminator of the settings, likewise."""
+    width = Width(settings.discriminator.fmap_base, settings.discriminator.fmap_max)
+    dtypes = _dtypes(settings, dtype)
+    network = Discriminator(settings.resolution, classes, width, settings.discriminator.group_size, dtypes)
+    return network.double() if dtype == torch.float64 else network
+
+
+def cross_fade(images: Tensor, alpha: float) -> Tensor:
+    """Blend real images with their own half resolution, as the networks blend their newest block."""
+    if alpha >= 1.0:
+        return images.detach()
+    return torch.lerp(double_nearest(halve_box(images)), images, alpha).detach()
+
+
+def _dtypes(settings: ProgressiveSettings, dtype: torch.dtype) -> dict[int, torch.dtype]:
+    """The highest resolutions compute in `dtype`, the rest in that of the parameters."""
+    return {settings.resolution >> i: dtype for i in range(settings.low_precision_resolutions)}
+
+
+def _classification(logits: Tensor | None, labels: Tensor | None) -> Tensor:
+    assert logits is not None
+    assert labels is not None
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def _optimizer_plan(settings: OptimizerSettings, resolution: int, live: tuple[str, ...]) -> OptimizerPlan:
+    rate = at_resolution(settings.learning_rate, resolution)
+    return OptimizerPlan(rate, settings.betas, settings.eps, live)

@@ -1,0 +1,167 @@
+"""What a recipe is: the seam between the families and the training loop.
+
+A recipe owns the networks and says what one step is; it knows nothing of ranks, micro-batches or optimizers' inner
+lives. The loop asks for the phases that are due, hands each of them a `Step`, and gets one value per sample back; it
+sums them, divides by the global batch, and steps the optimizer of the phase's player.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hires_gan.randomness import SampleRandom
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Real images on the device that computes.
+
+    Attributes:
+        images: `[n, 3, r, r]`, float32 or float64 in [-1, 1].
+        labels: int64 `[n]`, or None for data without labels.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+
+
+@dataclass(frozen=True)
+class Step:
+    """All that a phase sees: the local samples, and randomness that is a function of their global indices."""
+
+    batch: Batch
+    random: SampleRandom
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a phase gives back.
+
+    Attributes:
+        losses: Named terms, each `[n]`, one value per sample, already weighted: their sum is minimised.
+        statistics: Named values to watch, each `[n]`, without gradient.
+    """
+
+    losses: Mapping[str, Tensor]
+    statistics: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One optimizer step of one player.
+
+    Attributes:
+        name: What it is called in metrics and profiles.
+        player: The module that learns; the others are frozen meanwhile.
+        function: From a step to its outcome, without collectives.
+        after: Called behind the optimizer's step (weight clipping).
+    """
+
+    name: str
+    player: str
+    function: Callable[[Step], Outcome]
+    after: Callable[[], None] | None = None
+
+
+@dataclass(frozen=True)
+class OptimizerPlan:
+    """Adam's settings and the parameters that live, for one player in one stage."""
+
+    learning_rate: float
+    betas: tuple[float, float]
+    eps: float
+    live: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of training in which nothing changes but the fade: optimizers are made anew at its start.
+
+    Attributes:
+        start: First nimg, a step boundary.
+        end: The nimg at which the next stage starts; None for the last one.
+        resolution: Side of the images.
+        batch: The global batch.
+        group: Samples that must go through the networks together.
+        fade: Whether the resolution is being blended in.
+        optimizers: One plan per player.
+    """
+
+    start: int
+    end: int | None
+    resolution: int
+    batch: int
+    group: int
+    fade: bool
+    optimizers: Mapping[str, OptimizerPlan]
+
+
+def stage_at(stages: Sequence[Stage], nimg: int) -> int:
+    """The index of the stage in which the step that begins at `nimg` lies."""
+    return max(i for i, stage in enumerate(stages) if stage.start <= nimg)
+
+
+def steps_until(start: int, nominal: float, batch: int) -> int:
+    """The first step boundary at or after `nominal`, counting steps of `batch` images from `start`."""
+    return start + max(0, math.ceil((nominal - start) / batch)) * batch
+
+
+@dataclass(frozen=True)
+class LabelDistribution:
+    """How often each class occurs in the data: the labels of fakes are drawn from it.
+
+    Attributes:
+        counts: Images per class, at least one class.
+    """
+
+    counts: tuple[int, ...]
+
+    def draw(self, uniform: Tensor) -> Tensor:
+        """Uniform `[n]` in [0, 1) -> class labels, int64 `[n]`, by the inverse of the cumulative distribution."""
+        edges = torch.from_numpy(np.cumsum(self.counts) / sum(self.counts)).to(uniform.device)
+        labels = torch.searchsorted(edges, uniform.to(edges.dtype), right=True)
+        return labels.clamp(max=len(self.counts) - 1)
+
+
+class Recipe(Protocol):
+    """A family, as the training loop sees it."""
+
+    @property
+    def players(self) -> Mapping[str, nn.Module]:
+        """The modules that learn, each with an optimizer of its own."""
+
+    @property
+    def averaged(self) -> str:
+        """The player of which a running average is kept, for samples, evaluation and inference."""
+
+    @property
+    def stages(self) -> Sequence[Stage]:
+        """The whole schedule, computed once."""
+
+    def phases(self, nimg: int) -> Sequence[Phase]:
+        """The phases that are due in the step that begins at `nimg`, in order."""
+
+    def advance(self, nimg: int, means: Mapping[str, Tensor]) -> None:
+        """Update what depends on the averaged losses and statistics of the step that ended at `nimg`."""
+
+    def sample(self, network: nn.Module, samples: Tensor, nimg: int) -> Tensor:
+        """Images `[n, 3, r, r]` in [-1, 1] of fixed latents number `samples`, from the averaged network."""
+
+    def describe(self, nimg: int) -> str:
+        """Where the schedule stands, in a few words for the status line."""
+
+    def inference(self, nimg: int) -> dict[str, Any]:
+        """What `generate` must know besides the weights, as plain JSON values."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything else that a resume needs, as plain JSON values."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave."""

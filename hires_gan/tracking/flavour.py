@@ -1,0 +1,198 @@
+"""A model flavour of our own: an `MLmodel` file and the checkpoint directory as it is; nothing in it executes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hires_gan.errors import Failure
+from hires_gan.tracking.settings import TrackingSettings
+from hires_gan.tracking.store import load_mlflow, open_store, reason, redact, resolve_uri, sqlite_path
+
+FLAVOUR = "hires_gan"
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What MLflow shows of a model.
+
+    Attributes:
+        recipe: the recipe's name, "progressive" for example.
+        resolution: the side of its images in pixels.
+        format_version: the version of the checkpoint format.
+        nimg: how many images it was trained with.
+        register_as: the name under which a version is registered; None registers nothing.
+    """
+
+    recipe: str
+    resolution: int
+    format_version: int
+    nimg: int
+    register_as: str | None = None
+
+
+def log_model(client: Any, run_id: str, checkpoint_dir: Path, card: ModelCard) -> None:
+    """Log a checkpoint directory as a model of a run, and register it if the card says so.
+
+    May be repeated after a failure in the middle: what is there already is not made again.
+
+    Args:
+        client: an MlflowClient.
+        run_id: the run that trained it.
+        checkpoint_dir: a complete checkpoint directory.
+        card: what the model is.
+    """
+    load_mlflow()
+    from mlflow.entities import LoggedModelOutput
+
+    name = f"generator-{card.nimg}"
+    model = _find_model(client, run_id, name) or _create_model(client, run_id, name, card)
+    if str(model.status) != "READY":
+        with tempfile.TemporaryDirectory() as folder:
+            _write_mlmodel(Path(folder), model, run_id, checkpoint_dir.name, card)
+            client.log_model_artifacts(model.model_id, folder)
+        client.log_model_artifacts(model.model_id, str(checkpoint_dir), checkpoint_dir.name)
+        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=card.nimg)])
+        client.finalize_logged_model(model.model_id, "READY")
+    if card.register_as is not None:
+        _register(client, run_id, model, card.register_as)
+
+
+def _find_model(client: Any, run_id: str, name: str) -> Any:
+    experiment = client.get_run(run_id).info.experiment_id
+    wanted = f"name = '{name}' AND source_run_id = '{run_id}'"
+    found = client.search_logged_models([experiment], filter_string=wanted, max_results=1)
+    return found[0] if found else None
+
+
+def _create_model(client: Any, run_id: str, name: str, card: ModelCard) -> Any:
+    return client.create_logged_model(
+        client.get_run(run_id).info.experiment_id,
+        name=name,
+        source_run_id=run_id,
+        model_type="generator",
+        params={"recipe": card.recipe, "resolution": str(card.resolution), "nimg": str(card.nimg)},
+        tags={"flavor": FLAVOUR},
+    )
+
+
+def _write_mlmodel(folder: Path, model: Any, run_id: str, checkpoint: str, card: ModelCard) -> None:
+    from mlflow.models import Model
+
+    description = Model(
+        artifact_path=model.artifact_location, run_id=run_id, model_uuid=model.model_id, model_id=model.model_id
+    )
+    description.add_flavor(
+        FLAVOUR,
+        checkpoint=checkpoint,
+        format_version=card.format_version,
+        recipe=card.recipe,
+        resolution=card.resolution,
+        nimg=card.nimg,
+    )
+    description.save(str(folder / "MLmodel"))
+
+
+def _register(client: Any, run_id: str, model: Any, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as problem:
+        if problem.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    known = client.search_model_versions(f"name = '{name}'")
+    if any(version.source == model.artifact_location for version in known):
+        return
+    version = client.create_model_version(name, model.artifact_location, run_id=run_id, model_id=model.model_id)
+    link = json.dumps([{"name": name, "version": version.version}])
+    client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": link})  # what the model's own page links to
+
+
+def fetch_model(uri: str, tracking_uri: str | None = None) -> Path:
+    """Download a model of our flavour into the user's cache.
+
+    Args:
+        uri: `models:/NAME/VERSION`, `models:/NAME@ALIAS`, `models:/MODEL_ID` or `runs:/RUN/PATH`.
+        tracking_uri: the store; None takes MLFLOW_TRACKING_URI, else the store of `./runs`.
+
+    Returns:
+        The checkpoint directory in it. A complete earlier download of the same model is used again.
+
+    Raises:
+        Failure: no such store, model or run, or a model of another flavour.
+    """
+    store = tracking_uri or resolve_uri(TrackingSettings(), Path("runs"))
+    path = sqlite_path(store)
+    if path is not None and not path.exists():
+        raise Failure(f"{uri}: there is no MLflow store at {path}: set MLFLOW_TRACKING_URI to the one that holds it")
+    client = open_store(store)
+    try:
+        location = _location(client, uri)
+        folder = _cache() / hashlib.sha256(f"{store} {location}".encode()).hexdigest()[:32]
+        if location == uri or not folder.exists():  # a run's own folder may still change
+            _download(location, store, folder)
+    except Failure:
+        raise
+    except Exception as problem:
+        raise Failure(f"{uri} cannot be fetched from MLflow at {redact(store)} ({reason(problem)})") from problem
+    return _checkpoint_in(folder, uri)
+
+
+def _location(client: Any, uri: str) -> str:
+    """Where the artifacts of a model lie; for what is no logged model of a run, the URI itself."""
+    if run := re.fullmatch(r"runs:/(?P<id>\w+)/(?P<name>[^'/]+)", uri):
+        model = _find_model(client, run["id"], run["name"])
+        return uri if model is None else str(model.artifact_location)
+    parts = re.fullmatch(r"models:/(?P<name>[^/@]+)(?:/(?P<version>\d+)|@(?P<alias>[^/@]+))?", uri)
+    if parts is None:
+        raise Failure(f"{uri} is no model: write models:/NAME/VERSION, models:/NAME@ALIAS or runs:/RUN/PATH")
+    name, version, alias = parts["name"], parts["version"], parts["alias"]
+    if alias is not None:
+        version = client.get_model_version_by_alias(name, alias).version
+    if version is None:
+        return str(client.get_logged_model(name).artifact_location)
+    return str(client.get_model_version_download_uri(name, version))
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hires_gan" / "models"
+
+
+def _download(location: str, store: str, folder: Path) -> None:
+    """Download beside the place, then move there, so that the cache holds only whole models."""
+    from mlflow.artifacts import download_artifacts
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        place = str(Path(scratch) / "model")
+        found = download_artifacts(artifact_uri=location, dst_path=place, tracking_uri=store)
+        if folder.exists():
+            shutil.rmtree(folder)
+        Path(found).rename(folder)
+
+
+def _checkpoint_in(folder: Path, uri: str) -> Path:
+    """The checkpoint directory that the MLmodel file names.
+
+    Raises:
+        Failure: the model is of another flavour, or damaged.
+    """
+    try:
+        description = yaml.safe_load((folder / "MLmodel").read_text())
+        name = str(description["flavors"][FLAVOUR]["checkpoint"])
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as problem:
+        raise Failure(f"{uri} is no model of hires_gan: its MLmodel file names no '{FLAVOUR}' flavour") from problem
+    checkpoint = (folder / name).resolve()
+    if checkpoint.parent != folder.resolve() or not checkpoint.is_dir():
+        raise Failure(f"{uri} is damaged: its MLmodel file names the checkpoint {name!r}, which is not in it")
+    return checkpoint

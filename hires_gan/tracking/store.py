@@ -1,0 +1,209 @@
+"""The MLflow store of a run: where it is, whether it answers, and the client that speaks to it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from hires_gan.errors import Failure
+from hires_gan.tracking.settings import TrackingSettings
+
+PROBE_SECONDS = 8
+"""How long a server may take to answer at the start."""
+REMEDY = "start the server, correct tracking.uri, or set tracking.uri=null for a local SQLite store"
+_SQLITE = "sqlite:///"
+_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+
+
+def redact(text: str) -> str:
+    """The text without the user names, passwords and tokens of the URIs in it."""
+    text = re.sub(r"://[^/\s]*@", "://***@", text)
+    return re.sub(r"(?i)([?&](?:\w*password|\w*token|\w*secret|\w*key)=)[^&\s'\"]+", r"\1***", text)
+
+
+def reason(problem: BaseException) -> str:
+    """What went wrong in one short line, fit to be shown: the system's word for it if a connection failed."""
+    link: BaseException | None = problem
+    while link is not None:
+        if isinstance(link, TimeoutError):
+            return "timed out"
+        if isinstance(link, OSError) and link.strerror:
+            return link.strerror
+        link = link.__cause__ or link.__context__
+    lines = str(problem).strip().splitlines()
+    text = redact(lines[0]) if lines else type(problem).__name__
+    return text if len(text) <= 300 else f"{text[:300]}..."
+
+
+def resolve_uri(settings: TrackingSettings, run_dir: Path) -> str:
+    """The store's URI: `tracking.uri`, else MLFLOW_TRACKING_URI, else SQLite in `run_dir`; SQLite paths are absolute.
+
+    Raises:
+        Failure: a SQLite URI without a path, or with a `?` or `%` in it (SQLAlchemy reads these as options and codes).
+    """
+    uri = settings.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}{run_dir / 'mlflow.db'}"
+    if not uri.startswith("sqlite:"):
+        return uri
+    path = uri.removeprefix(_SQLITE)
+    location = str(Path(path).absolute())
+    if path in ("", uri) or "?" in location or "%" in location:
+        raise Failure(
+            f"{_SQLITE}{location} cannot be a SQLite store: choose a path to a file, without '?' or '%', as in "
+            "tracking.uri=sqlite:///path/to/mlflow.db"
+        )
+    return f"{_SQLITE}{location}"
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """The file of a SQLite URI that `resolve_uri` returned; None for any other store."""
+    return Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
+
+
+def load_mlflow() -> Any:
+    """Import MLflow, quiet and without its telemetry; what the user set in the environment stays.
+
+    Its own retries take minutes per request: the sender has a back-off of its own, and says when it waits.
+    """
+    quiet = "MLFLOW_LOGGING_LEVEL" not in os.environ
+    for name, value in {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    }.items():
+        os.environ.setdefault(name, value)
+    import mlflow
+
+    if quiet:  # its errors reach the user as exceptions that we report in one line
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    return mlflow
+
+
+@contextlib.contextmanager
+def translated(uri: str) -> Iterator[None]:
+    """Turn whatever a store throws at the start into one sentence.
+
+    Raises:
+        Failure: names the store, what happened and the remedy.
+    """
+    try:
+        yield
+    except Failure:
+        raise
+    except Exception as problem:
+        if "out-of-date database schema" in str(problem):
+            raise Failure(
+                f"the MLflow store {redact(uri)} was made by another version of MLflow: take a copy of it, "
+                f"then run `mlflow db upgrade {redact(uri)}`"
+            ) from problem
+        remedy = "check that its folder can be written to" if sqlite_path(uri) else REMEDY
+        raise Failure(f"MLflow at {redact(uri)} cannot be used ({reason(problem)}): {remedy}") from problem
+
+
+def open_store(uri: str) -> Any:
+    """Connect to a store, making a SQLite one where there is none, and return its MlflowClient.
+
+    Two runs may start on the same fresh store at once: a lock file beside it lets one of them create the tables.
+
+    Raises:
+        Failure: the store does not answer within seconds, refuses, or is of another MLflow version.
+    """
+    with translated(uri):
+        _check_answers(uri)
+        mlflow = load_mlflow()
+        with creation_lock(uri):
+            client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+            client.search_experiments(max_results=1)
+    return client
+
+
+def experiment_id(client: Any, uri: str, name: str) -> str:
+    """The id of the experiment `name`, created if there is none, its artifacts beside a SQLite store.
+
+    Raises:
+        Failure: the experiment was deleted, or the store refuses.
+    """
+    with translated(uri), creation_lock(uri):
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            found = client.get_experiment(_create_experiment(client, uri, name))
+        if found.lifecycle_stage != "active":
+            raise Failure(
+                f"the experiment '{name}' is deleted in MLflow at {redact(uri)}: restore it with `mlflow experiments "
+                f"restore --experiment-id {found.experiment_id}`, or choose another name in tracking.experiment"
+            )
+        return str(found.experiment_id)
+
+
+def _create_experiment(client: Any, uri: str, name: str) -> str:
+    path = sqlite_path(uri)
+    location = str(path.parent / "mlartifacts") if path else None
+    try:
+        return str(client.create_experiment(name, artifact_location=location))
+    except Exception:  # on a server another run may have been quicker
+        if (found := client.get_experiment_by_name(name)) is None:
+            raise
+        return str(found.experiment_id)
+
+
+@contextlib.contextmanager
+def creation_lock(uri: str) -> Iterator[None]:
+    """Hold the lock beside a SQLite store; nothing for a server, which has its own."""
+    path = sqlite_path(uri)
+    if path is None:
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(path.name + ".lock").open("w") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _check_answers(uri: str) -> None:
+    """Ask a server for a sign of life; MLflow's own way of finding out takes minutes.
+
+    Raises:
+        Failure: no answer, no access, or something that is not MLflow.
+    """
+    parts = urlsplit(uri)
+    kind = parts.scheme.split("+")[0]
+    if kind in ("http", "https"):
+        _check_http(uri)
+    elif kind in _PORTS:
+        with socket.create_connection((parts.hostname or "localhost", parts.port or _PORTS[kind]), PROBE_SECONDS):
+            pass
+
+
+def _check_http(uri: str) -> None:
+    load_mlflow()
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    try:
+        answer = http_request(
+            get_default_host_creds(uri),
+            "/api/2.0/mlflow/experiments/search",
+            "POST",
+            json={"max_results": 1},
+            timeout=PROBE_SECONDS,
+            max_retries=0,
+            raise_on_status=False,
+        )
+    except Exception as problem:
+        raise Failure(f"MLflow at {redact(uri)} does not answer ({reason(problem)}): {REMEDY}") from problem
+    if answer.status_code in (401, 403):
+        raise Failure(
+            f"MLflow at {redact(uri)} refuses access (status {answer.status_code}): set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        )
+    if answer.status_code != 200:
+        raise Failure(f"{redact(uri)} answers with status {answer.status_code}, not as an MLflow server does: {REMEDY}")

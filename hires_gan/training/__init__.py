@@ -1,0 +1,1 @@
+"""The training loop, its backends, schedule, samples and status; it knows nothing of families."""

@@ -1,0 +1,68 @@
+"""Batches on the device: the next one is copied while the step computes, and the time spent waiting is counted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from hires_gan.data.loader import Loaded
+from hires_gan.recipes.protocol import Batch
+
+
+class Feed:
+    """Takes decoded batches to the device.
+
+    Args:
+        batches: What the loader gives.
+        device: Where the batches are wanted.
+        dtype: float32 or float64.
+
+    Attributes:
+        waited: Seconds that `take` has waited for decoded batches so far.
+    """
+
+    def __init__(self, batches: Iterator[Loaded], device: torch.device, dtype: torch.dtype) -> None:
+        self._batches, self._device, self._dtype = batches, device, dtype
+        self._stream: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._ahead: tuple[Tensor, Tensor | None] | None = None
+        self.waited = 0.0
+
+    def take(self) -> Batch:
+        """The next batch, in [-1, 1].
+
+        Raises:
+            StopIteration: If the loader has no more.
+        """
+        if self._stream is None:
+            images, labels = self._fetch()
+        else:
+            images, labels = self._ahead or self._copy(self._stream)
+            torch.cuda.current_stream(self._device).wait_stream(self._stream)
+            images.record_stream(torch.cuda.current_stream(self._device))
+            self._ahead = self._copy_next(self._stream)
+        return Batch(images.to(self._dtype).div_(127.5).sub_(1.0), labels)
+
+    def _fetch(self) -> tuple[Tensor, Tensor | None]:
+        start = time.perf_counter()
+        loaded = next(self._batches)
+        self.waited += time.perf_counter() - start
+        return loaded.images, loaded.labels
+
+    def _copy(self, stream: torch.cuda.Stream) -> tuple[Tensor, Tensor | None]:
+        """Copy through pinned memory, so that the loader's own memory is free again at once."""
+        images, labels = self._fetch()
+        pinned = images.pin_memory()
+        with torch.cuda.stream(stream):
+            moved = pinned.to(self._device, non_blocking=True)
+            return moved, None if labels is None else labels.to(self._device)
+
+    def _copy_next(self, stream: torch.cuda.Stream) -> tuple[Tensor, Tensor | None] | None:
+        try:
+            return self._copy(stream)
+        except StopIteration:
+            return None

@@ -1,0 +1,200 @@
+"""`hires-gan train`: everything is opened and checked before the first step, in the order in which it can fail."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hires_gan import checkpoint
+from hires_gan.data.demo import resolve_shards
+from hires_gan.data.loader import Loader
+from hires_gan.data.shards import ShardSet
+from hires_gan.errors import UsageError
+from hires_gan.evaluation.evaluator import Evaluator
+from hires_gan.progress import say
+from hires_gan.recipes.progressive import Progressive
+from hires_gan.recipes.protocol import LabelDistribution
+from hires_gan.tracking.flavour import ModelCard
+from hires_gan.tracking.tracker import Tracker
+from hires_gan.training.backends import SingleProcess
+from hires_gan.training.launch import DTYPES, join_launch, make_deterministic, use_full_float32
+from hires_gan.training.resume_rules import refuse_changes
+from hires_gan.training.run_folder import RunFolder
+from hires_gan.training.schedule import largest_batch
+from hires_gan.training.settings import Plan
+from hires_gan.training.trainer import Trainer
+
+TRACKING_WAIT = 60.0
+"""Seconds that a finished run waits for a tracking server that does not take what is left."""
+
+
+def train(plan: Plan, resolved: str) -> bool:
+    """Train, from the latest checkpoint if there is one.
+
+    Args:
+        plan: The configuration.
+        resolved: The same as YAML, kept beside the run.
+
+    Returns:
+        Whether the run is finished; otherwise a signal stopped it behind a checkpoint.
+
+    Raises:
+        UsageError: If the configuration does not fit the data, the launcher or the checkpoint.
+        Failure: If something outside went wrong.
+    """
+    launch = join_launch()
+    use_full_float32()
+    if plan.run.deterministic:
+        make_deterministic()
+    shards = ShardSet(resolve_shards(plan.data.shards))
+    labels = check_data(plan, shards)
+    folder = RunFolder(plan.run.dir / plan.run.name)
+    try:
+        saved = find_checkpoint(plan, folder, shards)
+        config = folder.write_config(resolved)
+        recipe = Progressive(plan.recipe, plan.batch.size, DTYPES[plan.precision], plan.run.seed, labels)
+        tracker = start_tracking(plan, folder, saved, config)
+    except BaseException:
+        folder.discard_if_new()
+        raise
+    backend = SingleProcess(recipe, launch.device, plan.run.seed)
+    resolution = plan.recipe.resolution
+    evaluator = Evaluator(plan.evaluation, shards, plan.data, resolution, launch.device)
+    state = describe_run(plan, shards, tracker.run_id)
+    trainer = Trainer(plan, folder, recipe, backend, evaluator, tracker, state)
+    return _run(trainer, shards, saved)
+
+
+def _run(trainer: Trainer, shards: ShardSet, saved: checkpoint.Checkpoint | None) -> bool:
+    """Run the trainer, and say in `status.json` and in MLflow how it ended."""
+    plan, folder, tracker = trainer.plan, trainer.folder, trainer.tracker
+    largest = largest_batch(trainer.recipe.stages, trainer.total)
+    try:
+        with trainer.stop:
+            if saved is not None:
+                trainer.restore(saved)
+                say(f"going on from {saved.folder}, {saved.nimg / 1000:.1f} kimg")
+            folder.write_status("running", trainer.progress.nimg)
+            with Loader(shards, plan.data, plan.run.seed, largest) as loader:
+                finished = trainer.run(loader)
+            folder.write_status("finished" if finished else "preempted", trainer.progress.nimg)
+            if finished:
+                log_model(trainer)
+            tracker.finish("FINISHED" if finished else "KILLED", TRACKING_WAIT if finished else 5.0)
+    except BaseException as error:
+        folder.write_status("failed", trainer.progress.nimg, str(error) or type(error).__name__)
+        tracker.finish("FAILED", 5.0)
+        raise
+    report_end(trainer, finished)
+    return finished
+
+
+def check_data(plan: Plan, shards: ShardSet) -> LabelDistribution | None:
+    """Make sure that the data can serve the recipe; say what is worth knowing.
+
+    Raises:
+        UsageError: If the images are too small, or labels are asked for and there are none.
+    """
+    if shards.resolution < plan.recipe.resolution:
+        raise UsageError(
+            f"recipe.resolution is {plan.recipe.resolution}, but the images in {plan.data.shards} have "
+            f"{shards.resolution}; prepare them again at --resolution {plan.recipe.resolution}, or lower it"
+        )
+    if shards.resolution > plan.recipe.resolution:
+        say(f"images of {shards.resolution} pixels are reduced to {plan.recipe.resolution} by 2x2 box averages")
+    sizes = [plan.batch.size] if isinstance(plan.batch.size, int) else plan.batch.size.values()
+    if max(sizes) > len(shards):
+        say(f"a batch of {max(sizes)} is larger than the data set of {len(shards)} images: some appear in it twice")
+    if not plan.recipe.labels:
+        return None
+    if shards.label_counts is None:
+        raise UsageError(
+            f"recipe.labels is true, but {plan.data.shards} has no labels; prepare it with --labels, or set it to false"
+        )
+    return LabelDistribution(tuple(int(count) for count in shards.label_counts))
+
+
+def find_checkpoint(plan: Plan, folder: RunFolder, shards: ShardSet) -> checkpoint.Checkpoint | None:
+    """The checkpoint from which the run goes on, as `run.resume` says.
+
+    Raises:
+        UsageError: If there is one and may not be, or there is none and must be, or the configuration or the data
+            differ in what may not change.
+    """
+    saved = checkpoint.latest(folder.checkpoints)
+    if saved is None:
+        if plan.run.resume == "required":
+            raise UsageError(f"run.resume is 'required', but {folder.checkpoints} has no checkpoint; use 'auto'")
+        return None
+    if plan.run.resume == "never":
+        raise UsageError(
+            f"run.resume is 'never', but {folder.path} has the checkpoint {saved.folder.name}; "
+            f"choose another run.name, or use 'auto' to go on from it"
+        )
+    refuse_changes(saved.state["configuration"], plan.model_dump(mode="json"))
+    if saved.state["data"] != shards.manifest.digest():
+        raise UsageError(
+            f"the images in {plan.data.shards} are not those that {saved.folder} was trained on (the manifests "
+            f"differ); point data.shards at the same set, or start a new run under another run.name"
+        )
+    return saved
+
+
+def start_tracking(plan: Plan, folder: RunFolder, saved: checkpoint.Checkpoint | None, config: Path) -> Tracker:
+    """Open the MLflow run, or go on with it."""
+    return Tracker.start(
+        plan.tracking,
+        run_folder=folder.path,
+        run_dir=plan.run.dir,
+        run_name=plan.run.name,
+        run_id=saved.state["mlflow_run_id"] if saved else None,
+        parameters=plan.model_dump(mode="json"),
+        tags={"recipe": plan.recipe.name, "run_folder": str(folder.path)},
+        config_file=config,
+    )
+
+
+def describe_run(plan: Plan, shards: ShardSet, run_id: str) -> dict[str, Any]:
+    """What every checkpoint says of the run besides its progress."""
+    configuration = plan.model_dump(mode="json")
+    canonical = json.dumps(configuration, sort_keys=True, separators=(",", ":"))
+    return {
+        "configuration": configuration,
+        "configuration_sha256": hashlib.sha256(canonical.encode()).hexdigest(),
+        "data": shards.manifest.digest(),
+        "world_size": 1,
+        "mlflow_run_id": run_id,
+        "versions": {name: version(name) for name in ("hires-gan", "torch", "torchvision", "accelerate")}
+        | {"python": platform.python_version(), "cuda": torch.version.cuda},
+    }
+
+
+def log_model(trainer: Trainer) -> None:
+    """Log the averaged generator, which is in the last checkpoint, as a model of the MLflow run."""
+    saved = checkpoint.latest(trainer.folder.checkpoints)
+    if saved is not None:
+        recipe = trainer.plan.recipe
+        card = ModelCard(recipe.name, saved.state["inference"]["resolution"], checkpoint.FORMAT_VERSION, saved.nimg)
+        trainer.tracker.log_model(saved.folder, card)
+
+
+def report_end(trainer: Trainer, finished: bool) -> None:
+    """Say where everything is."""
+    folder, nimg = trainer.folder, trainer.progress.nimg
+    say(f"{'finished' if finished else 'stopped'} at {nimg / 1000:.1f} kimg")
+    saved = checkpoint.latest(folder.checkpoints)
+    grids = sorted(folder.samples.glob("*.png"))
+    if grids:
+        say(f"  grid:       {grids[-1]}")
+    if saved is not None:
+        say(f"  checkpoint: {saved.folder}")
+    say(f"  MLflow:     {trainer.tracker.how_to_look()}")
+    if not finished:
+        say("the same command again goes on from here")
+

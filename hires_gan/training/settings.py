@@ -1,0 +1,113 @@
+"""The blocks of the configuration that the training loop obeys, and the whole as the loop sees it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from hires_gan.data.settings import DataSettings
+from hires_gan.evaluation.settings import EvaluationSettings
+from hires_gan.recipes.settings import ProgressiveSettings
+from hires_gan.settings import Cadence, IntByResolution, Positive, PositiveInt, Settings
+from hires_gan.tracking.settings import TrackingSettings
+
+Precision = Literal["bf16", "fp16", "fp32", "fp64"]
+
+
+class RunSettings(Settings):
+    """What this run is called, where it lives and how long it goes on."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]
+    """The run's folder is `<dir>/<name>`: letters, digits, dot, underscore and hyphen."""
+
+    dir: Annotated[Path, AfterValidator(Path.expanduser)] = Path("runs")
+    """The folder of all runs."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Everything random follows from it."""
+
+    total_kimg: Positive
+    """Thousands of images shown to the discriminator before the run is finished."""
+
+    resume: Literal["auto", "never", "required"] = "auto"
+    """auto: go on from the latest checkpoint, if there is one; never: refuse if there is one; required: if not."""
+
+    deterministic: bool = False
+    """Use only deterministic kernels, so that a run on a GPU repeats bit for bit too."""
+
+    stop_after_nonfinite: PositiveInt = 20
+    """Stop after this many steps in a row with a gradient that is not finite."""
+
+
+class BatchSettings(Settings):
+    """How many images one step sees."""
+
+    size: IntByResolution = 32
+    """The global batch: a number, or a map by resolution."""
+
+    per_device: Literal["auto"] | PositiveInt = "auto"
+    """How many of them go through the networks at once; it never changes a result, only memory and speed."""
+
+
+class CheckpointSettings(Settings):
+    """When the whole state is written."""
+
+    every_kimg: Cadence = 200.0
+    """Also at the end of the run, and at a signal."""
+
+    keep: PositiveInt = 3
+    """How many of the latest are kept, besides the best."""
+
+
+class SamplesSettings(Settings):
+    """The grid of images from fixed latents."""
+
+    every_kimg: Cadence = 40.0
+    """Also at the end of the run."""
+
+    count: PositiveInt = 64
+    """How many images the grid has."""
+
+
+class EmaSettings(Settings):
+    """The running average of the generator: exactly one of the two half-lives."""
+
+    half_life_kimg: Positive | None = None
+    """In thousands of images."""
+
+    half_life_batches: Positive | None = None
+    """In steps; Progressive GAN's decay of 0.999 is 693."""
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if (self.half_life_kimg is None) == (self.half_life_batches is None):
+            raise ValueError("exactly one of half_life_kimg and half_life_batches is needed; set the other to null")
+        return self
+
+
+class Plan(Protocol):
+    """The configuration as the training loop sees it; `config.Configuration` is one."""
+
+    @property
+    def run(self) -> RunSettings: ...  # noqa: D102
+    @property
+    def data(self) -> DataSettings: ...  # noqa: D102
+    @property
+    def recipe(self) -> ProgressiveSettings: ...  # noqa: D102
+    @property
+    def batch(self) -> BatchSettings: ...  # noqa: D102
+    @property
+    def precision(self) -> Precision: ...  # noqa: D102
+    @property
+    def checkpoint(self) -> CheckpointSettings: ...  # noqa: D102
+    @property
+    def samples(self) -> SamplesSettings: ...  # noqa: D102
+    @property
+    def ema(self) -> EmaSettings: ...  # noqa: D102
+    @property
+    def evaluation(self) -> EvaluationSettings: ...  # noqa: D102
+    @property
+    def tracking(self) -> TrackingSettings: ...  # noqa: D102
+    def model_dump(self, *, mode: str) -> dict[str, Any]: ...  # noqa: D102

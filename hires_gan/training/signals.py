@@ -1,0 +1,37 @@
+"""SIGTERM and SIGINT as a request to stop at the next step boundary."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+from hires_gan.progress import say
+
+
+class StopRequest:
+    """While it is entered, SIGTERM and SIGINT set `wanted` instead of ending the process.
+
+    A second signal changes nothing: the checkpoint is being written already.
+
+    Attributes:
+        wanted: The name of the first signal that came, or None.
+    """
+
+    def __init__(self) -> None:
+        self.wanted: str | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.wanted is None:
+            self.wanted = signal.Signals(number).name
+            say(f"{self.wanted} received: finishing the step, then writing a checkpoint")

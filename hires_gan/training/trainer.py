@@ -1,0 +1,297 @@
+"""The training loop: steps, and what is due at their boundaries. It knows nothing of families."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hires_gan import checkpoint
+from hires_gan.data.loader import Loader
+from hires_gan.ema import half_life_decay
+from hires_gan.errors import Failure
+from hires_gan.evaluation.evaluator import Evaluator
+from hires_gan.inference.images import enlarge, grid, save_png, to_uint8
+from hires_gan.progress import say
+from hires_gan.recipes.protocol import Recipe, Stage, stage_at
+from hires_gan.tracking.tracker import Tracker
+from hires_gan.training.backends import Means, SingleProcess
+from hires_gan.training.feed import Feed
+from hires_gan.training.run_folder import RunFolder
+from hires_gan.training.schedule import Cadence, PlannedStep, steps
+from hires_gan.training.settings import BatchSettings, EmaSettings, Plan
+from hires_gan.training.signals import StopRequest
+from hires_gan.training.status import StatusLine, Stopwatch, memory_in_use
+
+_PIXELS_AT_ONCE = 4 * 1024 * 1024
+
+
+@dataclass
+class Progress:
+    """Where a run stands: with the weights and the optimizers, all that a resume needs.
+
+    Attributes:
+        nimg: Images shown.
+        nonfinite: Entries of gradients that were not finite so far.
+        best: The best value of the metric that is watched, and at which nimg it was reached.
+    """
+
+    nimg: int = 0
+    nonfinite: int = 0
+    best: tuple[float, int] | None = None
+
+
+class Trainer:
+    """Trains a recipe until the end, or until it is asked to stop.
+
+    Args:
+        plan: The configuration.
+        folder: The run's folder.
+        recipe: What is trained.
+        backend: What steps.
+        evaluator: What judges.
+        tracker: Where it is recorded.
+        state: What every checkpoint says of the run besides its progress.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        folder: RunFolder,
+        recipe: Recipe,
+        backend: SingleProcess,
+        evaluator: Evaluator,
+        tracker: Tracker,
+        state: dict[str, Any],
+    ) -> None:
+        self.plan, self.folder, self.recipe, self.backend = plan, folder, recipe, backend
+        self.evaluator, self.tracker, self.state = evaluator, tracker, state
+        self.progress = Progress()
+        self._stage: int | None = None
+        self.stop = StopRequest()
+        self.total = round(plan.run.total_kimg * 1000)
+        self.cadences = {
+            "log": Cadence(plan.tracking.every_kimg),
+            "samples": Cadence(plan.samples.every_kimg, at_start=True),
+            "evaluation": Cadence(plan.evaluation.every_kimg, at_start=True),
+            "checkpoint": Cadence(plan.checkpoint.every_kimg),
+        }
+        self._sums: dict[str, tuple[Tensor, int]] = {}
+        self._saved: checkpoint.Checkpoint | None = None
+        self._stopwatch = Stopwatch()
+
+    def restore(self, saved: checkpoint.Checkpoint) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            Failure: If it is damaged or of another architecture.
+        """
+        names = [name.removesuffix(".safetensors") for name in saved.state["files"]]
+        parts = {name: saved.tensors(name) for name in names}
+        self.backend.load_weights(parts)
+        state = saved.state["progress"]
+        best = state["best"]
+        self.progress = Progress(saved.nimg, state["nonfinite"], None if best is None else (best[0], best[1]))
+        for name, cadence in self.cadences.items():
+            cadence.last = state["cadences"][name]
+        self.recipe.load_state_dict(saved.state["recipe"])
+        self.backend.nonfinite.fill_(self.progress.nonfinite)
+        self._enter(stage_at(self.recipe.stages, saved.nimg))
+        # A checkpoint on the border of two stages holds the optimizers of the first; the second makes them anew.
+        if self._stage == state["stage"]:
+            self.backend.load_optimizers(parts)
+        self._saved = saved
+        self._mark_best()
+
+    def run(self, loader: Loader) -> bool:
+        """Train to the end, or to the step boundary behind a signal.
+
+        Args:
+            loader: Where the images come from.
+
+        Returns:
+            Whether the run is finished; otherwise it was stopped after a checkpoint.
+
+        Raises:
+            Failure: If too many steps in a row had gradients that were not finite, or something outside failed.
+        """
+        nimg = self.progress.nimg
+        requests = (step.request() for step in steps(self.recipe.stages, nimg, self.total))
+        feed = Feed(loader.batches(requests), self.backend.device, self._dtype())
+        self._enter(stage_at(self.recipe.stages, nimg))
+        with StatusLine(self.plan.run.name, nimg, self.total) as status:
+            self._between_steps(status)
+            for step in steps(self.recipe.stages, nimg, self.total):
+                if self.stop.wanted:
+                    break
+                self._step(step, feed)
+                self._between_steps(status)
+        return self.progress.nimg >= self.total
+
+    def _step(self, step: PlannedStep, feed: Feed) -> None:
+        """One step of every phase that is due."""
+        start, waited = time.perf_counter(), feed.waited
+        self._enter(step.stage)
+        stage = self.recipe.stages[step.stage]
+        batch = feed.take()
+        phases = self.recipe.phases(step.nimg)
+        means = self.backend.step(phases, batch, step.nimg, micro_batch(self.plan.batch, stage))
+        self.backend.update_average(average_decay(self.plan.ema, stage.batch))
+        self.progress.nimg = step.end
+        self.recipe.advance(step.end, means)
+        self._sum(means, step.batch)
+        self._stopwatch.add(step.batch, time.perf_counter() - start, feed.waited - waited)
+
+    def _enter(self, stage: int) -> None:
+        if stage != self._stage:
+            self._stage = stage
+            self.backend.enter(self.recipe.stages[stage])
+
+    def _between_steps(self, status: StatusLine) -> None:
+        """Log, sample, evaluate and save, whatever is due; after a signal only save."""
+        nimg, ended = self.progress.nimg, self.progress.nimg >= self.total
+        if self._due("log", ended):
+            self._log(status)
+        if self._due("samples", ended):
+            self._sample()
+        if self._due("evaluation", ended):
+            self._evaluate()
+        is_best = self.progress.best is not None and self.progress.best[1] == nimg
+        cadence = self.cadences["checkpoint"]
+        wanted = ended or is_best or self.stop.wanted is not None
+        if cadence.due(nimg) or (wanted and 0 < nimg != cadence.last):
+            self._save()
+
+    def _due(self, what: str, ended: bool) -> bool:
+        """Whether something is due now: by its cadence, or because the run ends; never twice at one nimg."""
+        cadence, nimg = self.cadences[what], self.progress.nimg
+        if self.stop.wanted and what in ("samples", "evaluation"):
+            return False
+        return cadence.due(nimg) or (ended and cadence.every is not None and 0 < nimg != cadence.last)
+
+    def _sum(self, means: Means, images: int) -> None:
+        """Add up on the device: reading the values would make the step wait."""
+        for name, mean in means.items():
+            total, count = self._sums.get(name, (torch.zeros_like(mean), 0))
+            self._sums[name] = (total + mean.double() * images, count + images)
+
+    def _log(self, status: StatusLine) -> None:
+        """Send the means since the last time, show the status line, and stop a run that does not learn any more."""
+        nimg, stage = self.progress.nimg, self.recipe.stages[self._stage or 0]
+        speed, memory = self._stopwatch.lap(), memory_in_use(self.backend.device)
+        values = torch.stack([total / count for total, count in self._sums.values()]).tolist() if self._sums else []
+        means = dict(zip(self._sums, values, strict=True))
+        self._sums = {}
+        self.progress.nonfinite = int(self.backend.nonfinite)
+        self.tracker.log_metrics(
+            nimg,
+            means
+            | {f"schedule/learning_rate_{name}": plan.learning_rate for name, plan in stage.optimizers.items()}
+            | {"schedule/resolution": stage.resolution, "schedule/batch": stage.batch}
+            | {"speed/images_per_second": speed.images_per_second, "speed/data_wait": speed.data_wait}
+            | {"speed/seconds_per_kimg": speed.seconds_per_kimg, "memory/gib": memory / 2**30}
+            | {"gradients/nonfinite": self.progress.nonfinite},
+        )
+        losses = {name.removeprefix("loss/"): value for name, value in means.items() if name.startswith("loss/")}
+        status.show(nimg, self.recipe.describe(nimg), speed, memory, losses)
+        self.folder.write_status("running", nimg)
+        self.cadences["log"].done(nimg)
+        self._check_finite()
+
+    def _check_finite(self) -> None:
+        streak = int(self.backend.longest_streak)
+        if streak >= self.plan.run.stop_after_nonfinite:
+            last = f"the last good checkpoint is {self._saved.folder}" if self._saved else "there is no checkpoint yet"
+            raise Failure(
+                f"{streak} steps in a row had gradients that are not finite "
+                f"({int(self.backend.nonfinite)} entries so far): the run has diverged. {last}; lower the learning "
+                f"rate, or use precision fp32 or bf16, and go on from there under another run.name"
+            )
+
+    def _sample(self) -> None:
+        nimg = self.progress.nimg
+        count = self.plan.samples.count
+        pixels = grid(torch.cat([part.cpu() for part in self._fakes(count)]))
+        save_png(self.folder.samples / f"{nimg:012d}.png", pixels)
+        self.tracker.log_image("samples/grid", nimg, pixels)
+        self.cadences["samples"].done(nimg)
+
+    def _evaluate(self) -> None:
+        nimg = self.progress.nimg
+        values = self.evaluator.measure(self._fakes, lambda: self.stop.wanted is not None)
+        if values is None:  # a signal came meanwhile; it is due again when the run goes on
+            return
+        self.tracker.log_metrics(nimg, {f"evaluation/{name}": value for name, value in values.items()})
+        for metric in self.plan.evaluation.metrics:
+            say(f"{nimg / 1000:.1f} kimg: {metric} {values[metric]:.2f}")
+        watched = self.plan.evaluation.best
+        if watched and nimg and (self.progress.best is None or values[watched] < self.progress.best[0]):
+            self.progress.best = (values[watched], nimg)
+        self.cadences["evaluation"].done(nimg)
+
+    def _fakes(self, count: int) -> Iterator[Tensor]:
+        """Images of the running average from the fixed latents, enlarged to the resolution of the evaluation."""
+        nimg = self.progress.nimg
+        resolution = self.recipe.stages[-1].resolution
+        chunk = max(1, min(64, _PIXELS_AT_ONCE // resolution**2))
+        for start in range(0, count, chunk):
+            samples = torch.arange(start, min(start + chunk, count), device=self.backend.device)
+            with torch.no_grad():
+                images = self.recipe.sample(self.backend.average, samples, nimg)
+            yield enlarge(to_uint8(images), resolution)
+
+    def _save(self) -> None:
+        """Write a checkpoint, unless the last step was bad: then the next good one does."""
+        if int(self.backend.streak):
+            say("the last step had gradients that are not finite: no checkpoint is written behind it")
+            return
+        nimg = self.progress.nimg
+        self.cadences["checkpoint"].done(nimg)
+        progress = {
+            "stage": self._stage,
+            "nonfinite": int(self.backend.nonfinite),
+            "best": self.progress.best,
+            "cadences": {name: cadence.last for name, cadence in self.cadences.items()},
+        }
+        state = self.state | {
+            "progress": progress,
+            "recipe": self.recipe.state_dict(),
+            "inference": self.recipe.inference(nimg),
+        }
+        self._saved = checkpoint.write(self.folder.checkpoints, nimg, self.backend.tensors(), state)
+        self._mark_best()
+        checkpoint.prune(self.folder.checkpoints, self.plan.checkpoint.keep)
+
+    def _mark_best(self) -> None:
+        """Let `best` point to the best checkpoint; also after a kill between the checkpoint and the pointer."""
+        if self.progress.best is not None:
+            name = f"{self.progress.best[1]:012d}"
+            if (self.folder.checkpoints / name).is_dir():
+                checkpoint.point(self.folder.checkpoints, checkpoint.BEST, name)
+
+    def _dtype(self) -> torch.dtype:
+        return torch.float64 if self.plan.precision == "fp64" else torch.float32
+
+
+def micro_batch(settings: BatchSettings, stage: Stage) -> int:
+    """How many samples go through the networks at once: whole groups, by default as many as fill 4 images of 1024x1024.
+
+    The default is the bound that Progressive GAN's authors used for 16 GB (Karras et al. 2018, their configuration).
+    """
+    if settings.per_device == "auto":
+        wanted = _PIXELS_AT_ONCE // stage.resolution**2 // stage.group * stage.group
+    else:
+        wanted = settings.per_device
+    return min(max(wanted, stage.group), stage.batch)
+
+
+def average_decay(settings: EmaSettings, batch: int) -> float:
+    """The factor by which the running average forgets in one step of `batch` images."""
+    if settings.half_life_kimg is not None:
+        return half_life_decay(batch, settings.half_life_kimg * 1000)
+    assert settings.half_life_batches is not None
+    return half_life_decay(1, settings.half_life_batches)

@@ -1,0 +1,197 @@
+"""Whole runs in one process: what they leave behind, and resuming from what is there."""
+
+from __future__ import annotations
+
+import copy
+import json
+import signal
+import sqlite3
+import threading
+from pathlib import Path
+
+import pytest
+
+from hires_gan import checkpoint
+from hires_gan.config import Configuration, to_yaml
+from hires_gan.errors import Failure, UsageError
+from hires_gan.training.run import train
+from hires_gan.training.trainer import Trainer
+
+
+def run(settings: dict) -> bool:
+    configuration = Configuration.model_validate(settings)
+    return train(configuration, to_yaml(configuration))
+
+
+def changed(settings: dict, **blocks: dict) -> dict:
+    result = copy.deepcopy(settings)
+    for block, values in blocks.items():
+        result[block].update(values)
+    return result
+
+
+def weights(folder: Path) -> dict[str, str]:
+    return checkpoint.latest(folder / "checkpoints").state["files"]
+
+
+def metric_steps(run_dir: Path, key: str) -> list[int]:
+    with sqlite3.connect(run_dir / "mlflow.db") as store:
+        return [row[0] for row in store.execute("select step from metrics where key = ? order by step", (key,))]
+
+
+def test_a_run_leaves_everything_that_it_promises(settings, tmp_path, capfd):
+    assert run(settings)
+    folder = tmp_path / "runs" / "small"
+    assert json.loads((folder / "status.json").read_text())["state"] == "finished"
+    assert (folder / "checkpoints" / "latest").read_text() == "000000000480\n"
+    assert len(list((folder / "samples").glob("*.png"))) == 4  # at 0, 208, 400 and the end
+    state = checkpoint.latest(folder / "checkpoints").state
+    assert state["nimg"] == 480
+    assert state["configuration"]["recipe"]["resolution"] == 16
+    assert set(state["files"]) == {
+        f"{part}.safetensors"
+        for part in ("generator", "generator.average", "generator.optimizer", "discriminator", "discriminator.optimizer")
+    }
+    assert metric_steps(tmp_path / "runs", "loss/generator") == list(range(32, 481, 32))
+    assert metric_steps(tmp_path / "runs", "evaluation/swd") == [0, 160, 320, 480]
+    said = capfd.readouterr().err
+    assert "finished at 0.5 kimg" in said
+    assert "mlflow ui" in said
+
+
+def test_the_best_checkpoint_is_kept_beside_the_last_ones(settings, tmp_path):
+    run(settings)
+    root = tmp_path / "runs" / "small" / "checkpoints"
+    best = checkpoint.read(root / (root / "best").read_text().strip())
+    value, nimg = best.state["progress"]["best"]
+    assert best.nimg == nimg
+    with sqlite3.connect(tmp_path / "runs" / "mlflow.db") as store:
+        values = dict(store.execute("select step, value from metrics where key = 'evaluation/swd' and step > 0"))
+    assert value == pytest.approx(min(values.values()))
+    assert values[nimg] == value
+
+
+def test_n_and_on_to_2n_is_2n(settings, tmp_path):
+    """Promise 1 in one process; also across the border of two stages (192 images) and in the middle of a fade."""
+    run(settings)
+    whole = weights(tmp_path / "runs" / "small")
+    for first in (0.192, 0.24):
+        halves = changed(settings, run={"name": f"halves{first}", "total_kimg": first})
+        assert run(halves)
+        assert weights(tmp_path / "runs" / f"halves{first}") != whole
+        assert run(changed(halves, run={"total_kimg": 0.48}))
+        assert weights(tmp_path / "runs" / f"halves{first}") == whole
+
+
+def test_micro_batches_workers_and_watching_change_no_weight_of_the_data_order(settings, tmp_path):
+    """Another number of workers, cadences and prefetch: bit for bit the same weights."""
+    run(settings)
+    other = changed(
+        settings,
+        run={"name": "other"},
+        data={"workers": 2, "prefetch": 1},
+        samples={"every_kimg": None},
+        evaluation={"every_kimg": None},
+        checkpoint={"every_kimg": None},
+    )
+    run(other)
+    assert weights(tmp_path / "runs" / "other") == weights(tmp_path / "runs" / "small")
+
+
+def test_a_signal_ends_with_a_checkpoint_and_the_same_command_goes_on(settings, tmp_path, monkeypatch):
+    run(settings)
+    whole = weights(tmp_path / "runs" / "small")
+    stopped = changed(settings, run={"name": "stopped"})
+    step = Trainer._step
+
+    def step_and_signal(self, planned, feed):
+        if planned.nimg == 224:
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
+        step(self, planned, feed)
+
+    monkeypatch.setattr(Trainer, "_step", step_and_signal)
+    assert not run(stopped)
+    folder = tmp_path / "runs" / "stopped"
+    assert json.loads((folder / "status.json").read_text())["state"] == "preempted"
+    assert checkpoint.latest(folder / "checkpoints").nimg == 240
+    monkeypatch.undo()
+    assert run(stopped)
+    assert weights(folder) == whole
+    assert metric_steps(tmp_path / "runs", "evaluation/swd").count(480) == 2  # once for each of the two runs
+
+
+def test_labels_train_a_conditional_model(settings, tmp_path):
+    labelled = copy.deepcopy(settings)
+    labelled["recipe"]["labels"] = True
+    run(labelled)
+    state = checkpoint.latest(tmp_path / "runs" / "small" / "checkpoints").state
+    assert state["inference"]["classes"] == 2
+    assert metric_steps(tmp_path / "runs", "loss/labels_fake") == list(range(32, 481, 32))
+
+
+def test_a_finished_run_stays_finished(settings, tmp_path):
+    run(settings)
+    before = weights(tmp_path / "runs" / "small")
+    assert run(settings)
+    assert weights(tmp_path / "runs" / "small") == before
+    assert metric_steps(tmp_path / "runs", "loss/generator") == list(range(32, 481, 32))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"batch": {"size": 8}}, "batch.size was 16"),
+        ({"run": {"seed": 1}}, "run.seed was 0"),
+        ({"ema": {"half_life_batches": 6}}, "ema.half_life_batches was 5"),
+    ],
+)
+def test_a_changed_key_that_may_not_change_is_named(settings, change, sentence):
+    run(changed(settings, run={"total_kimg": 0.1}))
+    with pytest.raises(UsageError, match=sentence):
+        run(changed(settings, **change))
+
+
+def test_resume_rules_of_the_run(settings):
+    with pytest.raises(UsageError, match="run.resume is 'required', but"):
+        run(changed(settings, run={"resume": "required"}))
+    run(changed(settings, run={"total_kimg": 0.1}))
+    with pytest.raises(UsageError, match="run.resume is 'never', but"):
+        run(changed(settings, run={"resume": "never"}))
+
+
+def test_other_data_is_refused_on_resume(settings, shards, tmp_path):
+    run(changed(settings, run={"total_kimg": 0.1}))
+    manifest = json.loads((shards / "manifest.json").read_text())
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in shards.iterdir():
+        (other / path.name).write_bytes(path.read_bytes())
+    manifest["shards"][0]["sha256"] = "0" * 64
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UsageError, match="the manifests differ"):
+        run(changed(settings, data={"shards": str(other)}))
+
+
+def test_what_cannot_begin_leaves_no_folder(settings, tmp_path):
+    with pytest.raises(UsageError, match="there is no shard folder"):
+        run(changed(settings, data={"shards": str(tmp_path / "nothing")}))
+    with pytest.raises(UsageError, match=r"recipe\.resolution is 32, but the images in .* have 16"):
+        run(changed(settings, recipe={"resolution": 32}))
+    with pytest.raises(Failure, match="http://127.0.0.1:9"):
+        run(changed(settings, tracking={"uri": "http://127.0.0.1:9"}))
+    assert not (tmp_path / "runs" / "small").exists()
+
+
+def test_nonfinite_steps_in_a_row_stop_the_run(settings, tmp_path):
+    broken = copy.deepcopy(settings)
+    broken["run"]["stop_after_nonfinite"] = 3
+    broken["recipe"]["discriminator_optimizer"] = {"learning_rate": 1e30}
+    with pytest.raises(Failure, match="steps in a row had gradients that are not finite"):
+        run(broken)
+    folder = tmp_path / "runs" / "small"
+    assert json.loads((folder / "status.json").read_text())["state"] == "failed"
+
+
+def test_a_batch_larger_than_the_data_set_is_allowed_and_said(settings, capfd):
+    run(changed(settings, batch={"size": 48, "per_device": 48}, run={"total_kimg": 0.1}))
+    assert "a batch of 48 is larger than the data set of 40 images" in capfd.readouterr().err
