@@ -30,7 +30,8 @@ demo: setup
 	$(BIN)/hires-gan train configs/demo.yaml run.dir=$(RUNS)
 
 ui: setup
-	$(BIN)/mlflow ui --backend-store-uri sqlite:///$(abspath $(RUNS))/mlflow.db
+	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --host 127.0.0.1 --workers 1 \
+	--backend-store-uri "$(or $(MLFLOW_TRACKING_URI),sqlite:///$(abspath $(RUNS))/mlflow.db)"
 
 lint: setup
 	$(BIN)/ruff check .

@@ -117,7 +117,7 @@ def generate(
     checkpoint: Annotated[str, typer.Argument(help="A checkpoint, a run's folder, or models:/NAME/VERSION.")],
     out: Annotated[Path, typer.Option(help="The folder of the images.")],
     seeds: Annotated[str, typer.Option(help="Numbers and ranges: 0-15 or 1,5,8-10.")] = "0-15",
-    truncation: Annotated[float, typer.Option(help="Multiplies the latents: less variety below 1.")] = 1.0,
+    truncation: Annotated[float, typer.Option(help="Not for Progressive GAN, whose latents have one length.")] = 1.0,
     label: Annotated[int | None, typer.Option("--class", help="The class, for a conditional generator.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default a GPU if there is one.")] = None,
 ) -> None:

@@ -23,7 +23,7 @@ def decode(data: bytes) -> Tensor:
     """
     try:
         image: Tensor = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise Failure(f"cannot decode an image of {len(data)} bytes: {str(error).splitlines()[0]}") from error
     if image.dtype != torch.uint8:
         raise Failure(f"an image of {len(data)} bytes has 16 bits per channel; shards hold 8, as `prepare` writes them")

@@ -89,7 +89,7 @@ class SampleReader:
         mine = samples[start::step]
         if not mine:
             return
-        flips, column = self._flips(mine), self._column(images.shape[1])
+        flips, column = self._flips(mine), self.column(images.shape[1])
         for place, (sample, flip) in enumerate(zip(mine, flips, strict=True)):
             row = self.order.row(sample)
             try:
@@ -98,19 +98,19 @@ class SampleReader:
                 path = self.shards.locate(row).path
                 raise Failure(f"sample {sample} of the run (row {row}, in {path}): {error}") from error
 
-    def labels(self, samples: range) -> Tensor | None:
-        """The class labels, int64 `[n]`, or None for data without labels."""
-        if self.shards.label_counts is None:
-            return None
-        return torch.tensor([self.shards.label(self.order.row(sample)) for sample in samples], dtype=torch.int64)
-
-    def _column(self, resolution: int) -> str:
-        """The smallest stored copy of the images that is large enough."""
+    def column(self, resolution: int) -> str:
+        """The column of the smallest stored copy of the images that is large enough for a resolution."""
         prefix = f"{IMAGE}."
         columns = self.shards.manifest.columns
         levels = [int(column.removeprefix(prefix)) for column in columns if column.startswith(prefix)]
         smallest = min((level for level in levels if level >= resolution), default=None)
         return IMAGE if smallest is None else f"{prefix}{smallest}"
+
+    def labels(self, samples: range) -> Tensor | None:
+        """The class labels, int64 `[n]`, or None for data without labels."""
+        if self.shards.label_counts is None:
+            return None
+        return torch.tensor([self.shards.label(self.order.row(sample)) for sample in samples], dtype=torch.int64)
 
     def _flips(self, samples: range) -> list[bool]:
         if not self.mirror:

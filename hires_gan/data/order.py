@@ -4,6 +4,8 @@ from __future__ import annotations
 
 _MASK64 = (1 << 64) - 1
 _ROUNDS = 6
+_HALF_AT_LEAST = 4
+"""Bits. Networks over 16 places are visibly biased (they are even permutations, for one), over 256 no longer."""
 
 
 def _mix(value: int) -> int:
@@ -17,8 +19,8 @@ def _mix(value: int) -> int:
 class Order:
     """An endless shuffle: every row once per epoch, each epoch in an order of its own.
 
-    The order of an epoch is a Feistel network over the next power of four, keyed by (seed, epoch); a result outside
-    the data set goes through the network again (cycle walking), which keeps it a bijection.
+    The order of an epoch is a Feistel network over the next power of four, at least 256, keyed by (seed, epoch); a
+    result outside the data set goes through the network again (cycle walking), which keeps it a bijection.
 
     Args:
         seed: The run's seed.
@@ -30,7 +32,7 @@ class Order:
         assert count > 0
         self.count = count
         self._key = _mix(_mix(seed) ^ stream)
-        self._half = max(2, ((count - 1).bit_length() + 1) // 2)
+        self._half = max(_HALF_AT_LEAST, ((count - 1).bit_length() + 1) // 2)
         self._keys: tuple[int, tuple[int, ...]] = (-1, ())
 
     def row(self, sample: int) -> int:

@@ -135,6 +135,8 @@ def prepare(sources: Sequence[str], out: Path, options: PrepareOptions) -> Prepa
         return _already_complete(sources, out, options, start)
     _refuse_foreign(out)
     with working_folder(out) as work:
+        if (out / MANIFEST).is_file():  # another process finished it in between
+            return _already_complete(sources, out, options, start)
         try:
             listing = list_sources(sources, options.labels, work / "scratch")
             _claim(work, command(sources, options, listing))

@@ -18,6 +18,8 @@ from hires_gan.errors import Failure
 
 WORKER_TIMEOUT = 120.0
 """Seconds without an answer from any worker after which one is said to hang."""
+_GRACE = 5.0
+"""Seconds that the workers together get to end by themselves."""
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -85,6 +87,11 @@ class WorkerPool:
         # At its end Python sends SIGTERM to daemons and waits for them: ours would never end while the pipes are open.
         atexit.register(self.close)
 
+    @property
+    def pids(self) -> list[int]:
+        """The workers' process ids."""
+        return [process.pid for process in self._processes if process.pid is not None]
+
     def submit(self, turn: int, slot: int, samples: range, resolution: int) -> None:
         """Order a batch: every worker decodes its share of it."""
         for number, pipe in enumerate(self._pipes):
@@ -136,7 +143,7 @@ class WorkerPool:
         atexit.unregister(self.close)
         for pipe in self._pipes:
             pipe.close()
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + _GRACE
         for process in self._processes:
             process.join(max(0.0, deadline - time.monotonic()))
             if process.is_alive():

@@ -44,6 +44,9 @@ def _locked(work: Path) -> Iterator[None]:
     while True:
         try:
             work.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise Failure(f"{work.parent} cannot be written: {error.strerror}") from None
+        try:
             file = (work / "lock").open("wb")
         except FileNotFoundError:
             continue  # the other process cleared up in between

@@ -52,7 +52,7 @@ def generate(
         reference: A checkpoint, a run's folder or `models:/NAME/VERSION`.
         seeds: One image each; the same seed gives the same image in any list.
         out: The folder; made if it is not there.
-        truncation: The latents are multiplied by it: below 1 there is less variety and more likeness to the mean.
+        truncation: How far latents may be from the mean; this version's only recipe has no such mean: 1 alone is allowed.
         label: The class, for a conditional generator.
         device: Where to compute; by default a GPU if there is one.
 
@@ -65,26 +65,27 @@ def generate(
     """
     network = build(find(reference))
     _check_label(network, label)
-    if truncation < 0:
-        raise UsageError(f"--truncation is {truncation}; it must be at least 0, and 1 leaves the latents as they are")
-    if truncation > 1:
-        say(f"truncation is {truncation}: above 1 the generator sees latents that are rare in training")
+    if truncation != 1:
+        raise UsageError(
+            f"--truncation is {truncation}, but Progressive GAN brings its latents to one length, so that truncating "
+            f"them would change nothing; leave it out"
+        )
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     network.to(place)
     try:
-        return _write_all(network, seeds, out, truncation, label, place)
+        return _write_all(network, seeds, out, label, place)
     except OSError as error:
         raise Failure(f"cannot write to {out}: {error.strerror or error}") from error
 
 
 def _write_all(
-    network: nn.Module, seeds: Sequence[int], out: Path, truncation: float, label: int | None, device: torch.device
+    network: nn.Module, seeds: Sequence[int], out: Path, label: int | None, device: torch.device
 ) -> list[Path]:
     paths: list[Path] = []
     kept: list[Tensor] = []
     with ProgressBar("generate", len(seeds)) as bar:
         for seed in seeds:
-            image = _one(network, seed, truncation, label, device)
+            image = _one(network, seed, label, device)
             paths.append(out / f"seed{seed:010d}.png")
             save_png(paths[-1], image[0].permute(1, 2, 0).numpy())
             if len(kept) * image.shape[-1] ** 2 < _GRID_LIMIT**2:
@@ -97,14 +98,14 @@ def _write_all(
     return paths
 
 
-def _one(network: nn.Module, seed: int, truncation: float, label: int | None, device: torch.device) -> Tensor:
+def _one(network: nn.Module, seed: int, label: int | None, device: torch.device) -> Tensor:
     """uint8 `[1, 3, r, r]` on the CPU; one at a time, so that no image depends on its neighbours' number."""
     dtype = next(network.parameters()).dtype
     size: int = network.latent_size  # type: ignore[assignment]
     latents = RandomSource(seed).normal(Purpose.LATENT_SAMPLE, torch.zeros(1, dtype=torch.int64), (size,))
     labels = None if label is None else torch.tensor([label], device=device)
     with torch.no_grad():
-        images: Tensor = network((latents * truncation).to(device, dtype), labels)
+        images: Tensor = network(latents.to(device, dtype), labels)
     return to_uint8(images).cpu()
 
 

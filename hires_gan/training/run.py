@@ -197,4 +197,3 @@ def report_end(trainer: Trainer, finished: bool) -> None:
     say(f"  MLflow:     {trainer.tracker.how_to_look()}")
     if not finished:
         say("the same command again goes on from here")
-

@@ -61,8 +61,8 @@ def test_weights_start_standard_normal_and_biases_at_zero() -> None:
     torch.manual_seed(1)
     for layer in (EqualizedConv2d(64, 64, 3), EqualizedLinear(256, 200)):
         assert layer.bias is not None
-        assert float(layer.weight.mean()) == pytest.approx(0.0, abs=0.02)
-        assert float(layer.weight.std()) == pytest.approx(1.0, abs=0.02)
+        assert layer.weight.mean().item() == pytest.approx(0.0, abs=0.02)
+        assert layer.weight.std().item() == pytest.approx(1.0, abs=0.02)
         assert not layer.bias.any()
     assert EqualizedLinear(4, 4, bias=False).bias is None
 

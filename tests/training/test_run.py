@@ -50,7 +50,13 @@ def test_a_run_leaves_everything_that_it_promises(settings, tmp_path, capfd):
     assert state["configuration"]["recipe"]["resolution"] == 16
     assert set(state["files"]) == {
         f"{part}.safetensors"
-        for part in ("generator", "generator.average", "generator.optimizer", "discriminator", "discriminator.optimizer")
+        for part in (
+            "generator",
+            "generator.average",
+            "generator.optimizer",
+            "discriminator",
+            "discriminator.optimizer",
+        )
     }
     assert metric_steps(tmp_path / "runs", "loss/generator") == list(range(32, 481, 32))
     assert metric_steps(tmp_path / "runs", "evaluation/swd") == [0, 160, 320, 480]

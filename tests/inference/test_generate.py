@@ -1,0 +1,134 @@
+"""Generating from a checkpoint: the same seed is the same image, and whatever does not fit is one sentence."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import hires_gan
+from hires_gan import checkpoint
+from hires_gan.errors import Failure, UsageError
+from hires_gan.inference.generate import generate, parse_seeds
+from hires_gan.inference.images import enlarge, grid, to_uint8
+from hires_gan.networks.progressive import Generator, Growth, Width
+
+RECIPE = {
+    "name": "progressive",
+    "resolution": 16,
+    "generator": {"latent_size": 8, "fmap_base": 64, "fmap_max": 8},
+}
+
+
+@pytest.fixture
+def make_checkpoint(tmp_path):
+    def make(classes: int = 0, alpha: float = 1.0, name: str = "run", **recipe) -> checkpoint.Checkpoint:
+        torch.manual_seed(0)
+        network = Generator(16, 8, classes, Width(64, 8))
+        state = {
+            "configuration": {"recipe": RECIPE | recipe, "precision": "fp32"},
+            "inference": {"resolution": 8, "alpha": alpha, "classes": classes},
+        }
+        return checkpoint.write(
+            tmp_path / name / "checkpoints", 100, {"generator.average": dict(network.state_dict())}, state
+        )
+
+    return make
+
+
+def pixels(path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def test_a_seed_gives_its_image_in_any_list(make_checkpoint, tmp_path):
+    saved = make_checkpoint()
+    files = generate(str(saved.folder), range(5), tmp_path / "five")
+    assert [path.name for path in files] == [f"seed{n:010d}.png" for n in range(5)] + ["grid.png"]
+    alone = generate(str(saved.folder.parent.parent), [3], tmp_path / "one")
+    assert np.array_equal(pixels(files[3]), pixels(alone[0]))
+    assert not np.array_equal(pixels(files[2]), pixels(files[3]))
+    whole = pixels(files[-1])
+    assert whole.shape == (2 * 8, 3 * 8, 3)
+    assert np.array_equal(whole[8:, :8], pixels(files[3]))
+    assert not whole[8:, 16:].any()
+
+
+def test_the_image_is_the_averaged_generators(make_checkpoint, tmp_path):
+    saved = make_checkpoint(alpha=0.25)
+    network = hires_gan.load(saved.folder)
+    assert not network.training
+    assert network.growth == Growth(8, 0.25)
+    torch.manual_seed(0)
+    by_hand = Generator(16, 8, 0, Width(64, 8))
+    latents = torch.randn(3, 8)
+    with torch.no_grad():
+        assert torch.equal(network(latents), by_hand(latents, None, Growth(8, 0.25)))
+
+
+def test_truncation_is_refused_because_it_would_do_nothing(make_checkpoint, tmp_path):
+    saved = make_checkpoint()
+    network = hires_gan.load(saved.folder)
+    latents = torch.randn(2, 8)
+    assert torch.allclose(network(latents), network(latents * 0.5), atol=1e-5)
+    with pytest.raises(UsageError, match=r"--truncation is 0\.7, but Progressive GAN brings its latents to one length"):
+        generate(str(saved.folder), [0], tmp_path / "out", truncation=0.7)
+    assert not (tmp_path / "out").exists()
+
+
+def test_classes(make_checkpoint, tmp_path):
+    saved = make_checkpoint(classes=3, name="classes", labels=True)
+    one = generate(str(saved.folder), [0], tmp_path / "1", label=1)
+    two = generate(str(saved.folder), [0], tmp_path / "2", label=2)
+    assert not np.array_equal(pixels(one[0]), pixels(two[0]))
+    with pytest.raises(UsageError, match=r"choose one of its 3 classes with --class 0\.\.2"):
+        generate(str(saved.folder), [0], tmp_path / "x")
+    with pytest.raises(UsageError, match="--class is 3; the generator has the classes 0 to 2"):
+        generate(str(saved.folder), [0], tmp_path / "x", label=3)
+    with pytest.raises(UsageError, match="--class is given, but the generator is unconditional"):
+        generate(str(make_checkpoint().folder), [0], tmp_path / "x", label=0)
+    assert not (tmp_path / "x").exists()
+
+
+def test_what_is_no_checkpoint_is_said(make_checkpoint, tmp_path):
+    with pytest.raises(UsageError, match="there is no folder"):
+        generate(str(tmp_path / "nothing"), [0], tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="is no checkpoint and no run with a checkpoint"):
+        generate(str(tmp_path / "empty"), [0], tmp_path / "out")
+    other = make_checkpoint(name="other", generator={"latent_size": 9, "fmap_base": 64, "fmap_max": 8})
+    with pytest.raises(Failure, match=r"another architecture: dense\.weight is \[128, 8\], not \[128, 9\]"):
+        generate(str(other.folder), [0], tmp_path / "out")
+    stranger = make_checkpoint(name="stranger")
+    state = json.loads((stranger.folder / "state.json").read_text())
+    state["configuration"]["recipe"]["name"] = "stylegan9"
+    (stranger.folder / "state.json").write_text(json.dumps(state))
+    with pytest.raises(Failure, match="holds a stylegan9 model, which this version does not know"):
+        generate(str(stranger.folder), [0], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"), [("0-3", [0, 1, 2, 3]), ("7", [7]), ("1, 5 ,8-9", [1, 5, 8, 9]), ("4294967295", [2**32 - 1])]
+)
+def test_seeds(text, seeds):
+    assert parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "a", "3-1", "-1", "1..4", "4294967296", "1,,2"])
+def test_wrong_seeds(text):
+    with pytest.raises(UsageError, match="--seeds"):
+        parse_seeds(text)
+
+
+def test_pixels_are_rounded_and_clipped():
+    x = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0, -1 + 0.6 / 127.5]).reshape(1, 1, 1, -1)
+    assert to_uint8(x).flatten().tolist() == [0, 0, 128, 255, 255, 1]
+
+
+def test_enlarging_repeats_pixels():
+    x = torch.arange(4, dtype=torch.uint8).reshape(1, 1, 2, 2)
+    assert enlarge(x, 4)[0, 0].tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]]
+    assert grid(torch.full((1, 3, 2, 2), 7, dtype=torch.uint8)).shape == (2, 2, 3)
