@@ -14,6 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu, softplus
 
+from hires_gan.networks.layers import EqualizedConv2d, EqualizedLinear
+
+EQUALIZED = (EqualizedLinear, EqualizedConv2d)
+
 Loss = Callable[[Tensor], Tensor]
 
 
@@ -154,12 +158,14 @@ def drift(logits_real: Tensor) -> Tensor:
 def clip_weights(module: nn.Module, limit: float) -> None:
     """Clamp every parameter of `module` in place to [-limit, limit], as after each critic step of the WGAN.
 
-    Arjovsky et al. 2017, algorithm 1, where the limit is 0.01. It acts on the stored parameters: with an equalized
-    learning rate these are multiplied at run time, so the published limit does not carry over.
+    Arjovsky et al. 2017, algorithm 1, where the limit is 0.01. With an equalized learning rate it holds for the
+    weights as they are used, scaled, not as they are stored.
 
     Args:
         module: the critic.
         limit: the bound, above 0.
     """
-    for parameter in module.parameters():
-        parameter.clamp_(-limit, limit)
+    for layer in module.modules():
+        for name, parameter in layer.named_parameters(recurse=False):
+            bound = limit / layer.scale if name == "weight" and isinstance(layer, EQUALIZED) else limit
+            parameter.clamp_(-bound, bound)

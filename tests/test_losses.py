@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hires_gan.losses import ADVERSARIAL, clip_weights, drift, gradient_penalty, gradient_square
+from hires_gan.networks.layers import EqualizedLinear
 
 LOGITS = (-3.0, -1.0, -0.25, 0.0, 0.5, 1.0, 2.5)
 
@@ -243,3 +244,11 @@ def test_clip_weights_bounds_every_parameter_and_keeps_the_small_ones() -> None:
     assert torch.equal(module[0].weight, torch.tensor([[0.005, -0.01], [0.01, -0.005]]))
     assert all(float(parameter.detach().abs().max()) <= 0.01 for parameter in module.parameters())
     assert all(parameter.requires_grad for parameter in module.parameters())
+
+
+def test_clip_weights_holds_for_equalized_weights_as_they_are_used() -> None:
+    layer = EqualizedLinear(64, 8)
+    clip_weights(layer, 0.01)
+    used = layer.weight.detach() * layer.scale
+    assert used.abs().max() == pytest.approx(0.01)
+    assert layer.weight.abs().max() > 0.05

@@ -32,9 +32,7 @@ def test_philox_gives_the_published_vectors(counter, key, expected):
 def test_bits_put_sample_and_position_into_the_counter():
     sample = 0x05A308D3_243F6A88
     words = RandomSource(7).bits(Purpose.PENALTY, torch.tensor([sample]), 8)[0]
-    expected = philox(
-        tuple(torch.tensor([c]) for c in (0x243F6A88, 0x05A308D3, 1, 0)), (7, int(Purpose.PENALTY))
-    )
+    expected = philox(tuple(torch.tensor([c]) for c in (0x243F6A88, 0x05A308D3, 1, 0)), (7, int(Purpose.PENALTY)))
     assert words[4:].tolist() == [int(w) for w in expected]
 
 

@@ -204,9 +204,11 @@ def bench_input(shards: Path | None, resolution: int, workers: int, seconds: flo
 
     Raises:
         UsageError: The arguments cannot be, or there is no such shard set.
-        Failure: The images cannot be read or decoded.
+        Failure: The images cannot be read or decoded, or the result cannot be written.
     """
     _check(resolution, workers, seconds)
+    if out is not None:
+        _write(out, {})  # better now than after the measurement
     with tempfile.TemporaryDirectory(prefix="hires-gan-bench-") as made:
         opened = ShardSet(shards if shards is not None else make_shards(Path(made), resolution))
         if opened.resolution < resolution:
@@ -218,8 +220,15 @@ def bench_input(shards: Path | None, resolution: int, workers: int, seconds: flo
         if out is not None:
             record = {"images": images, "resolution": resolution, "workers": workers, "batch": _batch(workers)}
             record |= {"rounds": ROUNDS, "seconds": seconds, "load_average_before": round(load, 2)}
-            out.write_text(json.dumps(_identity() | record | {"rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+            _write(out, _identity() | record | {"rows": [asdict(row) for row in rows]})
     return rows
+
+
+def _write(out: Path, record: dict[str, Any]) -> None:
+    try:
+        out.write_text(json.dumps(record, indent=1) + "\n")
+    except OSError as error:
+        raise Failure(f"{out} cannot be written: {error.strerror}") from None
 
 
 def _check(resolution: int, workers: int, seconds: float) -> None:

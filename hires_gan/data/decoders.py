@@ -8,6 +8,9 @@ from torchvision.io import ImageReadMode, decode_image
 
 from hires_gan.errors import Failure
 
+_BAND = 128
+"""Rows that are flipped at a time."""
+
 
 def decode(data: bytes) -> Tensor:
     """Decode a JPEG or PNG file.
@@ -48,7 +51,12 @@ def decode_into(data: bytes, out: Tensor, mirror: bool) -> None:
         raise Failure(f"an image of {width}x{height} pixels stands where a square of {size} times a power of two must")
     while image.shape[0] > size:
         image = halve(image)
-    out.copy_(image.flip(1) if mirror else image)
+    if not mirror:
+        out.copy_(image)
+        return
+    # In bands: the memory of a second whole image would be fetched from the system and given back every time.
+    for top in range(0, size, _BAND):
+        out[top : top + _BAND] = image[top : top + _BAND].flip(1)
 
 
 def halve(image: Tensor) -> Tensor:

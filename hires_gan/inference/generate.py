@@ -52,7 +52,7 @@ def generate(
         reference: A checkpoint, a run's folder or `models:/NAME/VERSION`.
         seeds: One image each; the same seed gives the same image in any list.
         out: The folder; made if it is not there.
-        truncation: How far latents may be from the mean; this version's only recipe has no such mean: 1 alone is allowed.
+        truncation: How far latents may lie from the mean; Progressive GAN allows 1 alone.
         label: The class, for a conditional generator.
         device: Where to compute; by default a GPU if there is one.
 

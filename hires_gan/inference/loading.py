@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from hires_gan import checkpoint
 from hires_gan.errors import Failure, UsageError
-from hires_gan.networks.progressive import Growth
-from hires_gan.recipes.progressive import build_generator
-from hires_gan.recipes.settings import ProgressiveSettings
+from hires_gan.recipes.families import build_for_inference
+from hires_gan.recipes.settings import RecipeSettings
 
 
 def find(reference: str | Path) -> checkpoint.Checkpoint:
@@ -57,13 +57,15 @@ def load(reference: str | Path, device: torch.device | str = "cpu") -> nn.Module
 def build(saved: checkpoint.Checkpoint) -> nn.Module:
     """The averaged generator of an opened checkpoint, on the CPU."""
     configuration = saved.state["configuration"]
-    name = configuration["recipe"]["name"]
-    if name != "progressive":
-        raise Failure(f"{saved.folder} holds a {name} model, which this version does not know; update hires_gan")
-    settings = ProgressiveSettings.model_validate(configuration["recipe"])
-    inference = saved.state["inference"]
+    try:
+        settings = RecipeSettings.model_validate(configuration["recipe"])
+    except ValidationError as error:
+        name = configuration["recipe"].get("name")
+        raise Failure(
+            f"{saved.folder} holds a {name} model with settings that this version does not know "
+            f"({error.error_count()} of them); use the version that wrote it, {saved.state.get('versions')}"
+        ) from error
     dtype = torch.float64 if configuration["precision"] == "fp64" else torch.float32
-    network = build_generator(settings, dtype, inference["classes"])
+    network = build_for_inference(settings, dtype, saved.state["inference"])
     checkpoint.load_exactly(network, saved.tensors("generator.average"), "generator.average")
-    network.growth = Growth(inference["resolution"], inference["alpha"])
     return network.eval().requires_grad_(False)

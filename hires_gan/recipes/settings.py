@@ -153,3 +153,7 @@ class ProgressiveSettings(Settings):
             except ValueError as error:
                 raise ValueError(f"{name}.learning_rate has {error}; add an entry for {start}") from None
         return self
+
+
+RecipeSettings = ProgressiveSettings
+"""The settings of any family; a union told apart by `name` once there are several."""

@@ -44,12 +44,14 @@ class SingleProcess:
         self.average = averaged_copy(recipe.players[recipe.averaged])
         self.optimizers: dict[str, torch.optim.Adam] = {}
         self.live: dict[str, dict[str, nn.Parameter]] = {}
+        self.group = 1
         self.nonfinite, self.streak, self.longest_streak = (
             torch.zeros((), dtype=torch.int64, device=device) for _ in range(3)
         )
 
     def enter(self, stage: Stage) -> None:
         """Make the optimizers anew, over the parameters that live in this stage."""
+        self.group = stage.group
         for name, plan in stage.optimizers.items():
             parameters = dict(self.recipe.players[name].named_parameters())
             for parameter in parameters.values():
@@ -67,18 +69,23 @@ class SingleProcess:
             phases: What is due.
             batch: The local samples.
             first: The global index of the first one.
-            micro: How many samples go through the networks at once.
+            micro: How many samples go through the networks at once: whole groups of the stage, or all.
 
         Returns:
             The mean over the global batch of every loss and statistic, as scalars on the device.
         """
+        # A smaller group would not fail but give other results: the networks take what is there as one group.
+        assert micro % self.group == 0 or micro >= len(batch.images)
         samples = torch.arange(first, first + len(batch.images), device=self.device)
+        micro = min(micro, len(samples))
         means: Means = {}
         bad = torch.zeros_like(self.nonfinite)
         for phase in phases:
             with self._only(phase.player):
-                means |= self._accumulate(phase, batch, samples, micro)
-                bad += self._complete_gradients(phase.player)
+                new = self._accumulate(phase, batch, samples, micro)
+                assert not means.keys() & new.keys(), "two phases have a term of the same name"
+                means |= new
+                bad += self._complete_gradients(phase.player, micro / len(samples))
                 self.optimizers[phase.player].step()
             if phase.after is not None:
                 phase.after()
@@ -90,12 +97,17 @@ class SingleProcess:
         update_average(self.average, self.recipe.players[self.recipe.averaged], decay)
 
     def _accumulate(self, phase: Phase, batch: Batch, samples: Tensor, micro: int) -> Means:
+        """The means over the batch; the gradients stay as the sum over samples divided by `micro`.
+
+        Dividing by the whole batch already here would let fp16's gradients vanish: at 1024x1024 a batch of 32 made the
+        generator's wrong by a third.
+        """
         size = len(samples)
         means: Means = {}
         for start in range(0, size, micro):
             outcome = phase.function(_part(batch, samples, slice(start, start + micro), self.random))
             total = torch.stack([loss.sum() for loss in outcome.losses.values()]).sum()
-            (total / size).backward()  # type: ignore[no-untyped-call]
+            (total / micro).backward()  # type: ignore[no-untyped-call]
             for name, values in _named(phase, outcome):
                 means[name] = means.get(name, 0) + values.detach().sum() / size
         return means
@@ -114,13 +126,14 @@ class SingleProcess:
                 parameter.requires_grad_(False)
                 parameter.grad = None
 
-    def _complete_gradients(self, player: str) -> Tensor:
-        """Fill in zeros for absent gradients and for entries that are not finite; the number of the latter."""
+    def _complete_gradients(self, player: str, factor: float) -> Tensor:
+        """Scale; fill in zeros for absent gradients and for entries that are not finite, and count the latter."""
         counts = [torch.zeros_like(self.nonfinite)]
         for parameter in self.live[player].values():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
                 continue
+            parameter.grad.mul_(factor)
             counts.append(parameter.grad.isfinite().logical_not().sum())
             parameter.grad.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
         return torch.stack(counts).sum()

@@ -43,7 +43,10 @@ class Feed:
         else:
             images, labels = self._ahead or self._copy(self._stream)
             torch.cuda.current_stream(self._device).wait_stream(self._stream)
-            images.record_stream(torch.cuda.current_stream(self._device))
+            # Made on the other stream: the allocator must not reuse the memory before this one is done with it.
+            for tensor in (images, labels):
+                if tensor is not None:
+                    tensor.record_stream(torch.cuda.current_stream(self._device))
             self._ahead = self._copy_next(self._stream)
         return Batch(images.to(self._dtype).div_(127.5).sub_(1.0), labels)
 

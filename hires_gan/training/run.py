@@ -18,7 +18,7 @@ from hires_gan.data.shards import ShardSet
 from hires_gan.errors import UsageError
 from hires_gan.evaluation.evaluator import Evaluator
 from hires_gan.progress import say
-from hires_gan.recipes.progressive import Progressive
+from hires_gan.recipes.families import build_recipe
 from hires_gan.recipes.protocol import LabelDistribution
 from hires_gan.tracking.flavour import ModelCard
 from hires_gan.tracking.tracker import Tracker
@@ -58,7 +58,7 @@ def train(plan: Plan, resolved: str) -> bool:
     try:
         saved = find_checkpoint(plan, folder, shards)
         config = folder.write_config(resolved)
-        recipe = Progressive(plan.recipe, plan.batch.size, DTYPES[plan.precision], plan.run.seed, labels)
+        recipe = build_recipe(plan.recipe, plan.batch.size, DTYPES[plan.precision], plan.run.seed, labels)
         tracker = start_tracking(plan, folder, saved, config)
     except BaseException:
         folder.discard_if_new()

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from hires_gan.data.settings import DataSettings
 from hires_gan.evaluation.settings import EvaluationSettings
-from hires_gan.recipes.settings import ProgressiveSettings
+from hires_gan.recipes.settings import RecipeSettings
 from hires_gan.settings import Cadence, IntByResolution, Positive, PositiveInt, Settings
 from hires_gan.tracking.settings import TrackingSettings
 
@@ -95,7 +95,7 @@ class Plan(Protocol):
     @property
     def data(self) -> DataSettings: ...  # noqa: D102
     @property
-    def recipe(self) -> ProgressiveSettings: ...  # noqa: D102
+    def recipe(self) -> RecipeSettings: ...  # noqa: D102
     @property
     def batch(self) -> BatchSettings: ...  # noqa: D102
     @property

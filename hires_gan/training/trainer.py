@@ -163,8 +163,10 @@ class Trainer:
         is_best = self.progress.best is not None and self.progress.best[1] == nimg
         cadence = self.cadences["checkpoint"]
         wanted = ended or is_best or self.stop.wanted is not None
-        if cadence.due(nimg) or (wanted and 0 < nimg != cadence.last):
+        if wanted and 0 < nimg != cadence.last:
             self._save()
+        elif cadence.due(nimg):
+            self._save_if_finite()
 
     def _due(self, what: str, ended: bool) -> bool:
         """Whether something is due now: by its cadence, or because the run ends; never twice at one nimg."""
@@ -244,11 +246,15 @@ class Trainer:
                 images = self.recipe.sample(self.backend.average, samples, nimg)
             yield enlarge(to_uint8(images), resolution)
 
-    def _save(self) -> None:
-        """Write a checkpoint, unless the last step was bad: then the next good one does."""
+    def _save_if_finite(self) -> None:
+        """Write a checkpoint, unless the last step was bad: then it stays due, for the next good one."""
         if int(self.backend.streak):
-            say("the last step had gradients that are not finite: no checkpoint is written behind it")
-            return
+            say("the last step had gradients that are not finite: the checkpoint is written behind the next good one")
+        else:
+            self._save()
+
+    def _save(self) -> None:
+        """Write a checkpoint, make it the latest, and delete those that are not kept."""
         nimg = self.progress.nimg
         self.cadences["checkpoint"].done(nimg)
         progress = {

@@ -65,6 +65,13 @@ def test_decodes_into_a_place_of_a_batch(name, side, mirror):
     assert (batch[[0, 2]] == 77).all()
 
 
+def test_mirrors_images_of_many_rows():
+    image = np.random.default_rng(0).integers(0, 256, (512, 512, 3), np.uint8)
+    place = torch.zeros(512, 512, 3, dtype=torch.uint8)
+    decode_into(file(image, "PNG"), place, True)
+    assert np.array_equal(place.numpy(), image[:, ::-1])
+
+
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 4), st.randoms(use_true_random=False))
 @settings(max_examples=60, deadline=None)
 def test_halve_is_the_exact_mean_rounded_to_even(height, width, channels, random):

@@ -105,7 +105,7 @@ def test_what_is_no_checkpoint_is_said(make_checkpoint, tmp_path):
     state = json.loads((stranger.folder / "state.json").read_text())
     state["configuration"]["recipe"]["name"] = "stylegan9"
     (stranger.folder / "state.json").write_text(json.dumps(state))
-    with pytest.raises(Failure, match="holds a stylegan9 model, which this version does not know"):
+    with pytest.raises(Failure, match="holds a stylegan9 model with settings that this version does not know"):
         generate(str(stranger.folder), [0], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -88,6 +88,16 @@ LOSSES: list[dict[str, Any]] = [
 ]
 
 
+def test_a_micro_batch_of_broken_groups_is_not_computed() -> None:
+    recipe = progressive(torch.float32)
+    backend = SingleProcess(recipe, CPU, seed=3)
+    backend.enter(recipe.stages[0])
+    for micro in (1, 3):
+        with pytest.raises(AssertionError):
+            backend.step(recipe.phases(0), reals(8, 4), 0, micro)
+    backend.step(recipe.phases(0), reals(8, 4), 0, 9)
+
+
 def largest(values: Tensor) -> float:
     return float(values.abs().max())
 
@@ -389,6 +399,17 @@ def test_the_running_average_follows_the_averaged_player_alone() -> None:
     for name, value in backend.average.state_dict().items():
         now = toy.players["left"].state_dict()[name]
         torch.testing.assert_close(value, 0.75 * start[name] + 0.25 * now, rtol=1e-14, atol=0)
+
+
+def test_a_large_batch_does_not_make_gradients_in_fp16_vanish() -> None:
+    def faint(module: nn.Module, step: Step) -> Tensor:
+        used: Tensor = module["used"]  # type: ignore[index]
+        return (used[0].half() * step.batch.images.new_full((len(step.batch.images),), 2.0**-20).half()).double()
+
+    toy, backend = toy_backend({"left": faint})
+    gradients = record_gradients(backend)
+    backend.step(toy.phases(0), toy_batch(64), 0, 1)  # 2^-20 / 64 is zero in fp16
+    assert gradients["left.used"].tolist() == [2.0**-20, 0.0]
 
 
 # What a checkpoint holds.

@@ -1,0 +1,103 @@
+"""Every command of the README runs as it stands there: long ones shortened, `make` as far as its recipe."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BIN = Path(sys.executable).parent
+
+# A run of the README, shortened to two steps at 4x4 of small networks.
+SHORT = [
+    "run.total_kimg=0.256",
+    "recipe.generator.fmap_base=512",
+    "recipe.discriminator.fmap_base=512",
+    "evaluation.count=4",
+    "samples.count=4",
+]
+
+
+def bash_commands() -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+def python_block() -> str:
+    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    return block
+
+
+def test_the_readme_has_commands():
+    commands = bash_commands()
+    assert {"make demo", "make test", "hires-gan doctor"} <= set(commands)
+    assert len(commands) >= 8
+
+
+@pytest.mark.parametrize("command", [c for c in bash_commands() if c.startswith("make")])
+def test_make_knows_the_target(command):
+    done = subprocess.run([*shlex.split(command), "-n"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def shortened(command: str) -> list[str]:
+    words = shlex.split(command)
+    assert words[0] == "hires-gan", f"the README has a command that this test does not know: {command}"
+    words[0] = str(BIN / "hires-gan")
+    if words[1] == "train":
+        words += SHORT
+    if words[1:3] == ["bench", "input"]:
+        words += ["--resolution", "64", "--seconds", "0.5"]
+    return words
+
+
+def test_the_commands_run_in_their_order(tmp_path):
+    """The user's story, from a folder of images to generated ones, in an empty folder with the shipped configs."""
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "my-images").mkdir()
+    generator = np.random.default_rng(0)
+    for number in range(6):
+        pixels = generator.integers(0, 255, (260, 300, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "my-images" / f"{number}.jpg")
+    for command in (c for c in bash_commands() if not c.startswith("make")):
+        done = subprocess.run(shortened(command), cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+    assert len(list((tmp_path / "images").glob("seed*.png"))) == 16
+    code = python_block().replace("[4, 3, 256, 256]", "").replace("512)", "512)\nassert images.shape == (4, 3, 4, 4)")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_commands_in_the_table_parse(tmp_path):
+    """`hires-gan X` in the table of commands: each is a command with a help page."""
+    table = re.findall(r"^\| `hires-gan (\w+)", README, re.MULTILINE)
+    assert table == ["prepare", "train", "generate", "config", "bench", "doctor"]
+    for command in table:
+        done = subprocess.run([str(BIN / "hires-gan"), command, "--help"], capture_output=True, text=True)
+        assert done.returncode == 0
+
+
+def test_accelerate_launch_is_the_same(tmp_path):
+    (line,) = re.findall(r"`(accelerate launch [^`]*)`", README)
+    words = shlex.split(line.replace("CONFIG", str(ROOT / "configs" / "demo.yaml")))
+    overrides = ["run.total_kimg=0.064", "run.name=launched", "evaluation.every_kimg=null", "samples.count=4"]
+    launched = [str(BIN / words[0]), *words[1:], *overrides]
+    done = subprocess.run(launched, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs" / "launched" / "checkpoints" / "latest").is_file()
+
+
+def test_files_that_the_readme_links_are_there():
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
+    for path in re.findall(r"`(tests/[\w/.]+\.py)", README):
+        assert (ROOT / path).is_file(), path
