@@ -35,9 +35,9 @@ Overrides = Annotated[
 
 def main() -> None:
     """Run the command line; a failure is one sentence on standard error."""
-    # Read when torch is loaded. Without it, threads that wait for each other keep their core busy, and a machine that
+    # Read when torch is loaded. By default, threads that wait for each other keep their core busy, and a machine that
     # does anything else, such as decoding images, computes up to twenty times slower on its CPU.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         app()
     except UsageError as error:
@@ -174,6 +174,22 @@ def doctor(
     checks = examine(quick, load_configuration(config) if config else None)
     Console(soft_wrap=True, highlight=False).print(report(checks))
     raise typer.Exit(exit_code(checks))
+
+
+@bench_app.command("input")
+def bench_input_command(
+    shards: Annotated[Path | None, typer.Option(help="A shard folder; by default one is made of photographs.")] = None,
+    resolution: Annotated[int, typer.Option(help="Side of the decoded images.")] = 1024,
+    workers: Annotated[int | None, typer.Option(help="Processes; by default as many as there are cores.")] = None,
+    seconds: Annotated[float, typer.Option(help="How long to measure each of the two.")] = 20.0,
+    out: Annotated[Path | None, typer.Option(help="A JSON file for the result.")] = None,
+) -> None:
+    """Compare the input with its decoder alone."""
+    from hires_gan.bench.input import bench_input, table
+
+    count = workers if workers is not None else len(os.sched_getaffinity(0))
+    for line in table(bench_input(shards, resolution, count, seconds, out)):
+        typer.echo(line)
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 
 from hires_gan.errors import Failure
+from hires_gan.settings import is_power_of_two
 
 _BAND = 128
 """Rows that are flipped at a time."""
@@ -47,7 +48,7 @@ def decode_into(data: bytes, out: Tensor, mirror: bool) -> None:
     image = decode(data)
     size = out.shape[0]
     height, width = image.shape[:2]
-    if height != width or height < size or height % size:
+    if height != width or height % size or not is_power_of_two(height // size):
         raise Failure(f"an image of {width}x{height} pixels stands where a square of {size} times a power of two must")
     while image.shape[0] > size:
         image = halve(image)

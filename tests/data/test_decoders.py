@@ -92,7 +92,9 @@ def test_halve_rounds_every_possible_sum():
     assert pictures.halve(image).flatten().tolist() == wanted
 
 
-@pytest.mark.parametrize(("width", "height", "side"), [(64, 32, 32), (32, 32, 64), (48, 48, 32), (65, 65, 64)])
+@pytest.mark.parametrize(
+    ("width", "height", "side"), [(64, 32, 32), (32, 32, 64), (48, 48, 32), (48, 48, 16), (65, 65, 64)]
+)
 def test_other_sizes_are_refused(width, height, side):
     data = file(np.zeros((height, width, 3), np.uint8), "PNG")
     with pytest.raises(Failure, match=rf"an image of {width}x{height} pixels stands where a square of {side} times"):
