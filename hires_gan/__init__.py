@@ -1,4 +1,4 @@
-"""Train Progressive GAN, StyleGAN and MUNIT at 1024x1024 on your own images, on one GPU or on many nodes."""
+"""Train Progressive GAN at up to 1024x1024 on your own images."""
 
 from __future__ import annotations
 

@@ -22,11 +22,14 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from hires_gan.errors import Failure
+from hires_gan.progress import say
 
 FORMAT_VERSION = 1
 STATE = "state.json"
 LATEST = "latest"
 BEST = "best"
+
+_GO_BACK = "to go on from an older one, write its name into the file `latest` beside it"
 
 Tensors = dict[str, torch.Tensor]
 
@@ -59,7 +62,7 @@ class Checkpoint:
         if expected is None or not path.is_file():
             raise Failure(f"{self.folder} has no {path.name}; it holds {', '.join(sorted(self.state['files']))}")
         if _sha256(path) != expected:
-            raise Failure(f"{path} is not what was written (its sha256 differs); use another checkpoint of the run")
+            raise Failure(f"{path} is not what was written (its sha256 differs); {_GO_BACK}")
         loaded: Tensors = load_file(path)
         return loaded
 
@@ -148,7 +151,7 @@ def read(folder: Path) -> Checkpoint:
     except FileNotFoundError:
         raise Failure(f"{folder} is no checkpoint: it has no {STATE}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise Failure(f"{folder / STATE} is damaged ({error}); use another checkpoint of the run") from error
+        raise Failure(f"{folder / STATE} is damaged ({error}); {_GO_BACK}") from error
     if state.get("format") != FORMAT_VERSION:
         raise Failure(f"{folder} has format {state.get('format')}; this version reads format {FORMAT_VERSION}")
     return Checkpoint(folder, state)
@@ -164,16 +167,23 @@ def latest(root: Path) -> Checkpoint | None:
     if name is not None and (root / name / STATE).is_file():
         return read(root / name)
     names = _names(root)
+    if names and name is not None:
+        say(f"{root / LATEST} names {name}, which is not there: taking {names[-1]}, the newest that is")
     return read(root / names[-1]) if names else None
 
 
 def prune(root: Path, keep: int) -> None:
-    """Delete all but the last `keep` checkpoints and the one that `best` points to."""
+    """Delete all but the last `keep` checkpoints and the one that `best` points to.
+
+    The last ones are those up to the one that `latest` names: what lies behind it was abandoned by going back, and is
+    left alone until the run reaches it again.
+    """
     for leftover in root.glob(".*.partial"):
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
-    best = pointed(root, BEST)
-    for name in _names(root)[:-keep]:
+    best, newest = pointed(root, BEST), pointed(root, LATEST)
+    reached = [name for name in _names(root) if newest is None or name <= newest]
+    for name in reached[:-keep]:
         if name != best:
             _set_aside(root / name)
 

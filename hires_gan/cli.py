@@ -20,7 +20,7 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Train Progressive GAN, StyleGAN and MUNIT at 1024x1024 on your own images.",
+    help="Train Progressive GAN at up to 1024x1024 on your own images.",
 )
 config_app = typer.Typer(no_args_is_help=True, help="Look at a configuration without running it.")
 bench_app = typer.Typer(no_args_is_help=True, help="Measure this machine.")
@@ -121,7 +121,9 @@ def generate(
     checkpoint: Annotated[str, typer.Argument(help="A checkpoint, a run's folder, or models:/NAME/VERSION.")],
     out: Annotated[Path, typer.Option(help="The folder of the images.")],
     seeds: Annotated[str, typer.Option(help="Numbers and ranges: 0-15 or 1,5,8-10.")] = "0-15",
-    truncation: Annotated[float, typer.Option(help="Not for Progressive GAN, whose latents have one length.")] = 1.0,
+    truncation: Annotated[
+        float, typer.Option(help="Not for Progressive GAN, which has no space of styles to truncate in.")
+    ] = 1.0,
     label: Annotated[int | None, typer.Option("--class", help="The class, for a conditional generator.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default a GPU if there is one.")] = None,
 ) -> None:
@@ -151,7 +153,9 @@ def config_check(config: Config, overrides: Overrides = None) -> None:
 
 
 @config_app.command("schema")
-def config_schema() -> None:
+def config_schema(
+    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="Not needed: all have one schema.")] = None,
+) -> None:
     """Print the JSON schema of configurations, with a description for every key."""
     import json
 
@@ -186,8 +190,9 @@ def bench_input_command(
 ) -> None:
     """Compare the input with its decoder alone."""
     from hires_gan.bench.input import bench_input, table
+    from hires_gan.cores import usable_cores
 
-    count = workers if workers is not None else len(os.sched_getaffinity(0))
+    count = workers if workers is not None else usable_cores()
     for line in table(bench_input(shards, resolution, count, seconds, out)):
         typer.echo(line)
 

@@ -61,8 +61,8 @@ class Configuration(Settings):
     """Where runs are recorded."""
 
     @model_validator(mode="after")
-    def _batches_are_whole_groups(self) -> Self:
-        problems = list(_batch_problems(self))
+    def _blocks_fit_together(self) -> Self:
+        problems = [*_batch_problems(self), *_metric_problems(self)]
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -128,6 +128,7 @@ class _Entries(dict[Any, Any]):
 
 
 _SCHEMA = Schema(Configuration)
+_LOWEST_FOR_SWD = 16  # the metric's own constant is out of reach here: importing it imports torch
 
 
 def _batch_problems(configuration: Configuration) -> Iterator[str]:
@@ -154,6 +155,15 @@ def _batch_problems(configuration: Configuration) -> Iterator[str]:
                 f"{resolution} (batch.size {size}, recipe.discriminator.group_size {group}); "
                 f"take a multiple of {group}, or auto"
             )
+
+
+def _metric_problems(configuration: Configuration) -> Iterator[str]:
+    resolution = configuration.recipe.resolution
+    if "swd" in configuration.evaluation.metrics and resolution < _LOWEST_FOR_SWD:
+        yield (
+            f"evaluation.metrics has swd, which needs recipe.resolution to be {_LOWEST_FOR_SWD} or more, but it is "
+            f"{resolution}; set evaluation.metrics=[] and evaluation.best=null, or take a higher resolution"
+        )
 
 
 def _chain(path: Path) -> list[Document]:

@@ -19,6 +19,8 @@ from typing import Literal
 import yaml
 from rich.text import Text
 
+from hires_gan.cores import usable_cores
+from hires_gan.data.settings import automatic_workers
 from hires_gan.doctor_devices import GIB, Finding, Status, compiler, cuda, driver, gpu_count, importable_torch, toolkit
 from hires_gan.errors import Failure
 from hires_gan.tracking.settings import TrackingSettings
@@ -223,26 +225,17 @@ def _accelerate() -> Finding:
 
 
 def _processors(workers: int | Literal["auto"]) -> Finding:
-    cores = len(os.sched_getaffinity(0))
-    usable = min(cores, _quota() or cores)
+    cores, usable = len(os.sched_getaffinity(0)), usable_cores()
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    found = f"{cores} cores" if usable == cores else f"{cores} cores, of which the container may use {usable:g}"
-    if workers == "auto":
-        return Finding("ok", found)
-    asked = f"data.workers is {workers}" + (f" in each of {processes} processes" if processes > 1 else "")
-    if workers * processes > usable:
-        fitting = max(0, int(usable) // processes - 1)
-        return Finding("wrong", f"{found}, but {asked}", f"set data.workers={fitting}, or auto")
+    found = f"{cores} cores" if usable == cores else f"{cores} cores, of which the container may use {usable}"
+    automatic = automatic_workers(processes)
+    meaning = f"auto, {automatic}" if workers == "auto" else str(workers)
+    asked = f"data.workers is {meaning}" + (f" in each of {processes} processes" if processes > 1 else "")
+    if automatic * processes > usable and workers != 0:
+        return Finding("wrong", f"{found}, but {asked}", "set data.workers=0, or start fewer processes")
+    if workers != "auto" and workers * processes > usable:
+        return Finding("wrong", f"{found}, but {asked}", f"set data.workers={automatic}, or auto")
     return Finding("ok", f"{found}; {asked}")
-
-
-def _quota() -> float | None:
-    """How many cores a container may keep busy (cgroup version 2); None if nothing limits it."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-    except (OSError, ValueError):
-        return None
-    return None if quota == "max" else int(quota) / int(period)
 
 
 def _open_files() -> Finding:

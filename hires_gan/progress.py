@@ -26,10 +26,13 @@ class ProgressBar:
         total: How many units there are; None if that is not known.
         unit: What one unit is called, in the plural.
         every: Seconds between two plain lines where there is no terminal.
+        lasting: Whether it stays on the screen, or as a last plain line, when all is done.
     """
 
-    def __init__(self, title: str, total: int | None, unit: str = "images", every: float = 10.0) -> None:
-        self.title, self.total, self.unit, self.every = title, total, unit, every
+    def __init__(
+        self, title: str, total: int | None, unit: str = "images", every: float = 10.0, lasting: bool = True
+    ) -> None:
+        self.title, self.total, self.unit, self.every, self.lasting = title, total, unit, every, lasting
         self.done = 0
         self._start = self._last_line = time.monotonic()
         self._task: TaskID | None = None
@@ -42,6 +45,7 @@ class ProgressBar:
                 TextColumn("{task.fields[note]}"),
                 TimeRemainingColumn(),
                 console=console,
+                transient=not lasting,
             )
 
     def __enter__(self) -> Self:
@@ -53,7 +57,7 @@ class ProgressBar:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif kind is None:
+        elif kind is None and self.lasting:
             self._line()
 
     @property

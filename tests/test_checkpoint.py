@@ -79,6 +79,16 @@ def test_prune_keeps_the_last_and_the_best(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == ["000000000002", "000000000005", "000000000006"]
 
 
+def test_prune_after_going_back_keeps_what_was_just_written(tmp_path):
+    for nimg in (1, 3):
+        checkpoint.write(tmp_path, nimg, parts(), {})
+    checkpoint.point(tmp_path, checkpoint.LATEST, "000000000001")
+    checkpoint.write(tmp_path, 2, parts(), {})
+    checkpoint.prune(tmp_path, 1)
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == ["000000000002", "000000000003"]
+    assert checkpoint.latest(tmp_path).nimg == 2
+
+
 def test_leftovers_of_a_kill_are_not_taken_for_checkpoints(tmp_path):
     checkpoint.write(tmp_path, 5, parts(), {})
     partial = tmp_path / ".000000000009.partial"

@@ -14,8 +14,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from hires_gan import config
 from hires_gan.config import Configuration, json_schema, load_configuration, to_yaml
 from hires_gan.errors import UsageError
+from hires_gan.evaluation import swd
 from hires_gan.training.settings import Plan
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -355,6 +357,17 @@ def test_the_map_of_batch_sizes_covers_the_first_resolution(small: Path) -> None
     load_configuration(small, ["batch.size={8: 16}", "recipe.schedule.start_resolution=8"])
 
 
+def test_swd_needs_a_pyramid(small: Path) -> None:
+    assert errors(small, "recipe.resolution=8") == [
+        "evaluation.metrics has swd, which needs recipe.resolution to be 16 or more, but it is 8; set "
+        "evaluation.metrics=[] and evaluation.best=null, or take a higher resolution"
+    ]
+    load_configuration(small, ["recipe.resolution=16"])
+    off = load_configuration(small, ["recipe.resolution=8", "evaluation.metrics=[]", "evaluation.best=null"])
+    assert (off.evaluation.metrics, off.evaluation.best) == ((), None)
+    assert config._LOWEST_FOR_SWD == swd.LOWEST_RESOLUTION
+
+
 # There and back
 
 
@@ -393,6 +406,7 @@ configurations = st.fixed_dictionaries(
         "batch": st.fixed_dictionaries({"size": by_resolution(st.integers(1, 50).map(lambda groups: 4 * groups))}),
         "ema": st.just({"half_life_batches": 693}) | st.builds(lambda value: {"half_life_kimg": value}, positive),
         "checkpoint": st.fixed_dictionaries({"every_kimg": st.none() | positive}),
+        "evaluation": st.just({"metrics": [], "best": None}),  # any metric would ask for a resolution
         "tracking": st.fixed_dictionaries({"uri": st.none() | awkward, "experiment": awkward}),
     }
 ).map(Configuration.model_validate)

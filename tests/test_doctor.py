@@ -15,6 +15,8 @@ import pytest
 
 from hires_gan import doctor, doctor_devices
 from hires_gan.config import Configuration
+from hires_gan.data import settings
+from hires_gan.data.settings import automatic_workers
 from hires_gan.doctor import Check, examine, exit_code, report
 from hires_gan.tracking.settings import TrackingSettings
 
@@ -242,12 +244,29 @@ def test_more_workers_than_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     checks = {check.name: check for check in examine(quick=True, configuration=configured(workers=256, dir=tmp_path))}
     assert checks["processors"].status == ("wrong" if cores < 256 else "ok")
     assert checks["disk"].found.endswith(f"free at {tmp_path}")
-    assert doctor._processors("auto").status == "ok"
+    automatic = doctor._processors("auto")
+    assert automatic.status == "ok"
+    assert automatic.found.endswith(f"; data.workers is auto, {automatic_workers(1)}")
     assert doctor._processors(0).found.endswith("; data.workers is 0")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1000")
     finding = doctor._processors(2)
     assert finding.found.endswith("but data.workers is 2 in each of 1000 processes")
-    assert finding.remedy == "set data.workers=0, or auto"
+    assert finding.remedy == "set data.workers=0, or start fewer processes"
+    finding = doctor._processors("auto")
+    assert finding.status == "wrong"
+    assert finding.found.endswith("but data.workers is auto, 1 in each of 1000 processes")
+    assert doctor._processors(0).status == "ok"
+
+
+def test_workers_in_a_container_with_a_quota(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(64)))
+    for module in (doctor, settings):
+        monkeypatch.setattr(module, "usable_cores", lambda: 4)
+    start = "64 cores, of which the container may use 4"
+    assert doctor._processors("auto") == ("ok", f"{start}; data.workers is auto, 3", "")
+    assert doctor._processors(4).status == "ok"
+    assert doctor._processors(63) == ("wrong", f"{start}, but data.workers is 63", "set data.workers=3, or auto")
 
 
 def test_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from hires_gan.data.manifest import IMAGE
 from hires_gan.data.pictures import DEFAULT_MAX_PIXELS, Crop, Encode, Filter, PictureOptions
 from hires_gan.data.sources import Listing
 from hires_gan.errors import Failure, UsageError
-from hires_gan.settings import Settings
+from hires_gan.settings import Settings, is_power_of_two
 
 _SMALLEST = 4
 _SHARD_PIXELS = 2**28
@@ -38,7 +38,7 @@ class PrepareOptions(Settings):
     shard_images: int | None = Field(default=None, ge=1)
     """Source images per shard; null chooses by the resolution."""
     processes: int | None = Field(default=None, ge=1)
-    """Worker processes; null takes one per processor."""
+    """Worker processes; null takes one per usable core."""
     max_rejected: float = Field(default=0.01, ge=0, le=1)
     """The largest share of images that may be rejected."""
     max_pixels: int = Field(default=DEFAULT_MAX_PIXELS, ge=1)
@@ -86,7 +86,7 @@ class PrepareOptions(Settings):
 
 
 def _is_size(value: int) -> bool:
-    return value >= _SMALLEST and value & (value - 1) == 0
+    return value >= _SMALLEST and is_power_of_two(value)
 
 
 class Command(Settings):

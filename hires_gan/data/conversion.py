@@ -103,11 +103,6 @@ def image_workers(options: PictureOptions, processes: int) -> Workers[Reference,
     return Workers(functools.partial(convert, options), processes)
 
 
-def available_processes() -> int:
-    """Return how many processors this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
 def _enter_worker() -> None:
     """Leave Ctrl-C to the parent, and end with it: a pool's workers would wait forever for a parent that was killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -20,7 +20,7 @@ from hires_gan.errors import Failure, UsageError
 from hires_gan.progress import ProgressBar
 
 PREFIX = "demo:"
-_VERSION = 1
+_VERSION = 2
 """Part of the folder's name: a changed recipe makes a new set instead of reusing the old one."""
 _RESOLUTION = 64
 _SCALES = (1.0, 0.85, 0.7, 0.55)

@@ -7,7 +7,6 @@ its share of every batch into a slot of a shared ring and hands over the slot's 
 from __future__ import annotations
 
 import itertools
-import os
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from torch import Tensor
 from hires_gan.data.decoders import decode_into
 from hires_gan.data.order import Order
 from hires_gan.data.ring import Ring
-from hires_gan.data.settings import DataSettings
+from hires_gan.data.settings import DataSettings, automatic_workers
 from hires_gan.data.shards import IMAGE, ShardSet
 from hires_gan.data.workers import WorkerPool
 from hires_gan.errors import Failure
@@ -188,8 +187,3 @@ class Loader:
         else:
             self.workers.wait(turn)
         return Loaded(request.samples, images.permute(0, 3, 1, 2), self.reader.labels(request.samples))
-
-
-def automatic_workers(share: int) -> int:
-    """Workers per training process: the cores of this machine divided among `share` processes, less one for each."""
-    return max(1, len(os.sched_getaffinity(0)) // share - 1)

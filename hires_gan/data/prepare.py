@@ -15,8 +15,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from hires_gan.cores import usable_cores
 from hires_gan.data.command import Command, PrepareOptions, command, read_command
-from hires_gan.data.conversion import Converted, available_processes, image_workers
+from hires_gan.data.conversion import Converted, image_workers
 from hires_gan.data.manifest import MANIFEST, Manifest, ShardEntry, index_name, labels_name, read_manifest
 from hires_gan.data.sources import Listing, list_sources
 from hires_gan.data.working_folder import BEGUN, WORK, working_folder
@@ -204,7 +205,7 @@ def _make_shards(out: Path, listing: Listing, options: PrepareOptions) -> _Progr
     if done:
         say(f"continuing in {out}: {done:,} of {len(listing.references):,} images are done")
     rest = listing.references[done:]
-    workers = image_workers(options.picture_options(), min(options.processes or available_processes(), len(rest) or 1))
+    workers = image_workers(options.picture_options(), min(options.processes or usable_cores(), len(rest) or 1))
     with ProgressBar("prepare", len(rest)) as bar, contextlib.closing(workers.map(rest)) as results:
         for first in range(done, len(listing.references), per_shard):
             try:

@@ -21,7 +21,7 @@ def working_folder(out: Path) -> Iterator[Path]:
     """Hold `.prepare` in the output folder, alone; if nothing was begun, an error leaves nothing behind.
 
     Raises:
-        Failure: Another process holds it.
+        Failure: Another process holds it, or it cannot be made or locked.
     """
     work = out / WORK
     with _locked(work):
@@ -55,8 +55,13 @@ def _locked(work: Path) -> Iterator[None]:
         with file:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except (BlockingIOError, PermissionError):  # EAGAIN or EACCES: somebody else holds it
                 raise Failure(f"{work.parent} is being prepared by another process: wait for it, or end it") from None
+            except OSError as error:
+                raise Failure(
+                    f"{work}/lock cannot be locked ({error.strerror}): choose an output folder on a file system with "
+                    "locks, such as a local disk"
+                ) from None
             if not _is_same(file.fileno(), work / "lock"):
                 continue  # what was locked is the other process's deleted file
             yield

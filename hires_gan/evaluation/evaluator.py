@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import psutil
 import torch
 from torch import Tensor
 
 from hires_gan.data.loader import Loader, Request
 from hires_gan.data.settings import DataSettings
 from hires_gan.data.shards import ShardSet
+from hires_gan.errors import Failure, UsageError
 from hires_gan.evaluation.settings import EvaluationSettings
-from hires_gan.evaluation.swd import Descriptors, mean_distance, sliced_wasserstein
+from hires_gan.evaluation.swd import LOWEST_RESOLUTION, Descriptors, level_distance, mean_distance, memory_needed
+from hires_gan.progress import ProgressBar
 
 Images = Callable[[int], Iterator[Tensor]]
 """From a count to that many generated images, in parts: uint8 `[n, 3, r, r]`."""
@@ -30,6 +33,9 @@ class Evaluator:
         data: The `data` block; its workers decode the reals.
         resolution: Side at which both are compared, at most that of the shards.
         device: Where the metrics are computed.
+
+    Raises:
+        UsageError: If a metric cannot be taken at the resolution.
     """
 
     def __init__(
@@ -40,6 +46,12 @@ class Evaluator:
         resolution: int,
         device: torch.device,
     ) -> None:
+        if "swd" in settings.metrics and resolution < LOWEST_RESOLUTION:
+            raise UsageError(
+                f"evaluation.metrics has swd, which needs images of at least {LOWEST_RESOLUTION} pixels, but "
+                f"recipe.resolution is {resolution}; raise it, or set evaluation.metrics to [] and evaluation.best to "
+                f"null"
+            )
         self.settings, self.shards, self.data = settings, shards, data
         self.resolution, self.device = resolution, device
         self.count = min(settings.count, len(shards))
@@ -50,28 +62,53 @@ class Evaluator:
 
         Args:
             fakes: Gives generated images at the full resolution.
-            stopped: Asked now and then; the measurement is given up once it is true.
+            stopped: Asked between batches of images and between levels of the distance; the measurement is given up
+                once it is true.
 
         Returns:
             Values by metric, with `swd/<resolution>` for the levels of the distance; None if it was given up.
+
+        Raises:
+            Failure: If the host has too little memory for so many images.
         """
         if "swd" not in self.settings.metrics:
             return {}
-        real = self._real or self._describe(self._reals(), stopped)
-        self._real = real
-        fake = None if real is None else self._describe(fakes(self.count), stopped)
-        if real is None or fake is None:
+        self._check_memory()
+        if self._real is None:
+            self._real = self._describe("describing reals", self._reals(), stopped)
+        if self._real is None:
             return None
-        levels = sliced_wasserstein(real, fake)
-        return {"swd": mean_distance(levels)} | {f"swd/{level}": value for level, value in levels.items()}
+        fake = self._describe("generating and describing fakes", fakes(self.count), stopped)
+        return None if fake is None else self._compare(self._real, fake, stopped)
 
-    def _describe(self, images: Iterator[Tensor], stopped: Callable[[], bool]) -> Descriptors | None:
+    def _check_memory(self) -> None:
+        needed = memory_needed(self.resolution, self.count, sets=1 if self._real else 2)
+        available = psutil.virtual_memory().available
+        if needed > available:
+            raise Failure(
+                f"evaluation.count {self.count} at {self.resolution}x{self.resolution} needs {needed / 2**30:.1f} GiB "
+                f"of memory, but only {available / 2**30:.1f} GiB are available; lower it, or free memory"
+            )
+
+    def _describe(self, title: str, images: Iterator[Tensor], stopped: Callable[[], bool]) -> Descriptors | None:
         descriptors = Descriptors(self.resolution, self.count, self.device)
-        for part in images:
-            if stopped():
-                return None
-            descriptors.add(part.to(self.device))
+        with ProgressBar(title, self.count, lasting=False) as bar:
+            for part in images:
+                if stopped():
+                    return None
+                descriptors.add(part.to(self.device))
+                bar.advance(len(part))
         return descriptors
+
+    def _compare(self, real: Descriptors, fake: Descriptors, stopped: Callable[[], bool]) -> dict[str, float] | None:
+        levels: dict[int, float] = {}
+        with ProgressBar("comparing", len(real.resolutions), "levels", lasting=False) as bar:
+            for resolution in real.resolutions:
+                if stopped():
+                    return None
+                levels[resolution] = level_distance(real, fake, resolution)
+                bar.advance()
+        return {"swd": mean_distance(levels)} | {f"swd/{level}": value for level, value in levels.items()}
 
     def _reals(self) -> Iterator[Tensor]:
         chunks = [range(i, min(i + _CHUNK, self.count)) for i in range(0, self.count, _CHUNK)]

@@ -32,6 +32,7 @@ _LEVELS_RESERVED = 32  # random numbers of image k at level log2(resolution) are
 _PIXELS_AT_ONCE = 2**20  # per chunk of a batch: bounds the pyramid's temporaries (about 60 MB)
 _ROWS_AT_ONCE = 2**12  # patches converted to float64 at a time
 _PROJECTIONS_AT_ONCE = 2**23  # numbers sorted at a time and set (34 MB)
+_LEVELS_TO_COMPARE = 3  # what comparing one level takes beside the descriptors, in levels of one set
 
 
 def _binomial(images: Tensor, axis: int, step: int) -> Tensor:
@@ -226,14 +227,22 @@ def _distance(real: Tensor, fake: Tensor) -> float:
     return 1000 * total / (DIRECTIONS * len(real))
 
 
-def sliced_wasserstein(real: Descriptors, fake: Descriptors) -> dict[int, float]:
-    """The distance at each level of the pyramid, times 1,000: 0 for equal sets, the smaller the closer.
+def memory_needed(resolution: int, count: int, sets: int) -> int:
+    """Bytes of host memory for the descriptors of that many sets, and for comparing one level of them on the CPU."""
+    levels = resolution.bit_length() - LOWEST_RESOLUTION.bit_length() + 1
+    return count * PATCHES_PER_IMAGE * VALUES * 4 * (levels * sets + _LEVELS_TO_COMPARE)
 
-    Beside the descriptors it needs the two sets' normalised patches of one level and what is being sorted, on the
+
+def level_distance(real: Descriptors, fake: Descriptors, resolution: int) -> float:
+    """The distance at one level of the pyramid, times 1,000: 0 for equal sets, the smaller the closer.
+
+    Beside the descriptors it needs the two sets' normalised patches of the level and what is being sorted, on the
     device: 2 GB for 8,192 images each.
 
-    Returns:
-        Distance by the level's resolution, from 16 up.
+    Args:
+        real: The one set.
+        fake: The other.
+        resolution: One of their `resolutions`.
 
     Raises:
         Failure: The sets differ in resolution or in size, or are not complete.
@@ -248,7 +257,19 @@ def sliced_wasserstein(real: Descriptors, fake: Descriptors) -> dict[int, float]
             f"The sliced Wasserstein distance compares sets of equal size, but there are {real.count} real and "
             f"{fake.count} generated images; take as many of each."
         )
-    return {resolution: _distance(real.level(resolution), fake.level(resolution)) for resolution in real.resolutions}
+    return _distance(real.level(resolution), fake.level(resolution))
+
+
+def sliced_wasserstein(real: Descriptors, fake: Descriptors) -> dict[int, float]:
+    """`level_distance` at each level of the pyramid.
+
+    Returns:
+        Distance by the level's resolution, from 16 up.
+
+    Raises:
+        Failure: The sets differ in resolution or in size, or are not complete.
+    """
+    return {resolution: level_distance(real, fake, resolution) for resolution in real.resolutions}
 
 
 def mean_distance(distances: Mapping[int, float]) -> float:

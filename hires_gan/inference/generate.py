@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hires_gan.errors import Failure, UsageError
+from hires_gan.errors import UsageError
 from hires_gan.inference.images import grid, save_png, to_uint8
 from hires_gan.inference.loading import build, find
 from hires_gan.progress import ProgressBar, say
@@ -52,7 +52,7 @@ def generate(
         reference: A checkpoint, a run's folder or `models:/NAME/VERSION`.
         seeds: One image each; the same seed gives the same image in any list.
         out: The folder; made if it is not there.
-        truncation: How far latents may lie from the mean; Progressive GAN allows 1 alone.
+        truncation: How far styles may lie from their mean; Progressive GAN, which has none, allows 1 alone.
         label: The class, for a conditional generator.
         device: Where to compute; by default a GPU if there is one.
 
@@ -60,22 +60,34 @@ def generate(
         The files, the grid last.
 
     Raises:
-        UsageError: If the checkpoint is not there, or a class does not fit it.
+        UsageError: If the checkpoint is not there, or a class, the truncation or the device cannot be used.
         Failure: If the checkpoint is damaged or the folder cannot be written.
     """
+    place = _usable(device)
     network = build(find(reference))
     _check_label(network, label)
     if truncation != 1:
         raise UsageError(
-            f"--truncation is {truncation}, but Progressive GAN brings its latents to one length, so that truncating "
-            f"them would change nothing; leave it out"
+            f"--truncation is {truncation}, but Progressive GAN has no space of styles in which to truncate; "
+            f"leave it out"
         )
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    network.to(place)
+    return _write_all(network.to(place), seeds, out, label, place)
+
+
+def _usable(device: str | None) -> torch.device:
+    """The device of that name, by default a GPU if there is one.
+
+    Raises:
+        UsageError: If torch cannot compute there.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     try:
-        return _write_all(network, seeds, out, label, place)
-    except OSError as error:
-        raise Failure(f"cannot write to {out}: {error.strerror or error}") from error
+        place = torch.device(device or ("cuda" if gpus else "cpu"))
+        torch.zeros(1, device=place).cpu()  # a name may be known and the device absent
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
+        found = f"one of cpu, cuda, cuda:0 to cuda:{gpus - 1}" if gpus else "cpu, since there is no GPU"
+        raise UsageError(f"--device is {device}, which cannot be used on this machine; give {found}") from error
+    return place
 
 
 def _write_all(

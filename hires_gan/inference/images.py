@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from hires_gan.errors import Failure
+
 Pixels = npt.NDArray[np.uint8]
 
 
@@ -44,9 +46,32 @@ def grid(images: Tensor) -> Pixels:
     return pixels
 
 
+def limit_side(pixels: Pixels, most: int = 4096) -> Pixels:
+    """Reduce a picture by the smallest whole factor at which no side is longer than `most`, with box averages.
+
+    Args:
+        pixels: uint8 `[h, w, 3]`.
+        most: Pixels, at least 1.
+
+    Returns:
+        uint8 `[ceil(h / factor), ceil(w / factor), 3]`; the picture itself if it is small enough.
+    """
+    factor = math.ceil(max(pixels.shape[:2]) / most)
+    return pixels if factor == 1 else np.array(Image.fromarray(pixels).reduce(factor))
+
+
 def save_png(path: Path, pixels: Pixels) -> None:
-    """Write a PNG file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a PNG file, whole or not at all; its folder is made if it is not there.
+
+    Raises:
+        Failure: If it cannot be written.
+    """
     partial = path.with_name(f".{path.name}.partial")
-    Image.fromarray(pixels).save(partial, format="PNG")
-    partial.rename(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(partial, format="PNG")
+        partial.rename(path)
+    except OSError as error:
+        raise Failure(
+            f"cannot write {path}: {error.strerror or error}; make room, or choose a folder that can be written"
+        ) from error

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
+import sys
 import time
 import uuid
 from collections.abc import Mapping
@@ -171,7 +173,7 @@ class Tracker:
         """Where people find the run: the address of a server, or the command that opens the store."""
         if self.place.startswith(("http://", "https://")):
             return f"{self.place} (run {self.run_id})"
-        return f"mlflow ui --backend-store-uri {self.place}"
+        return shlex.join([sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", self.place])
 
     def _report_not_finite(self, nimg: int, values: Mapping[str, float]) -> None:
         for key in values.keys() - self._not_finite:

@@ -47,8 +47,16 @@ class Feed:
             for tensor in (images, labels):
                 if tensor is not None:
                     tensor.record_stream(torch.cuda.current_stream(self._device))
-            self._ahead = self._copy_next(self._stream)
+            self._ahead = None
         return Batch(images.to(self._dtype).div_(127.5).sub_(1.0), labels)
+
+    def copy_ahead(self) -> None:
+        """Start to copy the next batch to a GPU; called once the step is launched, so that both go on together."""
+        if self._stream is not None and self._ahead is None:
+            try:
+                self._ahead = self._copy(self._stream)
+            except StopIteration:
+                self._ahead = None
 
     def _fetch(self) -> tuple[Tensor, Tensor | None]:
         start = time.perf_counter()
@@ -59,13 +67,6 @@ class Feed:
     def _copy(self, stream: torch.cuda.Stream) -> tuple[Tensor, Tensor | None]:
         """Copy through pinned memory, so that the loader's own memory is free again at once."""
         images, labels = self._fetch()
-        pinned = images.pin_memory()
         with torch.cuda.stream(stream):
-            moved = pinned.to(self._device, non_blocking=True)
-            return moved, None if labels is None else labels.to(self._device)
-
-    def _copy_next(self, stream: torch.cuda.Stream) -> tuple[Tensor, Tensor | None] | None:
-        try:
-            return self._copy(stream)
-        except StopIteration:
-            return None
+            moved = images.pin_memory().to(self._device, non_blocking=True)
+            return moved, None if labels is None else labels.pin_memory().to(self._device, non_blocking=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
-from hires_gan.errors import UsageError
+from hires_gan.errors import Failure, UsageError
+from hires_gan.progress import say
 from hires_gan.training.settings import Precision
 
 DTYPES: dict[Precision, torch.dtype] = {
@@ -18,18 +19,12 @@ DTYPES: dict[Precision, torch.dtype] = {
 }
 
 
-@dataclass(frozen=True)
-class Launch:
-    """Where this process computes."""
-
-    device: torch.device
-
-
-def join_launch() -> Launch:
-    """Take the device from accelerate.
+def join_launch() -> torch.device:
+    """Take the device from accelerate, and say which it is.
 
     Raises:
-        UsageError: If the launcher asks for mixed precision, or for several processes.
+        UsageError: If the launcher asks for mixed precision, DeepSpeed, FSDP, or for several processes.
+        Failure: If there is a GPU driver, but torch sees no GPU.
     """
     mixed = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if mixed not in ("no", ""):
@@ -39,13 +34,34 @@ def join_launch() -> Launch:
         )
     from accelerate import PartialState
 
+    for engine in ("DEEPSPEED", "FSDP"):
+        if os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true":
+            raise UsageError(
+                f"the launch configuration asks for {engine}, which this version does not use; take it out there"
+            )
     state = PartialState(cpu=not torch.cuda.is_available())
     if state.num_processes != 1:
         raise UsageError(
             f"the launcher started {state.num_processes} processes; this version trains in one: "
             f"use `accelerate launch --num_processes 1 --num_machines 1`"
         )
-    return Launch(state.device)
+    say(f"training on {_described(state.device)}")
+    device: torch.device = state.device
+    return device
+
+
+def _described(device: torch.device) -> str:
+    """The device for people; what it could have been and is not must not go unsaid."""
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        others = f", 1 of {count} GPUs" if count > 1 else ""
+        return f"{torch.cuda.get_device_name(device)} ({device}{others})"
+    if Path("/dev/nvidiactl").exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
+        raise Failure(
+            "this machine has an NVIDIA driver, but torch sees no GPU: `hires-gan doctor` says why; to train on the "
+            "CPU all the same, set CUDA_VISIBLE_DEVICES to nothing"
+        )
+    return f"the CPU, {torch.get_num_threads()} threads"
 
 
 def use_full_float32() -> None:

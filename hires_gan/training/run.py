@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import platform
@@ -10,16 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from hires_gan import checkpoint
 from hires_gan.data.demo import resolve_shards
 from hires_gan.data.loader import Loader
 from hires_gan.data.shards import ShardSet
-from hires_gan.errors import UsageError
+from hires_gan.errors import Failure, UsageError
 from hires_gan.evaluation.evaluator import Evaluator
 from hires_gan.progress import say
 from hires_gan.recipes.families import build_recipe
-from hires_gan.recipes.protocol import LabelDistribution
+from hires_gan.recipes.protocol import LabelDistribution, stage_at
 from hires_gan.tracking.flavour import ModelCard
 from hires_gan.tracking.tracker import Tracker
 from hires_gan.training.backends import SingleProcess
@@ -28,7 +30,7 @@ from hires_gan.training.resume_rules import refuse_changes
 from hires_gan.training.run_folder import RunFolder
 from hires_gan.training.schedule import largest_batch
 from hires_gan.training.settings import Plan
-from hires_gan.training.trainer import Trainer
+from hires_gan.training.trainer import Trainer, micro_batch
 
 TRACKING_WAIT = 60.0
 """Seconds that a finished run waits for a tracking server that does not take what is left."""
@@ -48,7 +50,7 @@ def train(plan: Plan, resolved: str) -> bool:
         UsageError: If the configuration does not fit the data, the launcher or the checkpoint.
         Failure: If something outside went wrong.
     """
-    launch = join_launch()
+    device = join_launch()
     use_full_float32()
     if plan.run.deterministic:
         make_deterministic()
@@ -56,16 +58,16 @@ def train(plan: Plan, resolved: str) -> bool:
     labels = check_data(plan, shards)
     folder = RunFolder(plan.run.dir / plan.run.name)
     try:
-        saved = find_checkpoint(plan, folder, shards)
+        saved = find_checkpoint(plan, resolved, folder, shards)
         config = folder.write_config(resolved)
         recipe = build_recipe(plan.recipe, plan.batch.size, DTYPES[plan.precision], plan.run.seed, labels)
         tracker = start_tracking(plan, folder, saved, config)
     except BaseException:
         folder.discard_if_new()
         raise
-    backend = SingleProcess(recipe, launch.device, plan.run.seed)
+    backend = SingleProcess(recipe, device, plan.run.seed)
     resolution = plan.recipe.resolution
-    evaluator = Evaluator(plan.evaluation, shards, plan.data, resolution, launch.device)
+    evaluator = Evaluator(plan.evaluation, shards, plan.data, resolution, device)
     state = describe_run(plan, shards, tracker.run_id)
     trainer = Trainer(plan, folder, recipe, backend, evaluator, tracker, state)
     return _run(trainer, shards, saved)
@@ -83,16 +85,32 @@ def _run(trainer: Trainer, shards: ShardSet, saved: checkpoint.Checkpoint | None
             folder.write_status("running", trainer.progress.nimg)
             with Loader(shards, plan.data, plan.run.seed, largest) as loader:
                 finished = trainer.run(loader)
-            folder.write_status("finished" if finished else "preempted", trainer.progress.nimg)
             if finished:
                 log_model(trainer)
             tracker.finish("FINISHED" if finished else "KILLED", TRACKING_WAIT if finished else 5.0)
+            folder.write_status("finished" if finished else "preempted", trainer.progress.nimg)
     except BaseException as error:
-        folder.write_status("failed", trainer.progress.nimg, str(error) or type(error).__name__)
-        tracker.finish("FAILED", 5.0)
+        # What went wrong first is what is told, also where the disk is so full that this cannot be written.
+        with contextlib.suppress(Failure):
+            folder.write_status("failed", trainer.progress.nimg, str(error) or type(error).__name__)
+        with contextlib.suppress(Exception):
+            tracker.finish("FAILED", 5.0)
+        if isinstance(error, torch.OutOfMemoryError):
+            raise out_of_memory(trainer, error) from error
         raise
     report_end(trainer, finished)
     return finished
+
+
+def out_of_memory(trainer: Trainer, error: BaseException) -> Failure:
+    """What to do about a GPU that is too small."""
+    stage = trainer.recipe.stages[stage_at(trainer.recipe.stages, trainer.progress.nimg)]
+    micro = micro_batch(trainer.plan.batch, stage)
+    return Failure(
+        f"out of GPU memory at {stage.resolution}x{stage.resolution} with {micro} images at once: set batch.per_device "
+        f"below {micro} (a multiple of {stage.group}), which changes no result; the same command then goes on from the "
+        f"latest checkpoint ({str(error).splitlines()[0]})"
+    )
 
 
 def check_data(plan: Plan, shards: ShardSet) -> LabelDistribution | None:
@@ -120,7 +138,7 @@ def check_data(plan: Plan, shards: ShardSet) -> LabelDistribution | None:
     return LabelDistribution(tuple(int(count) for count in shards.label_counts))
 
 
-def find_checkpoint(plan: Plan, folder: RunFolder, shards: ShardSet) -> checkpoint.Checkpoint | None:
+def find_checkpoint(plan: Plan, resolved: str, folder: RunFolder, shards: ShardSet) -> checkpoint.Checkpoint | None:
     """The checkpoint from which the run goes on, as `run.resume` says.
 
     Raises:
@@ -131,19 +149,28 @@ def find_checkpoint(plan: Plan, folder: RunFolder, shards: ShardSet) -> checkpoi
     if saved is None:
         if plan.run.resume == "required":
             raise UsageError(f"run.resume is 'required', but {folder.checkpoints} has no checkpoint; use 'auto'")
+        folder.begin_again(resolved)
         return None
     if plan.run.resume == "never":
         raise UsageError(
             f"run.resume is 'never', but {folder.path} has the checkpoint {saved.folder.name}; "
             f"choose another run.name, or use 'auto' to go on from it"
         )
-    refuse_changes(saved.state["configuration"], plan.model_dump(mode="json"))
+    refuse_changes(_with_new_keys(saved.state["configuration"], plan), plan.model_dump(mode="json"))
     if saved.state["data"] != shards.manifest.digest():
         raise UsageError(
             f"the images in {plan.data.shards} are not those that {saved.folder} was trained on (the manifests "
             f"differ); point data.shards at the same set, or start a new run under another run.name"
         )
     return saved
+
+
+def _with_new_keys(configuration: dict[str, Any], plan: Plan) -> dict[str, Any]:
+    """A checkpoint's configuration with the defaults of keys that its version did not know yet."""
+    try:
+        return type(plan).model_validate(configuration).model_dump(mode="json")
+    except ValidationError:
+        return configuration
 
 
 def start_tracking(plan: Plan, folder: RunFolder, saved: checkpoint.Checkpoint | None, config: Path) -> Tracker:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from hires_gan.errors import Failure, UsageError
+from hires_gan.progress import say
 
 State = Literal["running", "finished", "failed", "preempted"]
 
@@ -40,10 +41,14 @@ class RunFolder:
             ) from error
         try:
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except (BlockingIOError, PermissionError):
             raise UsageError(
                 f"{path} is in use by another run; wait for it to end, or choose another run.name"
             ) from None
+        except OSError as error:
+            raise Failure(
+                f"cannot lock {path / '.lock'}: {error.strerror}; put run.dir on a file system with POSIX locks"
+            ) from error
 
     @property
     def checkpoints(self) -> Path:
@@ -66,6 +71,17 @@ class RunFolder:
         content = {"state": state, "nimg": nimg, "message": message, "process": os.getpid(), "time": time.time()}
         _replace(self.path / "status.json", json.dumps(content, indent=1) + "\n")
 
+    def begin_again(self, config: str) -> None:
+        """Start from nothing where an attempt wrote no checkpoint.
+
+        With the same configuration it repeats that attempt, whose MLflow run goes on; with another one it is a run of
+        its own, and must not hide behind what was recorded of the other.
+        """
+        recorded, before = self.path / "tracking", self.path / "config.yaml"
+        if recorded.is_dir() and not (before.is_file() and before.read_text(encoding="utf-8") == config):
+            say(f"{self.path} has no checkpoint to go on from: the run begins anew, under a new MLflow run")
+            shutil.rmtree(recorded)
+
     def discard_if_new(self) -> None:
         """Let go of the lock and, if this process made the folder, remove it: the run never began."""
         if self._new:
@@ -75,5 +91,11 @@ class RunFolder:
 
 def _replace(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.rename(path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.rename(path)
+    except OSError as error:
+        raise Failure(
+            f"cannot write {path}: {error.strerror or error}; the checkpoints are untouched: make room and run the "
+            f"same command again, which goes on from the latest one"
+        ) from error

@@ -111,3 +111,5 @@ class Plan(Protocol):
     @property
     def tracking(self) -> TrackingSettings: ...  # noqa: D102
     def model_dump(self, *, mode: str) -> dict[str, Any]: ...  # noqa: D102
+    @classmethod
+    def model_validate(cls, obj: Any) -> Self: ...  # noqa: D102

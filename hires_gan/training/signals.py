@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from types import FrameType, TracebackType
 from typing import Any, Self
-
-from hires_gan.progress import say
 
 
 class StopRequest:
@@ -34,4 +33,5 @@ class StopRequest:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.wanted is None:
             self.wanted = signal.Signals(number).name
-            say(f"{self.wanted} received: finishing the step, then writing a checkpoint")
+            # Written past all buffers: the handler may have interrupted somebody who is writing.
+            os.write(2, f"{self.wanted} received: finishing the step, then writing a checkpoint\n".encode())

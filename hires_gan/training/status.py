@@ -9,7 +9,10 @@ from typing import Self
 
 import psutil
 import torch
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
 from hires_gan.progress import console, say
 
@@ -74,7 +77,7 @@ def memory_in_use(device: torch.device) -> float:
 
 
 class StatusLine:
-    """The run's progress from the present nimg to the total.
+    """The run's progress from the present nimg to the total: a bar and two lines on a terminal, one line elsewhere.
 
     Args:
         name: The run's name.
@@ -83,42 +86,50 @@ class StatusLine:
     """
 
     def __init__(self, name: str, nimg: int, total: int) -> None:
-        self._total = total
-        self._last_line = 0.0
-        self._bar: Progress | None = None
-        if console.is_terminal:
-            self._bar = Progress(TextColumn(name), BarColumn(), TextColumn("{task.fields[line]}"), console=console)
-            self._task = self._bar.add_task(name, total=total, completed=nimg, line="")
+        self._name, self._total = name, total
+        self._last_line = self._last_refresh = 0.0
+        self._details = ""
+        self._live = Live(console=console, refresh_per_second=2) if console.is_terminal else None
+        self.advance(nimg, "")
 
     def __enter__(self) -> Self:
-        if self._bar is not None:
-            self._bar.start()
+        if self._live is not None:
+            self._live.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        if self._live is not None:
+            self._live.stop()
+
+    def advance(self, nimg: int, where: str) -> None:
+        """Move the bar, at most twice a second; cheap enough for every step."""
+        now = time.monotonic()
+        if self._live is not None and now - self._last_refresh >= 0.5:
+            self._last_refresh = now
+            lines = Table.grid(expand=True)
+            lines.add_row(Text(f"{self._name}: {nimg / 1000:.1f}/{self._total / 1000:g} kimg | {where}"))
+            lines.add_row(ProgressBar(total=self._total, completed=nimg))
+            lines.add_row(Text(self._details))
+            self._live.update(lines)
 
     def show(self, nimg: int, where: str, speed: Speed, memory: float, losses: dict[str, float]) -> None:
         """Show how the run stands; without a terminal at most every few seconds, but always at the end."""
-        line = self._line(nimg, where, speed, memory, losses)
-        if self._bar is not None:
-            self._bar.update(self._task, completed=nimg, line=line)
-        elif time.monotonic() - self._last_line >= PLAIN_EVERY or nimg >= self._total:
+        self._details = self._line(nimg, speed, memory, losses)
+        self._last_refresh = 0.0
+        self.advance(nimg, where)
+        if self._live is None and (time.monotonic() - self._last_line >= PLAIN_EVERY or nimg >= self._total):
             self._last_line = time.monotonic()
-            say(line)
+            say(f"{nimg / 1000:.1f}/{self._total / 1000:g} kimg | {where} | {self._details}")
 
-    def _line(self, nimg: int, where: str, speed: Speed, memory: float, losses: dict[str, float]) -> str:
+    def _line(self, nimg: int, speed: Speed, memory: float, losses: dict[str, float]) -> str:
         left = max(0, self._total - nimg) / 1000 * speed.seconds_per_kimg
         return " | ".join(
             (
-                f"{nimg / 1000:.1f}/{self._total / 1000:g} kimg",
-                where,
                 f"{speed.images_per_second:.1f} img/s {speed.seconds_per_kimg:.1f} s/kimg",
+                f"ETA {_duration(left)} at this speed",
                 f"data wait {speed.data_wait:.1%}",
                 f"{memory / 2**30:.1f} GiB",
                 " ".join(f"{name} {value:.3g}" for name, value in losses.items()),
-                f"ETA {_duration(left)}",
             )
         )
 

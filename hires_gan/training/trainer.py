@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from hires_gan.data.loader import Loader
 from hires_gan.ema import half_life_decay
 from hires_gan.errors import Failure
 from hires_gan.evaluation.evaluator import Evaluator
-from hires_gan.inference.images import enlarge, grid, save_png, to_uint8
+from hires_gan.inference.images import enlarge, grid, limit_side, save_png, to_uint8
 from hires_gan.progress import say
 from hires_gan.recipes.protocol import Recipe, Stage, stage_at
 from hires_gan.tracking.tracker import Tracker
@@ -30,19 +30,39 @@ from hires_gan.training.status import StatusLine, Stopwatch, memory_in_use
 _PIXELS_AT_ONCE = 4 * 1024 * 1024
 
 
+@dataclass(frozen=True)
+class Best:
+    """The best value of a metric so far; the lower the better.
+
+    Attributes:
+        metric: What was measured.
+        count: On how many images.
+        value: The value.
+        nimg: When.
+    """
+
+    metric: str
+    count: int
+    value: float
+    nimg: int
+
+    @property
+    def checkpoint(self) -> str:
+        """The name of the checkpoint that was written behind the evaluation."""
+        return f"{self.nimg:012d}"
+
+
 @dataclass
 class Progress:
     """Where a run stands: with the weights and the optimizers, all that a resume needs.
 
     Attributes:
         nimg: Images shown.
-        nonfinite: Entries of gradients that were not finite so far.
-        best: The best value of the metric that is watched, and at which nimg it was reached.
+        best: The best evaluation so far.
     """
 
     nimg: int = 0
-    nonfinite: int = 0
-    best: tuple[float, int] | None = None
+    best: Best | None = None
 
 
 class Trainer:
@@ -94,18 +114,28 @@ class Trainer:
         parts = {name: saved.tensors(name) for name in names}
         self.backend.load_weights(parts)
         state = saved.state["progress"]
-        best = state["best"]
-        self.progress = Progress(saved.nimg, state["nonfinite"], None if best is None else (best[0], best[1]))
+        self.progress = Progress(saved.nimg, self._comparable(state["best"]))
         for name, cadence in self.cadences.items():
             cadence.last = state["cadences"][name]
         self.recipe.load_state_dict(saved.state["recipe"])
-        self.backend.nonfinite.fill_(self.progress.nonfinite)
+        self.backend.nonfinite.fill_(state["nonfinite"])
+        self.backend.streak.fill_(state["streak"])
+        self.backend.longest_streak.fill_(state["streak"])
         self._enter(stage_at(self.recipe.stages, saved.nimg))
         # A checkpoint on the border of two stages holds the optimizers of the first; the second makes them anew.
         if self._stage == state["stage"]:
             self.backend.load_optimizers(parts)
         self._saved = saved
         self._mark_best()
+
+    def _comparable(self, best: dict[str, Any] | None) -> Best | None:
+        """The best value of the checkpoint, unless the configuration now measures something else."""
+        if best is None:
+            return None
+        if (best["metric"], best["count"]) != (self.plan.evaluation.best, self.evaluator.count):
+            say(f"the best {best['metric']} was measured on {best['count']} images: it is looked for anew")
+            return None
+        return Best(**best)
 
     def run(self, loader: Loader) -> bool:
         """Train to the end, or to the step boundary behind a signal.
@@ -129,8 +159,12 @@ class Trainer:
                 if self.stop.wanted:
                     break
                 self._step(step, feed)
+                status.advance(self.progress.nimg, self.recipe.describe(self.progress.nimg))
                 self._between_steps(status)
-        return self.progress.nimg >= self.total
+            if self.stop.wanted and 0 < self.progress.nimg != self.cadences["checkpoint"].last:
+                self._save()
+        # A signal behind the last step leaves the last grid and evaluation to the next start.
+        return self.progress.nimg >= self.total and self.stop.wanted is None
 
     def _step(self, step: PlannedStep, feed: Feed) -> None:
         """One step of every phase that is due."""
@@ -141,6 +175,7 @@ class Trainer:
         phases = self.recipe.phases(step.nimg)
         means = self.backend.step(phases, batch, step.nimg, micro_batch(self.plan.batch, stage))
         self.backend.update_average(average_decay(self.plan.ema, stage.batch))
+        feed.copy_ahead()
         self.progress.nimg = step.end
         self.recipe.advance(step.end, means)
         self._sum(means, step.batch)
@@ -158,12 +193,9 @@ class Trainer:
             self._log(status)
         if self._due("samples", ended):
             self._sample()
-        if self._due("evaluation", ended):
-            self._evaluate()
-        is_best = self.progress.best is not None and self.progress.best[1] == nimg
+        is_best = self._due("evaluation", ended) and self._evaluate()
         cadence = self.cadences["checkpoint"]
-        wanted = ended or is_best or self.stop.wanted is not None
-        if wanted and 0 < nimg != cadence.last:
+        if is_best or ((ended or self.stop.wanted) and 0 < nimg != cadence.last):
             self._save()
         elif cadence.due(nimg):
             self._save_if_finite()
@@ -184,11 +216,13 @@ class Trainer:
     def _log(self, status: StatusLine) -> None:
         """Send the means since the last time, show the status line, and stop a run that does not learn any more."""
         nimg, stage = self.progress.nimg, self.recipe.stages[self._stage or 0]
-        speed, memory = self._stopwatch.lap(), memory_in_use(self.backend.device)
+        start = time.perf_counter()
         values = torch.stack([total / count for total, count in self._sums.values()]).tolist() if self._sums else []
+        # Only now a GPU has done all that was launched: the wait belongs to the steps.
+        self._stopwatch.add(0, time.perf_counter() - start, 0.0)
+        speed, memory = self._stopwatch.lap(), memory_in_use(self.backend.device)
         means = dict(zip(self._sums, values, strict=True))
         self._sums = {}
-        self.progress.nonfinite = int(self.backend.nonfinite)
         self.tracker.log_metrics(
             nimg,
             means
@@ -196,7 +230,7 @@ class Trainer:
             | {"schedule/resolution": stage.resolution, "schedule/batch": stage.batch}
             | {"speed/images_per_second": speed.images_per_second, "speed/data_wait": speed.data_wait}
             | {"speed/seconds_per_kimg": speed.seconds_per_kimg, "memory/gib": memory / 2**30}
-            | {"gradients/nonfinite": self.progress.nonfinite},
+            | {"gradients/nonfinite": int(self.backend.nonfinite)},
         )
         losses = {name.removeprefix("loss/"): value for name, value in means.items() if name.startswith("loss/")}
         status.show(nimg, self.recipe.describe(nimg), speed, memory, losses)
@@ -210,30 +244,33 @@ class Trainer:
             last = f"the last good checkpoint is {self._saved.folder}" if self._saved else "there is no checkpoint yet"
             raise Failure(
                 f"{streak} steps in a row had gradients that are not finite "
-                f"({int(self.backend.nonfinite)} entries so far): the run has diverged. {last}; lower the learning "
-                f"rate, or use precision fp32 or bf16, and go on from there under another run.name"
+                f"({int(self.backend.nonfinite)} entries so far): the run has diverged. {last}; start a new run under "
+                f"another run.name with a lower learning rate, or with precision fp32 or bf16"
             )
 
     def _sample(self) -> None:
         nimg = self.progress.nimg
         count = self.plan.samples.count
-        pixels = grid(torch.cat([part.cpu() for part in self._fakes(count)]))
+        pixels = limit_side(grid(torch.cat([part.cpu() for part in self._fakes(count)])))
         save_png(self.folder.samples / f"{nimg:012d}.png", pixels)
         self.tracker.log_image("samples/grid", nimg, pixels)
         self.cadences["samples"].done(nimg)
 
-    def _evaluate(self) -> None:
+    def _evaluate(self) -> bool:
+        """Measure the running average; whether it is the best so far."""
         nimg = self.progress.nimg
         values = self.evaluator.measure(self._fakes, lambda: self.stop.wanted is not None)
         if values is None:  # a signal came meanwhile; it is due again when the run goes on
-            return
+            return False
         self.tracker.log_metrics(nimg, {f"evaluation/{name}": value for name, value in values.items()})
         for metric in self.plan.evaluation.metrics:
             say(f"{nimg / 1000:.1f} kimg: {metric} {values[metric]:.2f}")
-        watched = self.plan.evaluation.best
-        if watched and nimg and (self.progress.best is None or values[watched] < self.progress.best[0]):
-            self.progress.best = (values[watched], nimg)
         self.cadences["evaluation"].done(nimg)
+        watched, before = self.plan.evaluation.best, self.progress.best
+        if not watched or not nimg or (before is not None and values[watched] >= before.value):
+            return False
+        self.progress.best = Best(watched, self.evaluator.count, values[watched], nimg)
+        return True
 
     def _fakes(self, count: int) -> Iterator[Tensor]:
         """Images of the running average from the fixed latents, enlarged to the resolution of the evaluation."""
@@ -248,9 +285,8 @@ class Trainer:
 
     def _save_if_finite(self) -> None:
         """Write a checkpoint, unless the last step was bad: then it stays due, for the next good one."""
-        if int(self.backend.streak):
-            say("the last step had gradients that are not finite: the checkpoint is written behind the next good one")
-        else:
+        self._check_finite()
+        if not int(self.backend.streak):
             self._save()
 
     def _save(self) -> None:
@@ -260,7 +296,8 @@ class Trainer:
         progress = {
             "stage": self._stage,
             "nonfinite": int(self.backend.nonfinite),
-            "best": self.progress.best,
+            "streak": int(self.backend.streak),
+            "best": None if self.progress.best is None else asdict(self.progress.best),
             "cadences": {name: cadence.last for name, cadence in self.cadences.items()},
         }
         state = self.state | {
@@ -274,10 +311,9 @@ class Trainer:
 
     def _mark_best(self) -> None:
         """Let `best` point to the best checkpoint; also after a kill between the checkpoint and the pointer."""
-        if self.progress.best is not None:
-            name = f"{self.progress.best[1]:012d}"
-            if (self.folder.checkpoints / name).is_dir():
-                checkpoint.point(self.folder.checkpoints, checkpoint.BEST, name)
+        best = self.progress.best
+        if best is not None and (self.folder.checkpoints / best.checkpoint).is_dir():
+            checkpoint.point(self.folder.checkpoints, checkpoint.BEST, best.checkpoint)
 
     def _dtype(self) -> torch.dtype:
         return torch.float64 if self.plan.precision == "fp64" else torch.float32

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
 import subprocess
@@ -19,6 +20,9 @@ from hires_gan.errors import Failure, UsageError
 needs_skimage = pytest.mark.skipif(
     importlib.util.find_spec("skimage") is None, reason="the demo photographs come with scikit-image"
 )
+RECIPE = {
+    2: "8bb4fc0c78bef2fe1b0827a1f872ca01993901fdaebaec85263429af5b56c869"
+}  # version, and sha256 of what is cut out of what
 CODE = "from hires_gan.data.demo import resolve_shards; print(resolve_shards('demo:photographs'))"
 
 
@@ -32,9 +36,9 @@ def test_two_processes_at_once_make_one_set(cache, monkeypatch):
     environment = os.environ | {"XDG_CACHE_HOME": str(cache)}
     both = [subprocess.Popen([sys.executable, "-c", CODE], env=environment, stdout=-1, text=True) for _ in range(2)]
     answers = {process.communicate(timeout=120)[0].strip() for process in both}
-    folder = cache / "hires_gan/demo/photographs-v1"
+    folder = cache / f"hires_gan/demo/photographs-v{demo._VERSION}"
     assert answers == {str(folder)}
-    assert [path.name for path in folder.parent.iterdir()] == ["photographs-v1"]
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     made = folder.stat().st_mtime_ns
     assert demo_shards("photographs") == folder
@@ -46,7 +50,7 @@ def test_the_photographs_are_colourful_and_many(cache, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     shards = ShardSet(resolve_shards("demo:photographs"))
     assert (shards.resolution, shards.manifest.columns) == (64, ("image",))
-    assert 900 <= len(shards) <= 1100
+    assert (len(shards), shards.manifest.filter) == (951, "lanczos"), "a changed recipe needs a new _VERSION"
     images = np.stack([decode(shards.read(row)) for row in range(0, len(shards), 5)])
     assert images.shape[1:] == (64, 64, 3)
     assert len(np.unique(images.reshape(len(images), -1), axis=0)) == len(images)
@@ -64,6 +68,21 @@ def test_crops_span_the_photograph_in_several_sizes():
         assert (0, 0) in corners
         assert (200 - side, 100 - side) in corners
         assert len(set(corners)) == len(corners)
+
+
+def test_a_changed_recipe_has_a_new_version():
+    sizes = [(512, 512), (451, 300), (600, 400), (640, 427), (741, 500)]
+    boxes = [box for size in sizes for box in crop_boxes(size)]
+    recipe = repr((demo._SETS, demo._RESOLUTION, boxes))
+    assert {demo._VERSION: hashlib.sha256(recipe.encode()).hexdigest()} == RECIPE
+
+
+def crop_boxes(size: tuple[int, int]) -> list[tuple[int, ...]]:
+    """Left, top, right and bottom of every crop of a photograph, read from the crops of its coordinates."""
+    rows, columns = np.mgrid[: size[1], : size[0]].astype(np.int32)
+    coordinates = Image.fromarray(rows * 1000 + columns)
+    corners = [np.asarray(crop)[[0, -1], [0, -1]] for crop in overlapping_crops(coordinates)]
+    return [tuple(int(n) for corner in pair for n in (corner % 1000, corner // 1000)) for pair in corners]
 
 
 def test_paths_stay_paths(tmp_path):

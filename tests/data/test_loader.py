@@ -17,10 +17,11 @@ import pytest
 import torch
 from input_definition import Definition, noise_files, write_shards
 
+from hires_gan.cores import usable_cores
 from hires_gan.data.decoders import decode_into
-from hires_gan.data.loader import Loaded, Loader, Request, SampleReader, automatic_workers
+from hires_gan.data.loader import Loaded, Loader, Request, SampleReader
 from hires_gan.data.manifest import INDEX_ROW, Manifest, ShardEntry
-from hires_gan.data.settings import DataSettings
+from hires_gan.data.settings import DataSettings, automatic_workers
 from hires_gan.data.shards import ShardSet
 from hires_gan.data.writer import write_manifest
 from hires_gan.errors import Failure
@@ -194,7 +195,7 @@ def test_small_resolutions_read_the_smallest_copy_that_is_large_enough(tmp_path)
 
 
 def test_workers_follow_the_cores():
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     assert automatic_workers(1) == max(1, cores - 1)
     assert automatic_workers(10 * cores) == 1
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import fcntl
 import io
 import os
@@ -282,6 +283,15 @@ def test_the_second_of_two_at_once_is_refused(tmp_path):
     assert run(source, tmp_path / "out").samples == 2
     with (tmp_path / "free").open("wb") as file:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_a_file_system_without_locks_is_not_another_process(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "lockf", no_locks)
+    with pytest.raises(Failure, match=r"lock cannot be locked \(No locks available\): choose an output folder"):
+        run(make_images(tmp_path / "i", 1), tmp_path / "out")
 
 
 # --- interruptions ----------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import hires_gan
 from hires_gan import checkpoint
 from hires_gan.errors import Failure, UsageError
 from hires_gan.inference.generate import generate, parse_seeds
-from hires_gan.inference.images import enlarge, grid, to_uint8
+from hires_gan.inference.images import enlarge, grid, limit_side, save_png, to_uint8
 from hires_gan.networks.progressive import Generator, Growth, Width
 
 RECIPE = {
@@ -68,12 +68,9 @@ def test_the_image_is_the_averaged_generators(make_checkpoint, tmp_path):
         assert torch.equal(network(latents), by_hand(latents, None, Growth(8, 0.25)))
 
 
-def test_truncation_is_refused_because_it_would_do_nothing(make_checkpoint, tmp_path):
+def test_truncation_is_refused_because_there_is_nothing_to_truncate(make_checkpoint, tmp_path):
     saved = make_checkpoint()
-    network = hires_gan.load(saved.folder)
-    latents = torch.randn(2, 8)
-    assert torch.allclose(network(latents), network(latents * 0.5), atol=1e-5)
-    with pytest.raises(UsageError, match=r"--truncation is 0\.7, but Progressive GAN brings its latents to one length"):
+    with pytest.raises(UsageError, match=r"--truncation is 0\.7, but Progressive GAN has no space of styles"):
         generate(str(saved.folder), [0], tmp_path / "out", truncation=0.7)
     assert not (tmp_path / "out").exists()
 
@@ -108,6 +105,40 @@ def test_what_is_no_checkpoint_is_said(make_checkpoint, tmp_path):
     with pytest.raises(Failure, match="holds a stylegan9 model with settings that this version does not know"):
         generate(str(stranger.folder), [0], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "meta"])
+def test_a_device_that_cannot_be_used_is_said_before_anything_is_loaded(device, tmp_path):
+    with pytest.raises(UsageError, match=rf"--device is {device}, which cannot be used on this machine; give .*cpu"):
+        generate(str(tmp_path / "nothing"), [0], tmp_path / "out", device=device)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="cuda can be used on this machine")
+def test_cuda_without_a_gpu_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="--device is cuda, which cannot be used on this machine; give cpu, since"):
+        generate(str(tmp_path / "nothing"), [0], tmp_path / "out", device="cuda")
+
+
+def test_what_cannot_be_written_is_one_sentence(make_checkpoint, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    out = tmp_path / "file" / "out"
+    with pytest.raises(Failure, match=r"^cannot write .*seed0000000000\.png: Not a directory; make room, or choose"):
+        generate(str(make_checkpoint().folder), [0], out)
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(Failure, match=r"folder\.png: Is a directory"):
+        save_png(tmp_path / "folder.png", np.zeros((2, 2, 3), np.uint8))
+
+
+def test_a_large_picture_is_reduced_by_box_averages():
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 10, 3), dtype=np.uint8)
+    assert limit_side(pixels, 10) is pixels
+    assert limit_side(pixels) is pixels
+    halves = limit_side(pixels, 9)
+    assert halves.dtype == np.uint8
+    assert halves.flags.writeable
+    exact = pixels.reshape(3, 2, 5, 2, 3).mean((1, 3))
+    assert np.abs(halves - exact).max() <= 0.5
+    assert limit_side(pixels, 4).shape == (2, 4, 3)  # by 3: the last column averages what is left
 
 
 @pytest.mark.parametrize(

@@ -29,20 +29,25 @@ def finish(process: subprocess.Popen[str]) -> str:
     return said
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> bool:
+Process = subprocess.Popen[str]
+
+
+def wait_for(condition: Callable[[Process], bool], process: Process) -> bool:
     """Whether the condition became true before the process ended."""
     while process.poll() is None:
-        if condition():
+        if condition(process):
             return True
         time.sleep(0.001)
     return False
 
 
-def nimg(folder: Path) -> int:
+def nimg(folder: Path, process: Process) -> int:
+    """Where this process stands; -1 before it has said so, whatever one that was killed has left."""
     try:
-        return json.loads((folder / "status.json").read_text())["nimg"]
-    except (FileNotFoundError, json.JSONDecodeError):
+        status = json.loads((folder / "status.json").read_text())
+    except FileNotFoundError:
         return -1
+    return status["nimg"] if status["process"] == process.pid else -1
 
 
 def kill(process: subprocess.Popen[str]) -> None:
@@ -59,12 +64,20 @@ def test_kill_9_at_five_moments_changes_no_weight(settings, write_config, tmp_pa
     finish(start(config, "run.name=whole"))
     folder = tmp_path / "runs" / "killed"
     writing = folder / "checkpoints"
-    moments: dict[str, Callable[[], bool]] = {
-        "before the first step": lambda: folder.exists(),
-        "in the middle of a fade": lambda: 100 <= nimg(folder) < 190,
-        "while a checkpoint is being written": lambda: any(writing.glob(".*.partial")),
-        "at a random moment": lambda: nimg(folder) > 300 and random.random() < 0.002,
-        "in the middle of a late step": lambda: nimg(folder) > 500 and not time.sleep(random.random() * 0.05),
+    chance = random.Random(0)
+    somewhere = chance.randrange(300, 600)
+    moments: dict[str, Callable[[Process], bool]] = {
+        "before the first step": lambda process: folder.exists(),
+        "in the middle of a fade": lambda process: 100 <= nimg(folder, process) < 190,
+        "while a checkpoint is being written": lambda process: (
+            nimg(folder, process) >= 0 and any(writing.glob(".*.partial"))
+        ),
+        "at a random moment": lambda process: (
+            nimg(folder, process) >= somewhere and not time.sleep(chance.random() * 0.2)
+        ),
+        "in the middle of a late step": lambda process: (
+            nimg(folder, process) > 700 and not time.sleep(chance.random() * 0.05)
+        ),
     }
     for moment, condition in moments.items():
         process = start(config, "run.name=killed")
@@ -97,7 +110,7 @@ def test_a_signal_to_the_whole_process_group_ends_with_a_checkpoint(settings, wr
     folder = tmp_path / "runs" / "small"
     command = [sys.executable, "-m", "hires_gan", "train", str(config)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    assert wait_for(lambda: nimg(folder) > 60, process)
+    assert wait_for(lambda child: nimg(folder, child) > 60, process)
     os.killpg(process.pid, number)
     os.killpg(process.pid, number)  # a second one does no harm
     _, said = process.communicate(timeout=60)
@@ -116,7 +129,7 @@ def test_two_runs_cannot_share_a_folder(settings, write_config, tmp_path):
     config = write_config(settings)
     first = start(config)
     try:
-        assert wait_for(lambda: nimg(tmp_path / "runs" / "small") >= 0, first)
+        assert wait_for(lambda child: nimg(tmp_path / "runs" / "small", child) >= 0, first)
         second = subprocess.run(
             [sys.executable, "-m", "hires_gan", "train", str(config)], capture_output=True, text=True, timeout=60
         )

@@ -6,6 +6,8 @@ import copy
 import json
 import signal
 import sqlite3
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -69,7 +71,7 @@ def test_the_best_checkpoint_is_kept_beside_the_last_ones(settings, tmp_path):
     run(settings)
     root = tmp_path / "runs" / "small" / "checkpoints"
     best = checkpoint.read(root / (root / "best").read_text().strip())
-    value, nimg = best.state["progress"]["best"]
+    value, nimg = (best.state["progress"]["best"][key] for key in ("value", "nimg"))
     assert best.nimg == nimg
     with sqlite3.connect(tmp_path / "runs" / "mlflow.db") as store:
         values = dict(store.execute("select step, value from metrics where key = 'evaluation/swd' and step > 0"))
@@ -201,3 +203,73 @@ def test_nonfinite_steps_in_a_row_stop_the_run(settings, tmp_path):
 def test_a_batch_larger_than_the_data_set_is_allowed_and_said(settings, capfd):
     run(changed(settings, batch={"size": 48, "per_device": 48}, run={"total_kimg": 0.1}))
     assert "a batch of 48 is larger than the data set of 40 images" in capfd.readouterr().err
+
+
+def test_another_configuration_without_a_checkpoint_is_a_run_of_its_own(settings, tmp_path, capfd):
+    """What was recorded of an attempt that wrote no checkpoint does not hide what the next one does."""
+    broken = copy.deepcopy(settings)
+    broken["run"]["stop_after_nonfinite"] = 3
+    broken["recipe"]["discriminator_optimizer"] = {"learning_rate": 1e30}
+    broken["checkpoint"]["every_kimg"] = None
+    broken["evaluation"]["every_kimg"] = None
+    with pytest.raises(Failure, match="the run has diverged. there is no checkpoint yet"):
+        run(broken)
+    assert run(settings)
+    assert "the run begins anew, under a new MLflow run" in capfd.readouterr().err
+    with sqlite3.connect(tmp_path / "runs" / "mlflow.db") as store:
+        assert store.execute("select count(*) from runs").fetchone() == (2,)
+    assert set(range(32, 481, 32)) <= set(metric_steps(tmp_path / "runs", "loss/generator"))
+
+
+def test_a_signal_behind_the_last_step_leaves_the_last_grid_to_the_next_start(settings, tmp_path, monkeypatch):
+    step = Trainer._step
+
+    def step_and_signal(self, planned, feed):
+        step(self, planned, feed)
+        if planned.end == 480:
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
+
+    monkeypatch.setattr(Trainer, "_step", step_and_signal)
+    assert not run(settings)
+    folder = tmp_path / "runs" / "small"
+    assert not (folder / "samples" / "000000000480.png").exists()
+    monkeypatch.undo()
+    assert run(settings)
+    assert (folder / "samples" / "000000000480.png").exists()
+    assert metric_steps(tmp_path / "runs", "evaluation/swd") == [0, 160, 320, 480]
+    best = checkpoint.latest(folder / "checkpoints").state["progress"]["best"]
+    assert checkpoint.pointed(folder / "checkpoints", "best") == f"{best['nimg']:012d}"
+
+
+def test_a_best_value_of_another_count_is_not_compared(settings, tmp_path, capfd):
+    run(changed(settings, run={"total_kimg": 0.2}))
+    run(changed(settings, evaluation={"count": 32}))
+    assert "was measured on 16 images: it is looked for anew" in capfd.readouterr().err
+    assert checkpoint.latest(tmp_path / "runs" / "small" / "checkpoints").state["progress"]["best"]["count"] == 32
+
+
+def test_a_full_disk_in_the_middle_of_a_run(settings, write_config, tmp_path):
+    """A real full disk: the run ends by one sentence, and goes on once there is room."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = f"mount -t tmpfs -o size=2600k tmpfs {disk}"
+    if subprocess.run(["unshare", "-m", "sh", "-c", mount], capture_output=True).returncode:
+        pytest.skip("this machine lets no process mount a file system of its own")
+    settings["run"]["dir"] = str(disk / "runs")
+    settings["tracking"]["uri"] = f"sqlite:///{tmp_path}/mlflow.db"
+    settings["recipe"]["generator"]["fmap_max"] = settings["recipe"]["discriminator"]["fmap_max"] = 16
+    settings["recipe"]["generator"]["fmap_base"] = settings["recipe"]["discriminator"]["fmap_base"] = 128
+    config = write_config(settings)
+    train_command = f"{sys.executable} -m hires_gan train {config}"
+    script = f"""
+        {mount}
+        {train_command} run.total_kimg=0.1 || exit 9
+        fallocate -l $(($(df --output=avail -B1 {disk} | tail -1) - 100000)) {disk}/filler
+        {train_command}; echo code $?
+        rm {disk}/filler
+        {train_command}; echo code $?
+    """
+    done = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, timeout=240)
+    assert done.stdout.split("\n")[:2] == ["code 1", "code 0"], done.stderr
+    assert "No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
