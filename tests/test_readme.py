@@ -10,7 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from PIL import Image
+
+from hires_gan.cli import app
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -84,6 +87,21 @@ def test_the_commands_in_the_table_parse(tmp_path):
     for command in table:
         done = subprocess.run([str(BIN / "hires-gan"), command, "--help"], capture_output=True, text=True)
         assert done.returncode == 0
+
+
+def documented_preparations() -> list[str]:
+    text = (ROOT / "docs" / "datasets.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line.startswith("hires-gan prepare")]
+
+
+@pytest.mark.parametrize("command", documented_preparations())
+def test_the_commands_of_the_data_set_guide_parse(command):
+    group = typer.main.get_command(app)
+    context = group.make_context("hires-gan", shlex.split(command, comments=True)[1:])
+    name, prepare, arguments = group.resolve_command(context, [*context._protected_args, *context.args])
+    assert name == "prepare"
+    assert prepare.make_context(name, arguments).params["out"]
 
 
 def test_accelerate_launch_is_the_same(tmp_path):
