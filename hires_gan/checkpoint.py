@@ -67,6 +67,11 @@ class Checkpoint:
         return loaded
 
 
+def directory_name(nimg: int) -> str:
+    """What the checkpoint behind `nimg` images is called; names sort as the numbers do."""
+    return f"{nimg:012d}"
+
+
 def write(root: Path, nimg: int, parts: Mapping[str, Tensors], state: Mapping[str, Any]) -> Checkpoint:
     """Write a checkpoint, whole or not at all, and make it the latest.
 
@@ -80,7 +85,7 @@ def write(root: Path, nimg: int, parts: Mapping[str, Tensors], state: Mapping[st
         Failure: If the disk is full (saying what is needed) or what was read back is not what was written.
     """
     root.mkdir(parents=True, exist_ok=True)
-    final = root / f"{nimg:012d}"
+    final = root / directory_name(nimg)
     partial = root / f".{final.name}.partial"
     needed = sum(t.numel() * t.element_size() for tensors in parts.values() for t in tensors.values())
     shutil.rmtree(partial, ignore_errors=True)

@@ -49,7 +49,7 @@ class Best:
     @property
     def checkpoint(self) -> str:
         """The name of the checkpoint that was written behind the evaluation."""
-        return f"{self.nimg:012d}"
+        return checkpoint.directory_name(self.nimg)
 
 
 @dataclass
