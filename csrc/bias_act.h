@@ -1,0 +1,185 @@
+// y = clamp(gain * act(x + b)), and u * gain * act^(k)(x + b) where y is not clamped: every derivative of it.
+
+#pragma once
+
+#include "activation.h"
+#include "pass.h"
+#include "tensors.h"
+
+namespace hires_gan {
+
+template <typename T>
+struct RectifyBiased {
+  using Element = T;
+  using A = Accumulator<T>;
+  using Row = A;
+  static constexpr int kInputs = 1, kSums = 0;
+  static constexpr bool kNoise = false;
+
+  Coefficients<T> b;
+  Rectifier<A> rectifier;
+  Clamp<T> clamp;
+
+  HD Row row(int64_t, int64_t channel) const { return b.at(channel); }
+  HD T apply(const A (&in)[1], Row bias, A, A (&)[1]) const { return clamp(rectifier.value(in[0] + bias)); }
+};
+
+template <typename T>
+struct ActivateBiased {
+  using Element = T;
+  using A = Accumulator<T>;
+  using Row = A;
+  static constexpr int kInputs = 1, kSums = 0;
+  static constexpr bool kNoise = false;
+
+  Coefficients<T> b;
+  Smooth<A> act;
+  A gain;
+  Clamp<T> clamp;
+
+  HD Row row(int64_t, int64_t channel) const { return b.at(channel); }
+  HD T apply(const A (&in)[1], Row bias, A, A (&)[1]) const { return clamp(gain * act.value(in[0] + bias)); }
+};
+
+// The first derivative from the result; of a rectifier with a slope of 0 or more only.
+template <typename T, bool kSum>
+struct RectifierGradient {
+  using Element = T;
+  using A = Accumulator<T>;
+  struct Row {};
+  static constexpr int kInputs = 2, kSums = kSum ? 1 : 0;
+  static constexpr bool kNoise = false;
+
+  Rectifier<A> rectifier;
+  Clamp<T> clamp;
+
+  HD Row row(int64_t, int64_t) const { return {}; }
+  HD T apply(const A (&in)[2], Row, A, A (&sum)[1]) const {
+    const A y = in[1];
+    const A value = clamp.saturated(y) ? A(0) : rectifier.derivative(in[0], rectifier.gain < 0 ? -y : y);
+    sum[0] = value;
+    return static_cast<T>(value);
+  }
+};
+
+// A derivative of any order from the input. It always sums: fewer kernels to compile, for a case that is rare.
+template <typename T>
+struct ActivationDerivative {
+  using Element = T;
+  using A = Accumulator<T>;
+  using Row = A;
+  static constexpr int kInputs = 2, kSums = 1;
+  static constexpr bool kNoise = false;
+
+  Coefficients<T> b;
+  Smooth<A> act;
+  A gain;
+  Clamp<T> clamp;
+
+  HD Row row(int64_t, int64_t channel) const { return b.at(channel); }
+  HD T apply(const A (&in)[2], Row bias, A, A (&sum)[1]) const {
+    const A v = in[1] + bias;
+    const bool clamped = clamp.limit == clamp.limit;
+    const bool zero = clamped && clamp.saturated(static_cast<A>(static_cast<T>(gain * act.value(v))));
+    const A value = zero ? A(0) : in[0] * (gain * act.derivative(v));
+    sum[0] = value;
+    return static_cast<T>(value);
+  }
+};
+
+// Where the values of one b lie in the memory of x: in the order of the strides, [groups, channels, pixels].
+inline View view_along(const Tensor& x, const std::optional<Tensor>& b, int64_t dim, bool per_channel) {
+  if (!b && !per_channel) return {1, 1, x.numel(), false};
+  STD_TORCH_CHECK(dim >= 0 && dim < x.dim(), "dim is ", dim, "; 0 to ", x.dim() - 1, " are allowed");
+  const int64_t channels = x.size(dim);
+  STD_TORCH_CHECK(!b || (b->dim() == 1 && b->size(0) == channels), "b has to have one value for each of the ", channels,
+                  " entries of x along dim ", dim);
+  std::vector<int> order{0, 2, 3, 1};
+  if (format_of(x) == MemoryFormat::Contiguous) {
+    order.resize(x.dim());
+    for (int i = 0; i < x.dim(); ++i) order[i] = i;
+  }
+  int64_t before = 1, behind = 1;
+  bool seen = false;
+  for (const int at : order) {
+    if (at == dim) seen = true;
+    else (seen ? behind : before) *= x.size(at);
+  }
+  if (behind == 1) return {1, channels, before, true};
+  return {before, channels, behind, false};
+}
+
+template <typename Device>
+Tensor bias_act(const Tensor& x_in, const std::optional<Tensor>& b_in, int64_t dim, const std::string& act, double alpha,
+                double gain, const std::optional<double>& clamp) {
+  const MemoryFormat format = format_of(x_in);
+  const Tensor x = in_format(x_in, format);
+  const std::optional<Tensor> b = contiguous(b_in);
+  const Tensor y = empty(x, sizes_of(x), x.scalar_type(), format);
+  const View view = view_along(x, b, dim, false);
+  if (x.numel() == 0) return y;
+  const Kind kind = kind_of(act);
+  const Device device(x);
+  by_dtype(x, [&](auto element) {
+    using T = decltype(element);
+    using A = Accumulator<T>;
+    const Coefficients<T> bias = coefficients<T>(b, x, "b", 0);
+    const Clamp<T> limit = make_clamp<T>(limit_of(clamp));
+    if (is_rectifier(kind)) {
+      run_pass(device, RectifyBiased<T>{bias, make_rectifier<A>(kind, alpha, gain), limit}, view, {x}, y);
+    } else {
+      run_pass(device, ActivateBiased<T>{bias, make_smooth<A>(kind, 0, alpha), static_cast<A>(gain), limit}, view, {x}, y);
+    }
+  });
+  return y;
+}
+
+// Returns the partial sums, if any were taken.
+template <typename T, typename Device>
+std::optional<Tensor> run_derivative(const Device& device, const View& view, const Tensor& u, const Tensor& saved,
+                                     const Coefficients<T>& b, Kind kind, double alpha, double gain, Clamp<T> clamp,
+                                     int64_t order, bool from_output, bool sum, const Tensor& out) {
+  using A = Accumulator<T>;
+  if (!from_output) {
+    STD_TORCH_CHECK(order >= 1, "order is ", order, "; 1 to ", kMaxOrder, " are allowed");
+    const ActivationDerivative<T> operation{b, make_smooth<A>(kind, order, alpha), static_cast<A>(gain), clamp};
+    return run_pass(device, operation, view, {u, saved}, out);
+  }
+  STD_TORCH_CHECK(order == 1 && is_rectifier(kind), "only a rectifier's first derivative is seen in its result");
+  const Rectifier<A> rectifier = make_rectifier<A>(kind, alpha, gain);
+  if (sum) return run_pass(device, RectifierGradient<T, true>{rectifier, clamp}, view, {u, saved}, out);
+  return run_pass(device, RectifierGradient<T, false>{rectifier, clamp}, view, {u, saved}, out);
+}
+
+// u * d^order/dv^order of bias_act at the saved input (or, with from_output, at the saved result), and if asked its
+// sums over all but dim, in the accumulation type.
+template <typename Device>
+std::tuple<Tensor, Tensor> bias_act_derivative(const Tensor& u_in, const Tensor& saved_in,
+                                               const std::optional<Tensor>& b_in, int64_t dim, const std::string& act,
+                                               double alpha, double gain, const std::optional<double>& clamp,
+                                               int64_t order, bool from_output, bool sum) {
+  const MemoryFormat format = format_of(saved_in);
+  const Tensor saved = in_format(saved_in, format), u = in_format(u_in, format);
+  STD_TORCH_CHECK(sizes_of(u) == sizes_of(saved) && u.scalar_type() == saved.scalar_type(),
+                  "u has to have the shape and the dtype of what was saved");
+  const std::optional<Tensor> b = contiguous(b_in);
+  const Tensor out = empty(saved, sizes_of(saved), saved.scalar_type(), format);
+  const View view = view_along(saved, b, dim, sum);
+  Tensor sums = empty(saved, {sum ? view.channels : 0}, accumulation_type(saved));
+  if (saved.numel() == 0) {
+    if (sum) torch::stable::zero_(sums);
+    return {out, sums};
+  }
+  const Kind kind = kind_of(act);
+  const Device device(saved);
+  by_dtype(saved, [&](auto element) {
+    using T = decltype(element);
+    const std::optional<Tensor> partial =
+        run_derivative<T>(device, view, u, saved, coefficients<T>(b, saved, "b", 0), kind, alpha, gain,
+                          make_clamp<T>(limit_of(clamp)), order, from_output, sum, out);
+    if (sum) sum_chunks<Accumulator<T>>(device, *partial, sums, partial->size(0) * view.groups);
+  });
+  return {out, sums};
+}
+
+}  // namespace hires_gan

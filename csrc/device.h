@@ -1,0 +1,96 @@
+// What the kernels need of a device: the same code is compiled for the GPU and, as its twin, for the CPU.
+//
+// A kernel is a struct with
+//   struct Shared                                       memory that the threads of one block share
+//   static constexpr int kPhases                        how many phases it has, between which the threads wait
+//   template <int kPhase> HD void phase(int64_t block, int thread, Shared&) const
+// and knows nothing of CUDA. The GPU runs its phases with a barrier between them (launch_cuda.cuh), the CPU runs each
+// phase for one thread after the other (launch_cpu.h). Nothing lives in registers across a phase.
+
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <type_traits>
+
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#if defined(__CUDACC__)
+#define HD __host__ __device__ __forceinline__
+#define HD_CALLED __host__ __device__ __noinline__  // where speed does not count, but the time to compile does
+#define UNROLL _Pragma("unroll")
+#define ROLLED _Pragma("unroll 1")
+#else
+#define HD inline
+#define HD_CALLED inline
+#define UNROLL
+#define ROLLED
+#endif
+
+namespace hires_gan {
+
+constexpr int kThreads = 256;
+
+// Half and bfloat16 are computed in float.
+template <typename T>
+using Accumulator = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+template <typename T, int kCount>
+struct alignas(sizeof(T) * kCount < 16 ? sizeof(T) * kCount : 16) Vector {
+  T values[kCount];
+};
+
+// How many elements one access of 16 bytes moves.
+// float64 is for checks, not for speed.
+template <typename T>
+constexpr int kWidest = std::is_same_v<T, double> ? 1 : 16 / sizeof(T);
+
+template <int kCount, typename T>
+HD Vector<T, kCount> load(const T* from) {
+  return *reinterpret_cast<const Vector<T, kCount>*>(from);
+}
+
+template <int kCount, typename T>
+HD void store(T* to, const Vector<T, kCount>& vector) {
+  *reinterpret_cast<Vector<T, kCount>*>(to) = vector;
+}
+
+HD bool aligned(const void* pointer, int64_t bytes) {
+  return reinterpret_cast<std::uintptr_t>(pointer) % static_cast<std::uintptr_t>(bytes) == 0;
+}
+
+HD int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+
+// A small tensor of coefficients in the dtype T of the images or in float; absent, every value is `fallback`.
+template <typename T>
+struct Coefficients {
+  using A = Accumulator<T>;
+
+  const void* data = nullptr;
+  bool wide = false;
+  A fallback = 0;
+
+  HD A at(int64_t index) const {
+    if (data == nullptr) return fallback;
+    return wide ? static_cast<const A*>(data)[index] : static_cast<A>(static_cast<const T*>(data)[index]);
+  }
+
+  template <int kCount>
+  HD Vector<A, kCount> vector(int64_t index) const {
+    Vector<A, kCount> result;
+    if (data == nullptr) {
+      UNROLL for (int i = 0; i < kCount; ++i) result.values[i] = fallback;
+    } else if (wide) {
+      result = load<kCount>(static_cast<const A*>(data) + index);
+    } else {
+      const Vector<T, kCount> narrow = load<kCount>(static_cast<const T*>(data) + index);
+      UNROLL for (int i = 0; i < kCount; ++i) result.values[i] = static_cast<A>(narrow.values[i]);
+    }
+    return result;
+  }
+};
+
+}  // namespace hires_gan

@@ -1,0 +1,8 @@
+#include "upfirdn2d.h"
+#include "launch_cuda.cuh"
+
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY_IMPL(hires_gan, CUDA, m) {
+  m.impl("upfirdn2d", TORCH_BOX(&hires_gan::upfirdn2d<hires_gan::Cuda>));
+}

@@ -1,0 +1,176 @@
+"""`epilogue`: what follows a modulated convolution, in one pass over its output (Karras et al. 2020, section 2.2)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hires_gan.ops import reference
+from hires_gan.ops.checks import (
+    accumulation_dtype,
+    checked_activation,
+    checked_coefficients,
+    checked_images,
+    kept_format,
+    refuse_tangents,
+)
+from hires_gan.ops.selection import resolve
+
+ACTIVATIONS_OF_EPILOGUE = ("linear", "relu", "lrelu")
+
+_PARAMETERS = "str act, float alpha, float gain, float? clamp"
+
+torch.library.define(
+    "hires_gan::epilogue",
+    f"(Tensor x, Tensor? demodulation, Tensor? noise, Tensor? noise_strength, Tensor? b, {_PARAMETERS}) -> Tensor",
+)
+torch.library.define(
+    "hires_gan::epilogue_gradient",
+    f"(Tensor dy, Tensor y, Tensor x, Tensor? demodulation, Tensor? noise, {_PARAMETERS}) -> (Tensor, Tensor)",
+)
+
+
+def epilogue(
+    x: Tensor,
+    demodulation: Tensor | None = None,
+    noise: Tensor | None = None,
+    noise_strength: Tensor | None = None,
+    b: Tensor | None = None,
+    act: str = "lrelu",
+    alpha: float | None = None,
+    gain: float | None = None,
+    clamp: float | None = None,
+) -> Tensor:
+    """Demodulate, add noise and bias, activate: clamp(gain * act(x * demodulation + noise_strength * noise + b)).
+
+    Args:
+        x: The output of a convolution, `[N, C, H, W]` in float64, float32, float16 or bfloat16; contiguous and
+            channels_last are both read as they are.
+        demodulation: A factor for each sample and channel, `[N, C]`; None for 1.
+        noise: A value for each pixel, `[N, 1, H, W]` or, the same for all samples, `[1, 1, H, W]`; None for none.
+        noise_strength: The factor of the noise, a tensor of no dimensions; None for 1.
+        b: A bias for each channel, `[C]`; None for 0.
+        act: linear, relu or lrelu.
+        alpha: lrelu's slope below zero, 0 or more, by default 0.2.
+        gain: By default 1 for linear, the square root of 2 for relu and lrelu.
+        clamp: As in `bias_act`.
+
+    Coefficients are in the dtype of x or in float32; all of them, and x, have gradients to any order.
+
+    Returns:
+        The shape, dtype and memory format of x; half and bfloat16 are computed in float32 and rounded once.
+
+    Raises:
+        ValueError: A shape or number cannot be, or there is no such activation.
+        TypeError: An argument is of the wrong type or dtype.
+        Failure: The native implementation is chosen and missing.
+    """
+    checked_images(x)
+    alpha, gain, clamp = checked_activation(act, alpha, gain, clamp, ACTIVATIONS_OF_EPILOGUE)
+    if alpha < 0:
+        raise ValueError(f"alpha is {alpha:g}; the epilogue allows slopes of 0 or more")
+    n, c, h, w = x.shape
+    checked_coefficients("demodulation", demodulation, x, ((n, c),))
+    checked_coefficients("noise", noise, x, ((n, 1, h, w), (1, 1, h, w)))
+    checked_coefficients("noise_strength", noise_strength, x, ((),))
+    checked_coefficients("b", b, x, ((c,),))
+    if noise is None and noise_strength is not None:
+        raise ValueError("noise_strength is given, but noise is None; both or neither are allowed")
+    if resolve(x.device) == "reference":
+        return reference.epilogue(x, demodulation, noise, noise_strength, b, act, alpha, gain, clamp)
+    refuse_tangents(x, demodulation, noise, noise_strength, b)
+    native: Tensor = torch.ops.hires_gan.epilogue(x, demodulation, noise, noise_strength, b, act, alpha, gain, clamp)
+    return native
+
+
+@torch.library.register_fake("hires_gan::epilogue")  # type: ignore[untyped-decorator]
+def _fake(
+    x: Tensor,
+    demodulation: Tensor | None,
+    noise: Tensor | None,
+    noise_strength: Tensor | None,
+    b: Tensor | None,
+    act: str,
+    alpha: float,
+    gain: float,
+    clamp: float | None,
+) -> Tensor:
+    return torch.empty_like(x, memory_format=kept_format(x))
+
+
+@torch.library.register_fake("hires_gan::epilogue_gradient")  # type: ignore[untyped-decorator]
+def _fake_gradient(
+    dy: Tensor,
+    y: Tensor,
+    x: Tensor,
+    demodulation: Tensor | None,
+    noise: Tensor | None,
+    act: str,
+    alpha: float,
+    gain: float,
+    clamp: float | None,
+) -> tuple[Tensor, Tensor]:
+    sums = x.new_empty((3, x.shape[0], x.shape[1]), dtype=accumulation_dtype(x.dtype))
+    return torch.empty_like(x, memory_format=kept_format(x)), sums
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, demodulation, noise, noise_strength, b, *ctx.parameters = inputs
+    ctx.b_dtype = None if b is None else b.dtype
+    ctx.save_for_backward(x, demodulation, noise, noise_strength, output)
+
+
+def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    x, demodulation, noise, noise_strength, y = ctx.saved_tensors
+    _, need_demodulation, need_noise, need_strength, need_b, *_ = ctx.needs_input_grad
+    dx, sums = torch.ops.hires_gan.epilogue_gradient(dy, y, x, demodulation, noise, *ctx.parameters)
+    d_demodulation = sums[0].to(demodulation.dtype) if need_demodulation else None
+    d_strength = sums[2].sum().to(noise_strength.dtype) if need_strength else None
+    db = sums[1].sum(0).to(ctx.b_dtype) if need_b else None
+    d_noise = None
+    if need_noise:
+        g = _behind_bias(dy, y, ctx.parameters).to(sums.dtype).sum(1, keepdim=True)
+        strength = 1 if noise_strength is None else noise_strength
+        d_noise = (g * strength).sum_to_size(noise.shape).to(noise.dtype)
+    return dx, d_demodulation, d_noise, d_strength, db, None, None, None, None
+
+
+def _behind_bias(dy: Tensor, y: Tensor, parameters: list[Any]) -> Tensor:
+    """The gradient of what goes into the activation."""
+    g, _ = torch.ops.hires_gan.bias_act_derivative(dy, y, None, 1, *parameters, 1, True, False)
+    result: Tensor = g
+    return result
+
+
+def _save_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    dy, y, x, demodulation, noise, *ctx.parameters = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(dy, y, x, demodulation, noise)
+
+
+def _backward_gradient(ctx: Any, d_dx: Tensor | None, d_sums: Tensor | None) -> tuple[Tensor | None, ...]:
+    """With g = dy * slope(y): dx = g * demodulation, and the sums over the pixels are of g x, g and g noise."""
+    dy, y, x, demodulation, noise = ctx.saved_tensors
+    need_dy, _, need_x, need_demodulation, need_noise, *_ = ctx.needs_input_grad
+    by_x, by_one, by_noise = (None,) * 3 if d_sums is None else d_sums[:, :, :, None, None].unbind(0)
+    d_dy = d_x = d_demodulation = d_noise = None
+    if need_dy:
+        total = None if by_x is None else x * by_x + (by_one if noise is None else by_one + noise * by_noise)
+        if d_dx is not None:
+            through_dx = d_dx if demodulation is None else d_dx * demodulation[:, :, None, None]
+            total = through_dx if total is None else total + through_dx
+        d_dy = None if total is None else _behind_bias(total.to(x.dtype), y, ctx.parameters)
+    if need_x or need_demodulation or need_noise:
+        g = _behind_bias(dy, y, ctx.parameters).to(accumulation_dtype(x.dtype))
+        d_x = (g * by_x).to(x.dtype) if need_x and by_x is not None else None
+        if need_demodulation and d_dx is not None:
+            d_demodulation = (d_dx * g).sum((2, 3)).to(demodulation.dtype)
+        if need_noise and by_noise is not None:
+            d_noise = (g * by_noise).sum(1, keepdim=True).sum_to_size(noise.shape).to(noise.dtype)
+    return d_dy, None, d_x, d_demodulation, d_noise, None, None, None, None
+
+
+torch.library.register_autograd("hires_gan::epilogue", _backward, setup_context=_save)
+torch.library.register_autograd("hires_gan::epilogue_gradient", _backward_gradient, setup_context=_save_gradient)
