@@ -7,25 +7,39 @@ BIN = $(VENV)/bin
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 EXTRAS = dali,deepspeed,metrics,export,demo,dev
 
-.PHONY: help setup demo ui test test-slow lint gpu-check clean
+# Small packages that a bare machine with torch, numpy, pytest and accelerate may lack; `make wheels` fetches them.
+WHEELS_PYTHON ?= 3.12
+WHEELS = pydantic pydantic-core annotated-types typing-extensions typing-inspection webdataset braceexpand \
+	pyyaml psutil nvidia-ml-py safetensors fsspec pillow rich typer annotated-doc accelerate pytest \
+	pytest-timeout hypothesis sortedcontainers mlflow mlflow-skinny mlflow-tracing sqlalchemy alembic mako \
+	sqlparse cachetools cloudpickle databricks-sdk google-auth pyasn1 pyasn1-modules cryptography cffi pycparser \
+	fastapi starlette uvicorn anyio h11 gitpython gitdb smmap importlib-metadata zipp opentelemetry-api \
+	opentelemetry-sdk opentelemetry-proto opentelemetry-semantic-conventions protobuf python-dotenv
+# The tests that compute-sanitizer runs: it slows a kernel down a hundred times.
+SANITIZED ?= sanitizer
+SANITIZER ?= $(firstword $(shell command -v compute-sanitizer) $(wildcard /usr/local/cuda*/bin/compute-sanitizer))
+
+.PHONY: help setup demo ui test test-slow lint wheels gpu-check clean
 
 help:
-	@echo "make setup      the environment, in $(VENV)"
+	@echo "make setup      the environment, in $(VENV), and the compiled ops"
 	@echo "make demo       train a small Progressive GAN on photographs (minutes, no GPU needed)"
 	@echo "make ui         look at all runs in MLflow"
 	@echo "make test       linter, type checker and the fast tests"
 	@echo "make test-slow  the tests marked slow"
-	@echo "make gpu-check  the tests marked gpu, with the Python that has torch; results in $(OUT)"
+	@echo "make gpu-check  build the ops, the tests marked gpu, the ops' speed, with the Python that has torch; results in $(OUT)"
+	@echo "make wheels     packages for gpu-check on a machine without a network, in .wheels"
 
 setup: $(VENV)/.ready
 
-$(VENV)/.ready: pyproject.toml constraints.txt
+$(VENV)/.ready: pyproject.toml constraints.txt setup.py $(wildcard csrc/*)
 	@$(PYTHON) -c 'import sys; ok = (3, 11) <= sys.version_info[:2] <= (3, 12); \
 	sys.exit(0 if ok else "hires_gan needs Python 3.11 or 3.12, and $(PYTHON) is " + sys.version.split()[0] \
 	+ ": name another one, as in `make setup PYTHON=python3.12`")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -c constraints.txt setuptools wheel ninja py-cpuinfo torch torchvision
 	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e '.[$(EXTRAS)]'
+	@$(BIN)/python -m hires_gan.ops
 	@touch $@
 
 demo: setup
@@ -46,10 +60,30 @@ test: lint
 test-slow: setup
 	$(BIN)/pytest -m 'slow and not gpu and not multinode'
 
-# On a machine of its own, without a network: whatever Python has torch will do.
+wheels:
+	rm -rf .wheels
+	$(or $(wildcard $(BIN)/pip),$(PYTHON) -m pip) download --quiet --no-deps --only-binary=:all: \
+	--python-version $(WHEELS_PYTHON) -c constraints.txt -d .wheels $(WHEELS)
+	@du -sh .wheels
+
+# On a machine of its own, without a network: whatever Python has torch will do. Every step runs, whatever became of
+# those before it; the exit code tells whether all went well.
 gpu-check:
-	mkdir -p $(OUT)
-	$(GPU_PYTHON) -m pytest -m gpu --junitxml=$(OUT)/gpu-tests.xml
+	@mkdir -p $(OUT); failed=; \
+	step() { echo "== $$*"; "$$@" || { echo "== failed, with exit code $$?: $$*"; failed=yes; }; }; \
+	if [ -d .wheels ] && [ "$(GPU_PYTHON)" != "$(BIN)/python" ]; then \
+		export PIP_BREAK_SYSTEM_PACKAGES=1; \
+		step sh -c "$(GPU_PYTHON) -m pip install --quiet --no-index --no-deps .wheels/*.whl"; fi; \
+	step env HIRES_GAN_BUILD=cuda $(GPU_PYTHON) setup.py --quiet build_ext --inplace; \
+	step $(GPU_PYTHON) -m hires_gan.ops; \
+	if [ -n "$(SANITIZER)" ]; then \
+		step $(SANITIZER) --tool memcheck --error-exitcode 1 \
+		$(GPU_PYTHON) -m pytest -m gpu -k "$(SANITIZED)" --junitxml=$(OUT)/sanitizer-tests.xml; \
+	else echo "== compute-sanitizer is not on the PATH"; fi; \
+	step $(GPU_PYTHON) -m pytest -m gpu --junitxml=$(OUT)/gpu-tests.xml; \
+	step $(GPU_PYTHON) -m hires_gan bench ops --out $(OUT)/ops.json; \
+	test -z "$$failed"
 
 clean:
+	rm -f hires_gan/ops/native_*.so hires_gan/ops/build.json
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -22,6 +22,7 @@ from rich.text import Text
 from hires_gan.cores import usable_cores
 from hires_gan.data.settings import automatic_workers
 from hires_gan.doctor_devices import GIB, Finding, Status, compiler, cuda, driver, gpu_count, importable_torch, toolkit
+from hires_gan.doctor_ops import compiled
 from hires_gan.errors import Failure
 from hires_gan.tracking.settings import TrackingSettings
 from hires_gan.tracking.store import open_store, reason, redact, resolve_uri, sqlite_path
@@ -79,7 +80,8 @@ def examine(quick: bool = False, configuration: Plan | None = None, run_dir: Pat
         checks += [
             ("compiler", False, compiler),
             ("CUDA toolkit", False, toolkit),
-            ("ops", True, _ops),
+            ("ops, CPU", False, lambda: compiled("cpu")),
+            ("ops, CUDA", False, lambda: compiled("cuda")),
             ("DALI", False, lambda: _optional("nvidia-dali-cuda130", "dali")),
             ("DeepSpeed", False, lambda: _optional("deepspeed", "deepspeed")),
             ("accelerate", True, _accelerate),
@@ -188,10 +190,6 @@ def _torchvision() -> Finding:
 
 def _mismatch(found: str) -> Finding:
     return Finding("wrong", found, "run `pip install --force-reinstall -c constraints.txt torch torchvision`")
-
-
-def _ops() -> Finding:
-    return Finding("ok", "none in this version; the networks use plain torch")
 
 
 def _optional(package: str, extra: str) -> Finding:

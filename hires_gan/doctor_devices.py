@@ -9,6 +9,8 @@ import subprocess
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from hires_gan.toolkit import find_toolkit, nvcc_version
+
 GIB = 2**30
 Status = Literal["ok", "missing", "wrong"]
 
@@ -85,7 +87,7 @@ def cuda() -> Finding:
     found = ", ".join(f"{device.name} ({device.total_memory / GIB:.0f} GiB)" for device in devices)
     known = torch.cuda.get_arch_list()
     for device in devices:
-        if not _runs_on((device.major, device.minor), known):
+        if not runs_on((device.major, device.minor), known):
             remedy = f"install a torch built for compute capability {device.major}.{device.minor}"
             return Finding("wrong", f"{found}; torch has kernels for {', '.join(known)} only", remedy)
     return Finding("ok", found)
@@ -106,7 +108,7 @@ def _no_device(built: str | None, driver: bool, visible: str | None) -> Finding:
     )
 
 
-def _runs_on(capability: tuple[int, int], kernels: list[str]) -> bool:
+def runs_on(capability: tuple[int, int], kernels: list[str]) -> bool:
     """Whether kernels such as sm_80 (same major version, no newer minor) or compute_90 (compiled on use) fit a GPU."""
     major, minor = capability
     for kernel in kernels:
@@ -134,21 +136,11 @@ def compiler() -> Finding:
 
 
 def toolkit() -> Finding:
-    """The CUDA toolkit, by its headers: torch takes the folder above nvcc's, which a wrapper leads astray."""
-    home, nvcc, usual = os.environ.get("CUDA_HOME"), shutil.which("nvcc"), Path("/usr/local/cuda")
-    beside = Path(nvcc).resolve().parent.parent if nvcc else None
-    remedy = f"export CUDA_HOME={usual}" if _has_headers(usual) else "export CUDA_HOME=<the folder of the CUDA toolkit>"
-    if home and not _has_headers(Path(home)):
-        return Finding("wrong", f"CUDA_HOME is {home}, where there is no include/cuda_runtime.h", remedy)
-    if home or (beside and _has_headers(beside)):
-        return Finding("ok", str(home or beside))
-    if nvcc:
-        found = f"CUDA_HOME is not set, and {nvcc} is a wrapper: {beside} has no include/cuda_runtime.h"
-        return Finding("missing", found, remedy)
-    if _has_headers(usual):
-        return Finding("missing", f"{usual} is not announced", remedy)
-    return Finding("missing", "no nvcc on the PATH and no CUDA_HOME; nothing in this version compiles")
-
-
-def _has_headers(root: Path) -> bool:
-    return (root / "include/cuda_runtime.h").is_file() or any(root.glob("targets/*/include/cuda_runtime.h"))
+    """The CUDA toolkit that `make setup` compiles with."""
+    found = find_toolkit()
+    if found.root is not None:
+        version = nvcc_version(found.root)
+        return Finding("ok", f"{found.root}, {f'nvcc {version}, ' if version else ''}by {found.how}")
+    if os.environ.get("CUDA_HOME"):
+        return Finding("wrong", found.how, "export CUDA_HOME=<the folder of the CUDA toolkit>, or unset it")
+    return Finding("missing", found.how, "install it, or export CUDA_HOME=<its folder>; then run `make setup`")

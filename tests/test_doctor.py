@@ -8,16 +8,21 @@ import socket
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hires_gan import doctor, doctor_devices
+from hires_gan import doctor, doctor_devices, doctor_ops
 from hires_gan.config import Configuration
 from hires_gan.data import settings
 from hires_gan.data.settings import automatic_workers
 from hires_gan.doctor import Check, examine, exit_code, report
+from hires_gan.doctor_devices import Finding
+from hires_gan.ops import build_record, native, self_test
+from hires_gan.ops.build_record import Library
+from hires_gan.toolkit import Toolkit
 from hires_gan.tracking.settings import TrackingSettings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -123,7 +128,8 @@ def test_a_machine_broken_in_every_way(tmp_path: Path, bare: Path) -> None:
     assert checks["MLflow store"].status == "wrong"
     assert uri in checks["MLflow store"].found
     assert "connection refused" in checks["MLflow store"].found.lower()
-    assert checks["ops"].found == "none in this version; the networks use plain torch"
+    assert not checks["ops, CPU"].needed
+    assert not checks["ops, CUDA"].needed
     assert exit_code(checks.values()) == 1
 
 
@@ -179,20 +185,79 @@ def test_a_compiler_that_cannot_compile(bare: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_the_toolkit_is_known_by_its_headers(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program(bare / "nvcc")
-    found = doctor_devices.toolkit()
-    assert found.status == "missing"
-    assert found.found == (
-        f"CUDA_HOME is not set, and {bare}/nvcc is a wrapper: {bare.parent} has no include/cuda_runtime.h"
-    )
-    assert found.remedy.startswith("export CUDA_HOME=")
-    headers = bare.parent / "targets" / "x86_64-linux" / "include"
+    def found(how: str) -> None:
+        monkeypatch.setattr(doctor_devices, "find_toolkit", lambda: Toolkit(None, how))
+
+    found("CUDA_HOME is not set, and so on")
+    assert doctor_devices.toolkit().status == "missing"
+    assert "make setup" in doctor_devices.toolkit().remedy
+    monkeypatch.setenv("CUDA_HOME", str(bare))
+    found(f"CUDA_HOME is {bare}, and so on")
+    assert doctor_devices.toolkit() == (
+        "wrong", f"CUDA_HOME is {bare}, and so on", "export CUDA_HOME=<the folder of the CUDA toolkit>, or unset it"
+    )  # fmt: skip
+    monkeypatch.undo()
+    headers, compiler = bare.parent / "targets" / "x86_64-linux" / "include", bare.parent / "bin" / "nvcc"
     headers.mkdir(parents=True)
     (headers / "cuda_runtime.h").touch()
-    assert doctor_devices.toolkit() == ("ok", str(bare.parent), "")
+    program(compiler, "echo 'Cuda compilation tools, release 13.0, V13.0.88'")
     monkeypatch.setenv("CUDA_HOME", str(bare.parent))
-    (bare / "nvcc").unlink()
-    assert doctor_devices.toolkit().status == "ok"
+    assert doctor_devices.toolkit() == ("ok", f"{bare.parent}, nvcc 13.0.88, by CUDA_HOME", "")
+
+
+@pytest.fixture
+def record(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Finding]:
+    """Has the doctor look at a record of a build; what is said about the CUDA library, or that for a device."""
+    monkeypatch.setattr(native, "_FOLDER", tmp_path)
+    monkeypatch.setattr(native, "_SOURCES", tmp_path / "none")
+
+    def look(device: str = "cuda", **facts: Any) -> Finding:
+        build_record.write(tmp_path, build_record.BuildRecord(**facts))
+        return doctor_ops.compiled(device)
+
+    return look
+
+
+def test_ops_that_were_not_built(record: Callable[..., Finding], tmp_path: Path) -> None:
+    assert doctor_ops.compiled("cpu") == ("missing", "not built", native.REMEDY)
+    asked = {device: Library(why="HIRES_GAN_BUILD was none") for device in ("cpu", "cuda")}
+    assert record("cpu", libraries=asked) == ("missing", "not built: HIRES_GAN_BUILD was none", native.REMEDY)
+    lacks = {"cuda": Library(why="there is no CUDA toolkit: and so on")}
+    finding = record(torch_cuda="13.0", libraries=lacks)
+    assert finding.status == "missing"
+    assert finding.remedy.startswith("install the CUDA toolkit 13.0, then run `make setup`")
+
+
+def test_ops_whose_compiler_failed(record: Callable[..., Finding], tmp_path: Path) -> None:
+    failed = build_record.failure("it did not compile", "[1/2] c++ -c a.cpp\na.cpp:3:1: error: no such thing\nmore")
+    finding = record("cpu", libraries={"cpu": failed})
+    assert finding.status == "wrong"
+    assert finding.found == "it did not compile: a.cpp:3:1: error: no such thing"
+    assert str(tmp_path / "build.json") in finding.remedy
+
+
+def test_ops_that_do_not_load_and_ops_of_other_sources(
+    record: Callable[..., Finding], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = {"cpu": Library(built=True)}
+    monkeypatch.setitem(native._reasons, "cpu", "the loader says no")
+    assert record("cpu", libraries=built) == ("wrong", "the loader says no", "")
+    monkeypatch.setitem(native._reasons, "cpu", "")
+    monkeypatch.setattr(native, "_SOURCES", tmp_path)
+    (tmp_path / "new.cpp").touch()
+    finding = record("cpu", libraries=built)
+    assert (finding.status, finding.remedy) == ("wrong", "run `make setup`")
+    assert finding.found.endswith("; the sources in csrc changed since")
+
+
+def test_ops_that_compute_wrongly(record: Callable[..., Finding], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(native._reasons, "cpu", "")
+    monkeypatch.setattr(self_test, "self_test", lambda device: None)
+    facts = {"torch": "2.11.0", "compiler": "c++ 12", "libraries": {"cpu": Library(built=True)}}
+    assert record("cpu", **facts) == ("ok", "built by c++ 12, against torch 2.11.0; loaded; self-test passed", "")
+    monkeypatch.setattr(self_test, "self_test", lambda device: "1 is 2")
+    assert record("cpu", **facts).status == "wrong"
+    assert record("cpu", **facts).found.endswith("the self-test failed: 1 is 2")
 
 
 def test_run_folders(tmp_path: Path) -> None:
@@ -325,7 +390,7 @@ def test_no_device(built: str | None, driver: bool, visible: str | None, status:
     ],
 )
 def test_kernels_for_a_gpu(capability: tuple[int, int], kernels: list[str], fits: bool) -> None:
-    assert doctor_devices._runs_on(capability, kernels) is fits
+    assert doctor_devices.runs_on(capability, kernels) is fits
 
 
 @pytest.mark.gpu

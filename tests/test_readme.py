@@ -35,9 +35,10 @@ def bash_commands() -> list[str]:
     return [line for line in lines if line]
 
 
-def python_block() -> str:
-    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    return block
+def python_blocks() -> list[str]:
+    """The two examples: a trained generator, and the ops."""
+    generator, ops = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    return [generator, ops]
 
 
 def test_the_readme_has_commands():
@@ -75,8 +76,14 @@ def test_the_commands_run_in_their_order(tmp_path):
         done = subprocess.run(shortened(command), cwd=tmp_path, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
     assert len(list((tmp_path / "images").glob("seed*.png"))) == 16
-    code = python_block() + "assert images.shape == (4, 3, 4, 4)\n"  # the shortened run has grown no further
+    code = python_blocks()[0] + "assert images.shape == (4, 3, 4, 4)\n"  # the shortened run has grown no further
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_example_of_the_ops_runs():
+    code = python_blocks()[1] + "assert y.shape == (1, 32, 128, 128) and x.grad.shape == x.shape\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
