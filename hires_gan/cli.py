@@ -197,6 +197,30 @@ def bench_input_command(
         typer.echo(line)
 
 
+@bench_app.command("ops")
+def bench_ops_command(
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto: a GPU if there is one.")] = "auto",
+    dtype: Annotated[
+        list[str] | None, typer.Option(help="Of the images, several times if wanted; float16 on a GPU, else float32.")
+    ] = None,
+    layout: Annotated[Literal["contiguous", "channels_last", "both"], typer.Option(help="In memory.")] = "both",
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="CASE", help="Several times if wanted; 'epilogue-*' names several.")
+    ] = None,
+    size: Annotated[
+        Literal["small", "full"] | None, typer.Option(help="Of the images; full on a GPU, else small.")
+    ] = None,
+    compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="Measure torch.compile's too.")] = True,
+    out: Annotated[Path | None, typer.Option(help="A JSON file for the result.")] = None,
+) -> None:
+    """Compare the ops with a copy of the same bytes, with plain torch and with torch.compile."""
+    from hires_gan.bench.ops import Request, bench_ops, table
+
+    request = Request(device, tuple(dtype or ()), layout, tuple(only or ()), size, compiled, out)
+    for line in table(bench_ops(request)):
+        typer.echo(line)
+
+
 def _numbers(option: str, text: str) -> tuple[int, ...]:
     """`64,128` -> (64, 128)."""
     parts = [part.strip() for part in text.split(",") if part.strip()]

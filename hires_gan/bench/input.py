@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import multiprocessing
 import os
 import statistics
@@ -15,16 +14,16 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import psutil
 import torch
 from PIL import Image
 
+from hires_gan.bench.identity import identity, write_record
 from hires_gan.data.decoders import decode_into
 from hires_gan.data.loader import Loader, Request, SampleReader
 from hires_gan.data.manifest import IMAGE, Manifest
@@ -208,7 +207,7 @@ def bench_input(shards: Path | None, resolution: int, workers: int, seconds: flo
     """
     _check(resolution, workers, seconds)
     if out is not None:
-        _write(out, {})  # better now than after the measurement
+        write_record(out, {})  # better now than after the measurement
     with tempfile.TemporaryDirectory(prefix="hires-gan-bench-") as made:
         opened = ShardSet(shards if shards is not None else make_shards(Path(made), resolution))
         if opened.resolution < resolution:
@@ -220,15 +219,8 @@ def bench_input(shards: Path | None, resolution: int, workers: int, seconds: flo
         if out is not None:
             record = {"images": images, "resolution": resolution, "workers": workers, "batch": _batch(workers)}
             record |= {"rounds": ROUNDS, "seconds": seconds, "load_average_before": round(load, 2)}
-            _write(out, _identity() | record | {"rows": [asdict(row) for row in rows]})
+            write_record(out, identity("input") | record | {"rows": [asdict(row) for row in rows]})
     return rows
-
-
-def _write(out: Path, record: dict[str, Any]) -> None:
-    try:
-        out.write_text(json.dumps(record, indent=1) + "\n")
-    except OSError as error:
-        raise Failure(f"{out} cannot be written: {error.strerror}") from None
 
 
 def _check(resolution: int, workers: int, seconds: float) -> None:
@@ -341,18 +333,3 @@ def table(rows: list[Row]) -> list[str]:
             f"{first:>13}{row.memory_mib:>8.0f} MiB"
         )
     return lines
-
-
-def _identity() -> dict[str, Any]:
-    """What a number means nothing without: when, which code, on what."""
-    from hires_gan.tracking.machine import machine_tags
-
-    wanted = ("git.", "version.", "cpu.", "memory.", "gpu.")
-    tags = {name: value for name, value in machine_tags().items() if name.startswith(wanted)}
-    return {"bench": "input", "date": datetime.now(UTC).isoformat(timespec="seconds"), **tags, "cpu.model": _model()}
-
-
-def _model() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else "unknown"
