@@ -20,6 +20,7 @@ from hires_gan.training.settings import (
     BatchSettings,
     CheckpointSettings,
     EmaSettings,
+    OpsSettings,
     Precision,
     RunSettings,
     SamplesSettings,
@@ -44,6 +45,9 @@ class Configuration(Settings):
 
     precision: Precision = "bf16"
     """In what the networks compute; fp16 clamps and scales no loss, fp64 is for checks."""
+
+    ops: OpsSettings = OpsSettings()
+    """Which implementation computes the compiled ops."""
 
     checkpoint: CheckpointSettings = CheckpointSettings()
     """When the whole state is written."""

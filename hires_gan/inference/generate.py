@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hires_gan.errors import UsageError
 from hires_gan.inference.images import grid, save_png, to_uint8
 from hires_gan.inference.loading import build, find
+from hires_gan.ops.selection import explain
 from hires_gan.progress import ProgressBar, say
 from hires_gan.randomness import Purpose, RandomSource
 
@@ -71,6 +72,7 @@ def generate(
             f"--truncation is {truncation}, but Progressive GAN has no space of styles in which to truncate; "
             f"leave it out"
         )
+    say(explain(place))
     return _write_all(network.to(place), seeds, out, label, place)
 
 

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hires_gan.ops import bias_act
+
 FP16_CLAMP = 256.0
 """In fp16, activations are kept within plus and minus this instead of scaling the loss."""
 
@@ -27,18 +29,25 @@ class EqualizedLinear(nn.Module):
         outputs: Features of the output `[n, outputs]`.
         gain: The weights are multiplied by `gain / sqrt(inputs)`.
         bias: Whether there is a bias, initially 0.
+        act: "linear", or "lrelu" behind the bias.
     """
 
-    def __init__(self, inputs: int, outputs: int, gain: float = LRELU_GAIN, bias: bool = True) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, gain: float = LRELU_GAIN, bias: bool = True, act: str = "linear"
+    ) -> None:
         super().__init__()
+        assert act == "linear" or (act == "lrelu" and bias)
         self.weight = nn.Parameter(torch.randn(outputs, inputs))
         self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
         self.scale = gain / math.sqrt(inputs)
+        self.act = act
 
     def forward(self, x: Tensor) -> Tensor:
         """`[n, inputs]` -> `[n, outputs]`, in the dtype of `x`."""
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x, (self.weight * self.scale).to(x.dtype), bias)
+        weight = (self.weight * self.scale).to(x.dtype)
+        if self.act == "lrelu":
+            return biased_lrelu(F.linear(x, weight), self.bias)
+        return F.linear(x, weight, None if self.bias is None else self.bias.to(x.dtype))
 
 
 class EqualizedConv2d(nn.Module):
@@ -53,23 +62,36 @@ class EqualizedConv2d(nn.Module):
         kernel: Side of the kernel, odd; 3 where `resample` is not None.
         gain: The weights are multiplied by `gain / sqrt(inputs * kernel^2)`.
         resample: None, "up" or "down".
+        act: "linear", or "lrelu" behind the bias.
     """
 
     def __init__(
-        self, inputs: int, outputs: int, kernel: int, gain: float = LRELU_GAIN, resample: str | None = None
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        gain: float = LRELU_GAIN,
+        resample: str | None = None,
+        act: str = "linear",
     ) -> None:
         super().__init__()
+        assert act in ("linear", "lrelu")
         assert resample is None or (resample in ("up", "down") and kernel == 3)
         self.weight = nn.Parameter(torch.randn(outputs, inputs, kernel, kernel))
         self.bias = nn.Parameter(torch.zeros(outputs))
         self.scale = gain / math.sqrt(inputs * kernel * kernel)
         self.padding = kernel // 2
         self.resample = resample
+        self.act = act
 
     def forward(self, x: Tensor) -> Tensor:
         """`[n, inputs, h, w]` -> `[n, outputs, h', w']`, in the dtype of `x`; h' is h, 2h or h/2."""
+        if self.act == "lrelu":
+            return biased_lrelu(self._convolve(x, None), self.bias)
+        return self._convolve(x, self.bias.to(x.dtype))
+
+    def _convolve(self, x: Tensor, bias: Tensor | None) -> Tensor:
         weight = self.weight * self.scale
-        bias = self.bias.to(x.dtype)
         if self.resample == "up":
             weight = _summed_over_shifts(weight).flip(2, 3).transpose(0, 1).to(x.dtype)
             return F.conv_transpose2d(x, weight, bias, stride=2, padding=1)
@@ -85,10 +107,16 @@ def _summed_over_shifts(weight: Tensor) -> Tensor:
     return padded[..., 1:, 1:] + padded[..., :-1, 1:] + padded[..., 1:, :-1] + padded[..., :-1, :-1]
 
 
-def lrelu(x: Tensor) -> Tensor:
-    """Leaky rectifier of slope 0.2, clamped in fp16 (see `FP16_CLAMP`)."""
-    x = F.leaky_relu(x, 0.2)
-    return x.clamp(-FP16_CLAMP, FP16_CLAMP) if x.dtype == torch.float16 else x
+def biased_lrelu(x: Tensor, bias: Tensor | None) -> Tensor:
+    """Add a bias along dimension 1, then a leaky rectifier of slope 0.2, clamped in fp16 (see `FP16_CLAMP`).
+
+    Args:
+        x: `[n, c, ...]`.
+        bias: `[c]`, or None for none.
+    """
+    if bias is not None:
+        bias = bias.to(torch.promote_types(x.dtype, torch.float32))
+    return bias_act(x, bias, act="lrelu", gain=1, clamp=FP16_CLAMP if x.dtype == torch.float16 else None)
 
 
 def pixel_norm(x: Tensor, eps: float = 1e-8) -> Tensor:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from hires_gan.networks.layers import (
     EqualizedConv2d,
     EqualizedLinear,
+    biased_lrelu,
     double_nearest,
     halve_box,
-    lrelu,
     minibatch_deviation,
     pixel_norm,
 )
@@ -125,7 +125,7 @@ class Generator(nn.Module):
         if labels is not None:
             latents = torch.cat((latents, _one_hot(labels, self.classes, latents)), 1)
         x = self.dense(pixel_norm(latents)).reshape(len(latents), -1, 4, 4)
-        return pixel_norm(lrelu(x + self.dense_bias[:, None, None].to(x.dtype)))
+        return pixel_norm(biased_lrelu(x, self.dense_bias))
 
     def live_parameters(self, growth: Growth) -> list[str]:
         """The names of the parameters that an image at this growth depends on."""
@@ -138,14 +138,14 @@ class _GeneratorBlock(nn.Module):
     def __init__(self, width: Width, resolution: int) -> None:
         super().__init__()
         maps = width.at(resolution)
-        layers = [EqualizedConv2d(maps, maps, 3)]
+        layers = [EqualizedConv2d(maps, maps, 3, act="lrelu")]
         if resolution > 4:
-            layers.insert(0, EqualizedConv2d(width.at(resolution // 2), maps, 3, resample="up"))
+            layers.insert(0, EqualizedConv2d(width.at(resolution // 2), maps, 3, resample="up", act="lrelu"))
         self.convolutions = nn.ModuleList(layers)
 
     def forward(self, x: Tensor) -> Tensor:
         for convolution in self.convolutions:
-            x = pixel_norm(lrelu(convolution(x)))
+            x = pixel_norm(convolution(x))
         return x
 
 
@@ -176,10 +176,12 @@ class Discriminator(nn.Module):
         self.classes, self.group = classes, group
         self.dtypes = dict(dtypes or {})
         self.growth = Growth(resolution)
-        self.from_rgb = nn.ModuleDict({str(r): EqualizedConv2d(3, width.at(r), 1) for r in _resolutions(resolution)})
+        self.from_rgb = nn.ModuleDict(
+            {str(r): EqualizedConv2d(3, width.at(r), 1, act="lrelu") for r in _resolutions(resolution)}
+        )
         self.blocks = nn.ModuleDict({str(r): _DiscriminatorBlock(width, r) for r in _resolutions(resolution)[1:]})
-        self.convolution = EqualizedConv2d(width.at(4) + 1, width.at(4), 3)
-        self.dense = EqualizedLinear(width.at(4) * 16, width.at(2))
+        self.convolution = EqualizedConv2d(width.at(4) + 1, width.at(4), 3, act="lrelu")
+        self.dense = EqualizedLinear(width.at(4) * 16, width.at(2), act="lrelu")
         self.output = EqualizedLinear(width.at(2), 1 + classes, gain=1.0)
 
     def forward(self, images: Tensor, growth: Growth | None = None) -> tuple[Tensor, Tensor | None]:
@@ -203,12 +205,13 @@ class Discriminator(nn.Module):
         for r in reversed(growth.resolutions[1:-1]):
             x = self.blocks[str(r)](x.to(self.dtypes.get(r, images.dtype)))
         x = x.to(images.dtype)
-        x = lrelu(self.convolution(minibatch_deviation(x, self.group)))
-        x = self.output(lrelu(self.dense(x.flatten(1))))
+        x = self.convolution(minibatch_deviation(x, self.group))
+        x = self.output(self.dense(x.flatten(1)))
         return x[:, 0], x[:, 1:] if self.classes else None
 
     def _entry(self, images: Tensor, resolution: int) -> Tensor:
-        return lrelu(self.from_rgb[str(resolution)](images.to(self.dtypes.get(resolution, images.dtype))))
+        entry: Tensor = self.from_rgb[str(resolution)](images.to(self.dtypes.get(resolution, images.dtype)))
+        return entry
 
     def live_parameters(self, growth: Growth) -> list[str]:
         """The names of the parameters that a score at this growth depends on."""
@@ -222,12 +225,15 @@ class _DiscriminatorBlock(nn.Module):
         super().__init__()
         maps = width.at(resolution)
         self.convolutions = nn.ModuleList(
-            (EqualizedConv2d(maps, maps, 3), EqualizedConv2d(maps, width.at(resolution // 2), 3, resample="down"))
+            (
+                EqualizedConv2d(maps, maps, 3, act="lrelu"),
+                EqualizedConv2d(maps, width.at(resolution // 2), 3, resample="down", act="lrelu"),
+            )
         )
 
     def forward(self, x: Tensor) -> Tensor:
         for convolution in self.convolutions:
-            x = lrelu(convolution(x))
+            x = convolution(x)
         return x
 
 

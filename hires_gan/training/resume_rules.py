@@ -19,6 +19,7 @@ MAY_CHANGE_ON_RESUME: Final = (
     "data.workers",
     "data.prefetch",
     "batch.per_device",
+    "ops.*",
     "checkpoint.*",
     "samples.*",
     "evaluation.*",

@@ -19,6 +19,7 @@ from hires_gan.data.loader import Loader
 from hires_gan.data.shards import ShardSet
 from hires_gan.errors import Failure, UsageError
 from hires_gan.evaluation.evaluator import Evaluator
+from hires_gan.ops.selection import choose, explain
 from hires_gan.progress import say
 from hires_gan.recipes.families import build_recipe
 from hires_gan.recipes.protocol import LabelDistribution, stage_at
@@ -54,6 +55,8 @@ def train(plan: Plan, resolved: str) -> bool:
     use_full_float32()
     if plan.run.deterministic:
         make_deterministic()
+    choose(plan.ops.backend, plan.ops.require_native, device)
+    say(explain(device))
     shards = ShardSet(resolve_shards(plan.data.shards))
     labels = check_data(plan, shards)
     folder = RunFolder(plan.run.dir / plan.run.name)

@@ -51,6 +51,22 @@ class BatchSettings(Settings):
     """How many of them go through the networks at once; it never changes a result, only memory and speed."""
 
 
+class OpsSettings(Settings):
+    """Which implementation computes the ops that are compiled ahead of time."""
+
+    backend: Literal["auto", "native", "reference"] = "auto"
+    """native: compiled; reference: plain torch; auto: the faster one on the device. The start of a run says which."""
+
+    require_native: bool = False
+    """Refuse to start where the compiled ops are missing for the device."""
+
+    @model_validator(mode="after")
+    def _not_both(self) -> Self:
+        if self.require_native and self.backend == "reference":
+            raise ValueError("require_native is true, but backend is reference; set one of them otherwise")
+        return self
+
+
 class CheckpointSettings(Settings):
     """When the whole state is written."""
 
@@ -100,6 +116,8 @@ class Plan(Protocol):
     def batch(self) -> BatchSettings: ...  # noqa: D102
     @property
     def precision(self) -> Precision: ...  # noqa: D102
+    @property
+    def ops(self) -> OpsSettings: ...  # noqa: D102
     @property
     def checkpoint(self) -> CheckpointSettings: ...  # noqa: D102
     @property

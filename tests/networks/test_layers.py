@@ -14,9 +14,9 @@ from hires_gan.networks.layers import (
     FP16_CLAMP,
     EqualizedConv2d,
     EqualizedLinear,
+    biased_lrelu,
     double_nearest,
     halve_box,
-    lrelu,
     minibatch_deviation,
     pixel_norm,
 )
@@ -72,7 +72,7 @@ def test_the_variance_stays_about_constant_through_ten_layers() -> None:
     x = torch.randn(2, 96, 24, 24)
     with torch.no_grad():
         for _ in range(10):
-            x = lrelu(EqualizedConv2d(96, 96, 3)(x))
+            x = EqualizedConv2d(96, 96, 3, act="lrelu")(x)
             # A gain that is off by a factor of sqrt(2) would leave a factor of 32 behind.
             assert 0.4 < float(x.square().mean()) < 2.0
 
@@ -131,9 +131,9 @@ def test_resampling_is_refused_for_other_kernels() -> None:
 def test_layers_compute_in_the_dtype_of_their_input_and_keep_their_parameters(
     dtype: torch.dtype, resample: str | None
 ) -> None:
-    convolution, dense = EqualizedConv2d(4, 4, 3, resample=resample), EqualizedLinear(4, 2)
+    convolution, dense = EqualizedConv2d(4, 4, 3, resample=resample, act="lrelu"), EqualizedLinear(4, 2, act="lrelu")
     x = torch.ones(2, 4, 4, 4, dtype=dtype)
-    y = lrelu(pixel_norm(convolution(x)))
+    y = pixel_norm(convolution(x))
     z = dense(minibatch_deviation(y, 2)[:, :4].mean((2, 3)))
     assert y.dtype == z.dtype == dtype
     z.sum().backward()
@@ -143,12 +143,25 @@ def test_layers_compute_in_the_dtype_of_their_input_and_keep_their_parameters(
         assert parameter.grad.dtype == torch.float32
 
 
+@pytest.mark.parametrize("resample", [None, "up", "down"])
+def test_an_activated_layer_is_the_linear_one_with_a_rectifier_behind(resample: str | None) -> None:
+    layer = with_bias(EqualizedConv2d(3, 5, 3, resample=resample))
+    dense = with_bias(EqualizedLinear(3, 5))
+    x = noise(2, 3, 8, 8)
+    plain, plain_dense = layer(x), dense(x[:, :, 0, 0])
+    layer.act = dense.act = "lrelu"
+    torch.testing.assert_close(layer(x), F.leaky_relu(plain, 0.2))
+    torch.testing.assert_close(dense(x[:, :, 0, 0]), F.leaky_relu(plain_dense, 0.2))
+
+
 def test_the_rectifier_has_slope_a_fifth_and_clamps_in_fp16_alone() -> None:
     values = torch.tensor([-math.inf, -6e4, -1.0, 0.0, 2.0, 300.0, math.inf])
-    assert lrelu(values).tolist() == pytest.approx([-math.inf, -1.2e4, -0.2, 0.0, 2.0, 300.0, math.inf])
-    assert lrelu(values.to(torch.bfloat16))[5].item() == 300.0
+    assert biased_lrelu(values[:, None], None).flatten().tolist() == pytest.approx(
+        [-math.inf, -1.2e4, -0.2, 0.0, 2.0, 300.0, math.inf]
+    )
+    assert biased_lrelu(values.to(torch.bfloat16)[:, None], None)[5].item() == 300.0
     half = values.half().requires_grad_()
-    y = lrelu(half)
+    y = biased_lrelu(half[:, None], None)[:, 0]
     assert FP16_CLAMP == 256.0
     assert y.tolist() == pytest.approx([-256.0, -256.0, -0.2, 0.0, 2.0, 256.0, 256.0], rel=1e-3)
     y[1:].sum().backward()
@@ -235,7 +248,8 @@ def test_minibatch_deviation_of_equal_samples_has_finite_derivatives() -> None:
 
 
 @pytest.mark.parametrize(
-    "function", [pixel_norm, lambda x: minibatch_deviation(x, 2), lrelu, double_nearest, halve_box]
+    "function",
+    [pixel_norm, lambda x: minibatch_deviation(x, 2), lambda x: biased_lrelu(x, None), double_nearest, halve_box],
 )
 def test_derivatives_of_first_and_second_order(function: Callable[[Tensor], Tensor]) -> None:
     x = noise(4, 2, 2, 2).requires_grad_()
