@@ -15,14 +15,16 @@ WHEELS = pydantic pydantic-core annotated-types typing-extensions typing-inspect
 	sqlparse cachetools cloudpickle databricks-sdk google-auth pyasn1 pyasn1-modules cryptography cffi pycparser \
 	fastapi starlette uvicorn anyio h11 gitpython gitdb smmap importlib-metadata zipp opentelemetry-api \
 	opentelemetry-sdk opentelemetry-proto opentelemetry-semantic-conventions protobuf python-dotenv
-# The tests that compute-sanitizer runs: it slows a kernel down a hundred times.
+# The tests that compute-sanitizer runs: it slows a kernel down a hundred times. Without torch's cache of memory, so
+# that it sees where each tensor ends.
 SANITIZED ?= sanitizer
 SANITIZER ?= $(firstword $(shell command -v compute-sanitizer) $(wildcard /usr/local/cuda*/bin/compute-sanitizer))
 
-.PHONY: help setup demo ui test test-slow lint wheels gpu-check clean
+.PHONY: help setup ops demo ui test test-slow lint wheels gpu-check clean
 
 help:
 	@echo "make setup      the environment, in $(VENV), and the compiled ops"
+	@echo "make ops        build the compiled ops anew, as after an installed toolkit or with HIRES_GAN_BUILD=..."
 	@echo "make demo       train a small Progressive GAN on photographs (minutes, no GPU needed)"
 	@echo "make ui         look at all runs in MLflow"
 	@echo "make test       linter, type checker and the fast tests"
@@ -41,6 +43,10 @@ $(VENV)/.ready: pyproject.toml constraints.txt setup.py $(wildcard csrc/*)
 	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e '.[$(EXTRAS)]'
 	@$(BIN)/python -m hires_gan.ops
 	@touch $@
+
+ops: setup
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	@$(BIN)/python -m hires_gan.ops
 
 demo: setup
 	$(BIN)/hires-gan train configs/demo.yaml run.dir=$(RUNS)
@@ -77,8 +83,9 @@ gpu-check:
 	step env HIRES_GAN_BUILD=cuda $(GPU_PYTHON) setup.py --quiet build_ext --inplace; \
 	step $(GPU_PYTHON) -m hires_gan.ops; \
 	if [ -n "$(SANITIZER)" ]; then \
-		step $(SANITIZER) --tool memcheck --error-exitcode 1 \
-		$(GPU_PYTHON) -m pytest -m gpu -k "$(SANITIZED)" --junitxml=$(OUT)/sanitizer-tests.xml; \
+		for tool in memcheck racecheck initcheck; do \
+			step env PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(SANITIZER) --tool $$tool --error-exitcode 1 \
+			$(GPU_PYTHON) -m pytest -m gpu -k "$(SANITIZED)" --junitxml=$(OUT)/$$tool-tests.xml; done; \
 	else echo "== compute-sanitizer is not on the PATH"; fi; \
 	step $(GPU_PYTHON) -m pytest -m gpu --junitxml=$(OUT)/gpu-tests.xml; \
 	step $(GPU_PYTHON) -m hires_gan bench ops --out $(OUT)/ops.json; \

@@ -147,6 +147,7 @@ class BuildOps(build_ext):
         command.build_lib, command.build_temp = self.build_lib, str(Path(self.build_temp, device))
         command.debug, command.parallel, command.inplace = self.debug, self.parallel, False
         command.ensure_finalized()
+        extension.depends = [str(file) for file in sorted((ROOT / "csrc").iterdir())]  # where ninja is not there to see
         command.extensions = [extension]
         command.run()
 

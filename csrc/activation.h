@@ -4,6 +4,7 @@
 
 #include "device.h"
 
+#include <limits>
 #include <optional>
 #include <string>
 
@@ -34,7 +35,9 @@ inline double limit_of(const std::optional<double>& clamp) {
 
 template <typename T>
 Clamp<T> make_clamp(double limit) {
-  return {static_cast<Accumulator<T>>(static_cast<T>(limit))};
+  using A = Accumulator<T>;
+  const double most = std::numeric_limits<A>::max();
+  return {static_cast<A>(static_cast<T>(static_cast<A>(limit > most ? most : limit)))};
 }
 
 // linear, relu and lrelu: v for v > 0, else slope * v.
@@ -43,17 +46,17 @@ struct Rectifier {
   A slope;
   A gain;
 
+  // Written without branches: random signs would split every warp.
   HD A value(A v) const {
-    if (v > 0) return gain * v;
-    if (slope == 0 && v == v) return 0;  // 0 times minus infinity would be no number
-    return gain * (slope * v);
+    const A below = slope == 0 && v == v ? A(0) : slope * v;  // 0 times minus infinity would be no number
+    return gain * (v > 0 ? v : below);
   }
 
-  // Of `side`, only the sign counts: v itself, or the result divided by the sign of the gain.
+  // Of `side`, only the sign counts: v itself, or the result divided by the sign of the gain. As torch has it, what is
+  // no number lets relu's gradient through.
   HD A derivative(A u, A side) const {
-    if (side > 0) return gain * u;
-    if (slope == 0) return side == side ? A(0) : gain * u;  // as torch has it: no number lets the gradient through
-    return gain * (slope * u);
+    const A below = slope == 0 ? (side == side ? A(0) : u) : slope * u;
+    return gain * (side > 0 ? u : below);
   }
 };
 

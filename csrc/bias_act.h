@@ -92,8 +92,8 @@ inline View view_along(const Tensor& x, const std::optional<Tensor>& b, int64_t 
   if (!b && !per_channel) return {1, 1, x.numel(), false};
   STD_TORCH_CHECK(dim >= 0 && dim < x.dim(), "dim is ", dim, "; 0 to ", x.dim() - 1, " are allowed");
   const int64_t channels = x.size(dim);
-  STD_TORCH_CHECK(!b || (b->dim() == 1 && b->size(0) == channels), "b has to have one value for each of the ", channels,
-                  " entries of x along dim ", dim);
+  STD_TORCH_CHECK(!b || (b->dim() == 1 && b->size(0) == channels), "b has to have one value for each of the ",
+                  channels, " entries of x along dim ", dim);
   std::vector<int> order{0, 2, 3, 1};
   if (format_of(x) == MemoryFormat::Contiguous) {
     order.resize(x.dim());
@@ -110,14 +110,15 @@ inline View view_along(const Tensor& x, const std::optional<Tensor>& b, int64_t 
 }
 
 template <typename Device>
-Tensor bias_act(const Tensor& x_in, const std::optional<Tensor>& b_in, int64_t dim, const std::string& act, double alpha,
-                double gain, const std::optional<double>& clamp) {
+Tensor bias_act(const Tensor& x_in, const std::optional<Tensor>& b_in, int64_t dim, const std::string& act,
+                double alpha, double gain, const std::optional<double>& clamp) {
   const MemoryFormat format = format_of(x_in);
   const Tensor x = in_format(x_in, format);
   const std::optional<Tensor> b = contiguous(b_in);
   const Tensor y = empty(x, sizes_of(x), x.scalar_type(), format);
   const View view = view_along(x, b, dim, false);
   if (x.numel() == 0) return y;
+  check_device(b, x, "b");
   const Kind kind = kind_of(act);
   const Device device(x);
   by_dtype(x, [&](auto element) {
@@ -128,7 +129,8 @@ Tensor bias_act(const Tensor& x_in, const std::optional<Tensor>& b_in, int64_t d
     if (is_rectifier(kind)) {
       run_pass(device, RectifyBiased<T>{bias, make_rectifier<A>(kind, alpha, gain), limit}, view, {x}, y);
     } else {
-      run_pass(device, ActivateBiased<T>{bias, make_smooth<A>(kind, 0, alpha), static_cast<A>(gain), limit}, view, {x}, y);
+      const ActivateBiased<T> operation{bias, make_smooth<A>(kind, 0, alpha), static_cast<A>(gain), limit};
+      run_pass(device, operation, view, {x}, y);
     }
   });
   return y;
@@ -145,7 +147,8 @@ std::optional<Tensor> run_derivative(const Device& device, const View& view, con
     const ActivationDerivative<T> operation{b, make_smooth<A>(kind, order, alpha), static_cast<A>(gain), clamp};
     return run_pass(device, operation, view, {u, saved}, out);
   }
-  STD_TORCH_CHECK(order == 1 && is_rectifier(kind), "only a rectifier's first derivative is seen in its result");
+  STD_TORCH_CHECK(order == 1 && is_rectifier(kind) && (kind != Kind::lrelu || alpha >= 0),
+                  "only the first derivative of a rectifier with a slope of 0 or more is seen in its result");
   const Rectifier<A> rectifier = make_rectifier<A>(kind, alpha, gain);
   if (sum) return run_pass(device, RectifierGradient<T, true>{rectifier, clamp}, view, {u, saved}, out);
   return run_pass(device, RectifierGradient<T, false>{rectifier, clamp}, view, {u, saved}, out);
@@ -170,6 +173,8 @@ std::tuple<Tensor, Tensor> bias_act_derivative(const Tensor& u_in, const Tensor&
     if (sum) torch::stable::zero_(sums);
     return {out, sums};
   }
+  check_device(u, saved, "u");
+  check_device(b, saved, "b");
   const Kind kind = kind_of(act);
   const Device device(saved);
   by_dtype(saved, [&](auto element) {

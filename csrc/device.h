@@ -11,6 +11,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 #include <torch/headeronly/util/BFloat16.h>
@@ -51,8 +52,30 @@ HD Vector<T, kCount> load(const T* from) {
   return *reinterpret_cast<const Vector<T, kCount>*>(from);
 }
 
+// The compiler takes an assignment of a vector apart, and lanes that each write a few bytes far from the others' cost
+// a transaction each: what is one access is written as one.
 template <int kCount, typename T>
 HD void store(T* to, const Vector<T, kCount>& vector) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (sizeof(vector) == 16) {
+    uint4 bits;
+    memcpy(&bits, &vector, 16);
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(bits.x), "r"(bits.y), "r"(bits.z),
+                 "r"(bits.w)
+                 : "memory");
+    return;
+  } else if constexpr (sizeof(vector) == 8) {
+    uint2 bits;
+    memcpy(&bits, &vector, 8);
+    asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(to), "r"(bits.x), "r"(bits.y) : "memory");
+    return;
+  } else if constexpr (sizeof(vector) == 4 && kCount > 1) {
+    uint32_t bits;
+    memcpy(&bits, &vector, 4);
+    asm volatile("st.global.u32 [%0], %1;" ::"l"(to), "r"(bits) : "memory");
+    return;
+  }
+#endif
   *reinterpret_cast<Vector<T, kCount>*>(to) = vector;
 }
 
@@ -60,8 +83,14 @@ HD bool aligned(const void* pointer, int64_t bytes) {
   return reinterpret_cast<std::uintptr_t>(pointer) % static_cast<std::uintptr_t>(bytes) == 0;
 }
 
+// a / b of numbers that are not negative; most fit into 32 bits, where a division takes a fifth of the time.
+HD int64_t quotient(int64_t a, int64_t b) {
+  if (((a | b) >> 32) == 0) return static_cast<uint32_t>(a) / static_cast<uint32_t>(b);
+  return a / b;
+}
+
 HD int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
+  return quotient(a + b - 1, b);
 }
 
 // A small tensor of coefficients in the dtype T of the images or in float; absent, every value is `fallback`.

@@ -33,7 +33,8 @@ struct Epilogue {
   }
 };
 
-// From dy, y and x: dx, and per sample and channel the sums of g x, g and g noise, g being the gradient behind the bias.
+// From dy, y and x: dx, and per sample and channel the sums of g x, g and g noise, where g is the gradient behind the
+// bias.
 template <typename T>
 struct EpilogueGradient {
   using Element = T;
@@ -65,7 +66,8 @@ inline View view_of_samples(const Tensor& x) {
   return {x.size(0), x.size(1), x.size(2) * x.size(3), format_of(x) == MemoryFormat::ChannelsLast};
 }
 
-inline void check_epilogue(const Tensor& x, const std::optional<Tensor>& demodulation, const std::optional<Tensor>& noise) {
+inline void check_epilogue(const Tensor& x, const std::optional<Tensor>& demodulation,
+                           const std::optional<Tensor>& noise) {
   const int64_t n = x.size(0), c = x.size(1), h = x.size(2), w = x.size(3);
   STD_TORCH_CHECK(!demodulation || sizes_of(*demodulation) == std::vector<int64_t>({n, c}),
                   "demodulation has to be [N, C]");
@@ -99,6 +101,10 @@ Tensor epilogue(const Tensor& x_in, const std::optional<Tensor>& demodulation_in
   STD_TORCH_CHECK(!strength || strength->numel() == 1, "noise_strength has to be one value");
   const Tensor y = empty(x, sizes_of(x), x.scalar_type(), format);
   if (x.numel() == 0) return y;
+  check_device(demodulation, x, "demodulation");
+  check_device(noise, x, "noise");
+  check_device(strength, x, "noise_strength");
+  check_device(b, x, "b");
   const Kind kind = rectifier_kind(act, alpha);
   const Device device(x);
   by_dtype(x, [&](auto element) {
@@ -120,8 +126,8 @@ Tensor epilogue(const Tensor& x_in, const std::optional<Tensor>& demodulation_in
 template <typename Device>
 std::tuple<Tensor, Tensor> epilogue_gradient(const Tensor& dy_in, const Tensor& y_in, const Tensor& x_in,
                                              const std::optional<Tensor>& demodulation_in,
-                                             const std::optional<Tensor>& noise_in, const std::string& act, double alpha,
-                                             double gain, const std::optional<double>& clamp) {
+                                             const std::optional<Tensor>& noise_in, const std::string& act,
+                                             double alpha, double gain, const std::optional<double>& clamp) {
   const MemoryFormat format = format_of(x_in);
   const Tensor x = in_format(x_in, format), y = in_format(y_in, format), dy = in_format(dy_in, format);
   STD_TORCH_CHECK(sizes_of(y) == sizes_of(x) && sizes_of(dy) == sizes_of(x), "dy, y and x have to have one shape");
@@ -136,6 +142,10 @@ std::tuple<Tensor, Tensor> epilogue_gradient(const Tensor& dy_in, const Tensor& 
     torch::stable::zero_(sums);
     return {dx, sums};
   }
+  check_device(dy, x, "dy");
+  check_device(y, x, "y");
+  check_device(demodulation, x, "demodulation");
+  check_device(noise, x, "noise");
   const Kind kind = rectifier_kind(act, alpha);
   const Device device(x);
   by_dtype(x, [&](auto element) {

@@ -13,6 +13,8 @@
 
 #include "device.h"
 
+#include <algorithm>
+
 namespace hires_gan {
 
 struct View {
@@ -46,9 +48,17 @@ inline int log2_above(int64_t count, int limit) {
   return log2;
 }
 
+// Every step spares a thread the work of finding its place, and a partial sum; but a GPU wants blocks, too.
+constexpr int64_t kBlocksWanted = 1024;
+
+inline int64_t steps_of(const View& view, int vector, bool sums) {
+  const int64_t blocks = view.numel() / (vector * unroll(vector) * kThreads);
+  return std::clamp<int64_t>(blocks / kBlocksWanted, 1, sums ? 16 : 4);
+}
+
 inline Split split(const View& view, int vector, bool sums) {
   Split result{};
-  const int64_t most_steps = sums ? 16 : 1;
+  const int64_t most_steps = steps_of(view, vector, sums);
   if (view.channels_last) {
     const int64_t columns = view.channels / vector;
     result.across_log2 = log2_above(columns, 6);
@@ -147,18 +157,18 @@ struct Pass {
     Place place;
     if constexpr (kChannelsLast) {
       const int64_t columns = ceil_div(view.channels / kVector, split.across());
-      const int64_t rest = block / columns;
+      const int64_t rest = quotient(block, columns);
       place.channel = ((block - rest * columns) * split.across() + x) * kVector;
-      place.group = rest / split.chunks;
+      place.group = quotient(rest, split.chunks);
       place.chunk = rest - place.group * split.chunks;
       place.pixel = place.chunk * split.steps * kUnroll * split.down() + y;
       place.lane = y;
       place.inside = place.channel < view.channels;
     } else {
-      const int64_t rows = block / split.chunks;
+      const int64_t rows = quotient(block, split.chunks);
       const int64_t row = rows * split.down() + y;
       place.chunk = block - rows * split.chunks;
-      place.group = row / view.channels;
+      place.group = quotient(row, view.channels);
       place.channel = row - place.group * view.channels;
       place.pixel = (place.chunk * split.steps * kUnroll * split.across() + x) * kVector;
       place.lane = x;
@@ -191,8 +201,8 @@ struct Pass {
     }
   }
 
-  HD void element(const Place& place, int64_t pixel, const Row (&rows)[kRows], const Vector<T, kVector> (&values)[kInputs],
-                  A (&terms)[kTerms]) const {
+  HD void element(const Place& place, int64_t pixel, const Row (&rows)[kRows],
+                  const Vector<T, kVector> (&values)[kInputs], A (&terms)[kTerms]) const {
     Vector<A, kChannelsLast ? 1 : kVector> noise = {};
     if constexpr (Operation::kNoise) {
       noise = operation.noise.template vector<kChannelsLast ? 1 : kVector>(operation.noise_index(place.group, pixel));
@@ -214,7 +224,7 @@ struct Pass {
 template <typename A>
 struct SumChunks {
   static constexpr int kPhases = 3;
-  static constexpr int kColumns = 32;
+  static constexpr int kColumns = 8;
 
   struct Shared {
     A sums[kThreads];

@@ -45,6 +45,11 @@ inline Tensor in_format(const Tensor& x, MemoryFormat format) {
   return torch::stable::contiguous(x, format);
 }
 
+// Before a kernel is launched: another device's memory would end the process.
+inline void check_device(const std::optional<Tensor>& tensor, const Tensor& x, const char* name) {
+  STD_TORCH_CHECK(!tensor || tensor->device() == x.device(), name, " has to be on the device of the other tensors");
+}
+
 inline std::vector<int64_t> sizes_of(const Tensor& x) {
   return {x.sizes().begin(), x.sizes().end()};
 }
@@ -77,7 +82,6 @@ Coefficients<T> coefficients(const std::optional<Tensor>& tensor, const Tensor& 
   result.fallback = static_cast<Accumulator<T>>(fallback);
   if (!tensor) return result;
   STD_TORCH_CHECK(tensor->is_contiguous(), name, " has to be contiguous");
-  STD_TORCH_CHECK(tensor->device() == x.device(), name, " has to be on the device of x");
   const ScalarType dtype = tensor->scalar_type();
   STD_TORCH_CHECK(dtype == x.scalar_type() || dtype == accumulation_type(x), name, " has another dtype than x");
   result.data = tensor->const_data_ptr();

@@ -9,10 +9,19 @@
 namespace hires_gan {
 
 constexpr int kMaxTaps = 64;
+constexpr int64_t kMaxFactor = 1 << 16;
+constexpr int64_t kMaxPadding = int64_t(1) << 48;  // a backward pass may ask for more than people do
 
 HD int64_t floor_mod(int64_t a, int64_t b) {
   const int64_t r = a % b;
   return r < 0 ? r + b : r;
+}
+
+// The fastest of several coordinates that are counted in one number, which is left with the others.
+HD int64_t take(int64_t& id, int64_t size) {
+  const int64_t whole = id, rest = quotient(id, size);
+  id = rest;
+  return whole - rest * size;
 }
 
 struct Axis {
@@ -63,18 +72,10 @@ struct General {
   HD void phase(int64_t block, int thread, Shared&) const {
     int64_t id = block * kThreads + thread, channel = 0;
     const Axis &rows = images.rows, &columns = images.columns;
-    if (images.channels_last) {
-      channel = id % images.channels;
-      id /= images.channels;
-    }
-    const int64_t column = id % columns.out;
-    id /= columns.out;
-    const int64_t row = id % rows.out;
-    id /= rows.out;
-    if (!images.channels_last) {
-      channel = id % images.channels;
-      id /= images.channels;
-    }
+    if (images.channels_last) channel = take(id, images.channels);
+    const int64_t column = take(id, columns.out);
+    const int64_t row = take(id, rows.out);
+    if (!images.channels_last) channel = take(id, images.channels);
     if (id >= images.samples) return;
     const T* x = images.x + id * images.x_sample + channel * images.x_channel;
     T* y = images.y + id * images.y_sample + channel * images.y_channel;
@@ -120,14 +121,19 @@ struct General {
 };
 
 // A tile of kHigh x kWide outputs, kVector channels deep, per thread. Factors and taps are the same along both axes and
-// known to the compiler, so that which tap meets which sample is settled: tiles begin where m D - p0 is a multiple of U.
-template <typename T, int kUp, int kDown, int kTaps, bool kSeparable, int kVector, int kWide, int kHigh>
+// known to the compiler, so that it is settled which tap meets which sample: tiles begin where U divides m D - p0.
+// Tiles that lie within the image take a straight path, where kFast says that there is one, and pixels of one channel
+// lie side by side unless kVector is more than 1; those at its edge look where they read.
+template <typename T, int kUp, int kDown, int kTaps, bool kSeparable, int kVector, int kWide, int kHigh, bool kFast>
 struct Tiled {
   using A = Accumulator<T>;
   using Shared = NoShared;
+  using Samples = Vector<T, kVector>;
+  using Sums = A[kHigh][kWide][kVector];
   static constexpr int kPhases = 1;
   static constexpr int kColumns = ((kWide - 1) * kDown + kTaps - 1) / kUp + 1;  // samples that a tile meets
   static constexpr int kRows = ((kHigh - 1) * kDown + kTaps - 1) / kUp + 1;
+  static constexpr bool kShort = kTaps <= 4;
   static_assert(kWide % kUp == 0 && kHigh % kUp == 0, "a tile holds whole periods of the factors");
 
   Images<T> images;
@@ -144,19 +150,10 @@ struct Tiled {
   HD void phase(int64_t block, int thread, Shared&) const {
     int64_t id = block * kThreads + thread, channel = 0;
     const int64_t depth = images.channels / kVector;
-    const int64_t across = tiles(images.columns, kWide), high = tiles(images.rows, kHigh);
-    if (images.channels_last) {
-      channel = id % depth * kVector;
-      id /= depth;
-    }
-    const int64_t column = id % across * kWide - shift(images.columns);
-    id /= across;
-    const int64_t row = id % high * kHigh - shift(images.rows);
-    id /= high;
-    if (!images.channels_last) {
-      channel = id % depth * kVector;
-      id /= depth;
-    }
+    if (images.channels_last) channel = take(id, depth) * kVector;
+    const int64_t column = take(id, tiles(images.columns, kWide)) * kWide - shift(images.columns);
+    const int64_t row = take(id, tiles(images.rows, kHigh)) * kHigh - shift(images.rows);
+    if (!images.channels_last) channel = take(id, depth) * kVector;
     if (id >= images.samples) return;
     const T* x = images.x + id * images.x_sample + channel * images.x_channel;
     T* y = images.y + id * images.y_sample + channel * images.y_channel;
@@ -167,78 +164,99 @@ struct Tiled {
   HD void tile(const T* x, T* y, int64_t row, int64_t column) const {
     const int64_t first_row = (row * kDown - images.rows.pad) / kUp;
     const int64_t first_column = (column * kDown - images.columns.pad) / kUp;
-    A sums[kHigh][kWide][kVector] = {};
-    if constexpr (kTaps <= 4) {
-      UNROLL for (int r = 0; r < kRows; ++r) line(x, first_row, first_column, r, sums);
+    const bool inside = first_row >= 0 && first_row + kRows <= images.rows.in && first_column >= 0 &&
+                        first_column + kColumns <= images.columns.in;
+    Sums sums = {};
+    if (kFast && inside) {
+      add_inside(x + first_row * images.rows.in_stride + first_column * column_stride(), sums);
     } else {
-      ROLLED for (int r = 0; r < kRows; ++r) line(x, first_row, first_column, r, sums);
+      add_at_edge(x, first_row, first_column, sums);
     }
     UNROLL for (int q = 0; q < kHigh; ++q) {
       if (row + q >= 0 && row + q < images.rows.out) write(y + (row + q) * images.rows.out_stride, column, sums[q]);
     }
   }
 
-  // Adds what the r-th line of samples that the tile meets has to give.
-  HD void line(const T* x, int64_t first_row, int64_t first_column, int r, A (&sums)[kHigh][kWide][kVector]) const {
-    const int64_t at = first_row + r;
-    if (at < 0 || at >= images.rows.in) return;
-    Vector<T, kVector> samples[kColumns];
-    read(x + at * images.rows.in_stride, first_column, samples);
-    add(samples, r, sums);
-  }
+  HD int64_t column_stride() const { return kFast && kVector == 1 ? 1 : images.columns.in_stride; }
 
-  HD void read(const T* line, int64_t first, Vector<T, kVector> (&samples)[kColumns]) const {
-    UNROLL for (int i = 0; i < kColumns; ++i) {
-      const int64_t at = first + i;
-      if (at >= 0 && at < images.columns.in) {
-        samples[i] = load<kVector>(line + at * images.columns.in_stride);
-      } else {
-        samples[i] = {};
-      }
+  HD void add_inside(const T* line, Sums& sums) const {
+    if constexpr (kShort) {
+      constexpr int kCount = kSeparable ? kTaps : kTaps * kTaps;
+      A taps[kCount];
+      UNROLL for (int i = 0; i < kCount; ++i) taps[i] = images.taps[i];
+      UNROLL for (int r = 0; r < kRows; ++r, line += images.rows.in_stride) add_line_inside(line, r, taps, sums);
+    } else {
+      ROLLED for (int r = 0; r < kRows; ++r, line += images.rows.in_stride) add_line_inside(line, r, images.taps, sums);
     }
   }
 
-  HD void add(const Vector<T, kVector> (&samples)[kColumns], int r, A (&sums)[kHigh][kWide][kVector]) const {
-    A filtered[kWide][kVector];
-    if constexpr (kSeparable) filter(samples, 0, filtered);
+  template <typename Weights>
+  HD void add_line_inside(const T* line, int r, const Weights& taps, Sums& sums) const {
+    Samples samples[kColumns];
+    UNROLL for (int i = 0; i < kColumns; ++i) samples[i] = load<kVector>(line + i * column_stride());
+    add(samples, r, taps, sums);
+  }
+
+  HD void add_at_edge(const T* x, int64_t first_row, int64_t first_column, Sums& sums) const {
+    ROLLED for (int r = 0; r < kRows; ++r) {
+      const int64_t at = first_row + r;
+      if (at < 0 || at >= images.rows.in) continue;
+      const T* line = x + at * images.rows.in_stride;
+      Samples samples[kColumns];
+      UNROLL for (int i = 0; i < kColumns; ++i) {
+        const int64_t column = first_column + i;
+        const bool there = column >= 0 && column < images.columns.in;
+        samples[i] = there ? load<kVector>(line + column * column_stride()) : Samples{};
+      }
+      add(samples, r, images.taps, sums);
+    }
+  }
+
+  // Adds what the r-th line of samples that the tile meets has to give.
+  template <typename Weights>
+  HD void add(const Samples (&samples)[kColumns], int r, const Weights& taps, Sums& sums) const {
+    A filtered[1][kWide][kVector] = {};
+    if constexpr (kSeparable) filter(samples, taps, 0, filtered[0]);
     UNROLL for (int q = 0; q < kHigh; ++q) {
       const int tap = r * kUp - q * kDown;
-      if (tap >= 0 && tap < kTaps) {
-        if constexpr (!kSeparable) filter(samples, tap * kTaps, filtered);
-        const A weight = kSeparable ? images.taps[tap] : A(1);
+      if (tap < 0 || tap >= kTaps) continue;
+      if constexpr (kSeparable) {
+        const A weight = taps[tap];
         UNROLL for (int p = 0; p < kWide; ++p) {
-          UNROLL for (int v = 0; v < kVector; ++v) sums[q][p][v] += weight * filtered[p][v];
+          UNROLL for (int v = 0; v < kVector; ++v) sums[q][p][v] += weight * filtered[0][p][v];
         }
+      } else {
+        filter(samples, taps, tap * kTaps, sums[q]);
       }
     }
   }
 
-  // One line through one row of taps.
-  HD void filter(const Vector<T, kVector> (&samples)[kColumns], int first_tap, A (&filtered)[kWide][kVector]) const {
-    UNROLL for (int p = 0; p < kWide; ++p) {
-      UNROLL for (int v = 0; v < kVector; ++v) {
-        A sum = 0;
-        UNROLL for (int i = 0; i < kColumns; ++i) {
-          const int tap = i * kUp - p * kDown;
-          if (tap >= 0 && tap < kTaps) sum += images.taps[first_tap + tap] * static_cast<A>(samples[i].values[v]);
-        }
-        filtered[p][v] = sum;
+  // Adds one line, filtered by one row of taps.
+  template <typename Weights>
+  HD void filter(const Samples (&samples)[kColumns], const Weights& taps, int first, A (&sums)[kWide][kVector]) const {
+    UNROLL for (int i = 0; i < kColumns; ++i) {
+      UNROLL for (int p = 0; p < kWide; ++p) {
+        const int tap = i * kUp - p * kDown;
+        if (tap < 0 || tap >= kTaps) continue;
+        const A weight = taps[first + tap];
+        UNROLL for (int v = 0; v < kVector; ++v) sums[p][v] += weight * static_cast<A>(samples[i].values[v]);
       }
     }
   }
 
   HD void write(T* line, int64_t column, const A (&sums)[kWide][kVector]) const {
-    Vector<T, kVector> values[kWide];
+    Samples values[kWide];
     UNROLL for (int p = 0; p < kWide; ++p) {
       UNROLL for (int v = 0; v < kVector; ++v) values[p].values[v] = static_cast<T>(images.gain * sums[p][v]);
     }
     const int64_t stride = images.columns.out_stride;
     if constexpr (kVector == 1) {
       T* at = line + column;
-      if (stride == 1 && column >= 0 && column + kWide <= images.columns.out && aligned(at, sizeof(Vector<T, kWide>))) {
-        Vector<T, kWide> whole;
-        UNROLL for (int p = 0; p < kWide; ++p) whole.values[p] = values[p].values[0];
-        store<kWide>(at, whole);
+      const bool whole = stride == 1 && column >= 0 && column + kWide <= images.columns.out;
+      if (whole && aligned(at, sizeof(Vector<T, kWide>))) {
+        Vector<T, kWide> row;
+        UNROLL for (int p = 0; p < kWide; ++p) row.values[p] = values[p].values[0];
+        store<kWide>(at, row);
         return;
       }
     }
@@ -262,6 +280,8 @@ bool in_vectors(const Images<T>& images) {
   return fits && images.columns.in_stride % kVector == 0;
 }
 
+constexpr int kDeep = 4;  // channels that a thread takes at once
+
 template <typename T, int kUp, int kDown, int kTaps, bool kSeparable, typename Device>
 void run_tiled(const Device& device, const Images<T>& images) {
   constexpr bool kShort = kTaps == 4;
@@ -270,14 +290,20 @@ void run_tiled(const Device& device, const Images<T>& images) {
     device.launch(kernel, kernel.blocks());
   };
   if constexpr (kShort) {  // long filters are for images, which have no channels to take at once
-    if (in_vectors<T, kWidest<T>>(images)) {
-      launch(Tiled<T, kUp, kDown, kTaps, kSeparable, kWidest<T>, 2, 4>{});
+    if (in_vectors<T, kDeep>(images)) {
+      launch(Tiled<T, kUp, kDown, kTaps, kSeparable, kDeep, 2, 4, true>{});
       return;
     }
   }
   constexpr int kWide = kShort && sizeof(T) == 4 ? 2 : 4 / kDown;
   constexpr int kHigh = kSeparable ? 8 : kShort ? 4 : 2;
-  launch(Tiled<T, kUp, kDown, kTaps, kSeparable, 1, kWide, kHigh>{});
+  if constexpr (kShort || kSeparable) {  // 144 taps cost more than to look where they read
+    if (images.columns.in_stride == 1) {
+      launch(Tiled<T, kUp, kDown, kTaps, kSeparable, 1, kWide, kHigh, true>{});
+      return;
+    }
+  }
+  launch(Tiled<T, kUp, kDown, kTaps, kSeparable, 1, kWide, kHigh, false>{});
 }
 
 template <typename T, int kTaps, bool kSeparable, typename Device>
@@ -294,8 +320,10 @@ void run_upfirdn2d(const Device& device, const Images<T>& images) {
   const bool square = rows.up == columns.up && rows.down == columns.down && taps == columns.taps;
   if constexpr (!std::is_same_v<T, double>) {  // float64 is for checks
     if (square && factor <= 2 && (taps == 4 || taps == 12)) {
-      if (taps == 4) images.separable ? run_by_factor<T, 4, true>(device, images) : run_by_factor<T, 4, false>(device, images);
-      else images.separable ? run_by_factor<T, 12, true>(device, images) : run_by_factor<T, 12, false>(device, images);
+      if (taps == 4 && images.separable) run_by_factor<T, 4, true>(device, images);
+      else if (taps == 4) run_by_factor<T, 4, false>(device, images);
+      else if (images.separable) run_by_factor<T, 12, true>(device, images);
+      else run_by_factor<T, 12, false>(device, images);
       return;
     }
   }
@@ -317,9 +345,15 @@ inline void check_upfirdn2d(const Tensor& x, const Tensor& f, const std::vector<
   STD_TORCH_CHECK(f.device() == x.device(), "f has to be on the device of x");
   STD_TORCH_CHECK(up.size() == 2 && down.size() == 2 && padding.size() == 4,
                   "up and down have 2 values each, along x and y, padding has 4: x0, x1, y0, y1");
-  for (int i = 0; i < 2; ++i) STD_TORCH_CHECK(up[i] >= 1 && down[i] >= 1, "up and down have to be 1 or more");
+  for (const int64_t factor : {up[0], up[1], down[0], down[1]}) {
+    STD_TORCH_CHECK(factor >= 1 && factor <= kMaxFactor, "up and down have to lie in 1 to ", kMaxFactor);
+  }
+  for (const int64_t pad : padding) {
+    STD_TORCH_CHECK(-kMaxPadding <= pad && pad <= kMaxPadding, "padding is ", pad, ", too far from 0");
+  }
   for (int i = 0; i < f.dim(); ++i) {
-    STD_TORCH_CHECK(f.size(i) >= 1 && f.size(i) <= kMaxTaps, "f has ", f.size(i), " taps; 1 to ", kMaxTaps, " are allowed");
+    STD_TORCH_CHECK(f.size(i) >= 1 && f.size(i) <= kMaxTaps, "f has ", f.size(i), " taps; 1 to ", kMaxTaps,
+                    " are allowed");
   }
 }
 

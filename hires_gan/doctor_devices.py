@@ -143,4 +143,4 @@ def toolkit() -> Finding:
         return Finding("ok", f"{found.root}, {f'nvcc {version}, ' if version else ''}by {found.how}")
     if os.environ.get("CUDA_HOME"):
         return Finding("wrong", found.how, "export CUDA_HOME=<the folder of the CUDA toolkit>, or unset it")
-    return Finding("missing", found.how, "install it, or export CUDA_HOME=<its folder>; then run `make setup`")
+    return Finding("missing", found.how, "install it, or export CUDA_HOME=<its folder>; then run `make ops`")

@@ -27,7 +27,7 @@ def compiled(device: str) -> Finding:
         return Finding("wrong", native.why_not(device))  # the remedy is in the sentence
     found = native.describe(device)
     if native.sources_changed():
-        return Finding("wrong", f"{found}; the sources in csrc changed since", "run `make setup`")
+        return Finding("wrong", f"{found}; the sources in csrc changed since", "run `make ops`")
     return _tested(device, found, record.architectures)
 
 
@@ -54,7 +54,7 @@ def _tested(device: str, found: str, architectures: tuple[str, ...]) -> Finding:
             return Finding("ok", f"{found}; no GPU to test it on")
         unfit = _without_kernels(architectures)
         if unfit:
-            remedy = f"add it to TORCH_CUDA_ARCH_LIST, then run `make setup`: {unfit[1]}"
+            remedy = f"add it to TORCH_CUDA_ARCH_LIST, then run `make ops`: {unfit[1]}"
             return Finding("wrong", f"{found}; {unfit[0]} runs none of these", remedy)
     problem = self_test(device)
     if problem:

@@ -190,7 +190,7 @@ def test_the_toolkit_is_known_by_its_headers(bare: Path, monkeypatch: pytest.Mon
 
     found("CUDA_HOME is not set, and so on")
     assert doctor_devices.toolkit().status == "missing"
-    assert "make setup" in doctor_devices.toolkit().remedy
+    assert "make ops" in doctor_devices.toolkit().remedy
     monkeypatch.setenv("CUDA_HOME", str(bare))
     found(f"CUDA_HOME is {bare}, and so on")
     assert doctor_devices.toolkit() == (
@@ -225,7 +225,7 @@ def test_ops_that_were_not_built(record: Callable[..., Finding], tmp_path: Path)
     lacks = {"cuda": Library(why="there is no CUDA toolkit: and so on")}
     finding = record(torch_cuda="13.0", libraries=lacks)
     assert finding.status == "missing"
-    assert finding.remedy.startswith("install the CUDA toolkit 13.0, then run `make setup`")
+    assert finding.remedy.startswith("install the CUDA toolkit 13.0, then run `make ops`")
 
 
 def test_ops_whose_compiler_failed(record: Callable[..., Finding], tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_ops_that_do_not_load_and_ops_of_other_sources(
     monkeypatch.setattr(native, "_SOURCES", tmp_path)
     (tmp_path / "new.cpp").touch()
     finding = record("cpu", libraries=built)
-    assert (finding.status, finding.remedy) == ("wrong", "run `make setup`")
+    assert (finding.status, finding.remedy) == ("wrong", "run `make ops`")
     assert finding.found.endswith("; the sources in csrc changed since")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,6 +19,9 @@ from hires_gan.ops.checks import (
     refuse_tangents,
 )
 from hires_gan.ops.selection import resolve
+
+LEAST_GAIN = 2.0**-4
+"""Below it, half precision may round to zero a result whose sign is still asked for."""
 
 _PARAMETERS = "int dim, str act, float alpha, float gain, float? clamp"
 
@@ -50,7 +54,8 @@ def bias_act(
             stays NaN. None for no limit.
 
     Returns:
-        The shape, dtype and memory format of x; half and bfloat16 are computed in float32 and rounded once.
+        The shape, dtype and memory format of x; half and bfloat16 are computed in float32 and rounded once. Where there
+        is nothing to do (linear, no bias, a gain of 1, no clamp) it is x itself.
 
     Raises:
         ValueError: A shape or number cannot be, or there is no such activation.
@@ -83,9 +88,9 @@ def _checked_dim(dim: int, x: Tensor, b: Tensor | None) -> int:
     return dim % x.dim()
 
 
-def reads_output(act: str, alpha: float) -> bool:
-    """Whether the derivative can be told from the result: the sign of the result is that of the input."""
-    return ACTIVATIONS[act].piecewise and (act != "lrelu" or alpha >= 0)
+def reads_output(act: str, alpha: float, gain: float) -> bool:
+    """Whether the derivative can be told from the result, whose sign is the input's unless the gain makes it vanish."""
+    return ACTIVATIONS[act].piecewise and (act != "lrelu" or alpha >= 0) and abs(gain) >= LEAST_GAIN
 
 
 @torch.library.register_fake("hires_gan::bias_act")  # type: ignore[untyped-decorator]
@@ -114,7 +119,7 @@ def _fake_derivative(
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, b, ctx.dim, ctx.act, ctx.alpha, ctx.gain, ctx.clamp = inputs
     ctx.b_dtype = None if b is None else b.dtype
-    ctx.from_output = reads_output(ctx.act, ctx.alpha)
+    ctx.from_output = reads_output(ctx.act, ctx.alpha, ctx.gain)
     ctx.constant = ctx.act == "linear" and ctx.clamp is None  # the derivative depends on nothing
     if ctx.constant:
         ctx.save_for_backward(None, None)
@@ -157,15 +162,13 @@ def _backward_derivative(ctx: Any, d_out: Tensor | None, d_sums: Tensor | None) 
     total = _with_sums(d_out, d_sums if ctx.sum else None, saved, dim)
     du = d_saved = db = None
     if total is not None and ctx.needs_input_grad[0]:
-        du, _ = torch.ops.hires_gan.bias_act_derivative(
-            total, saved, b, *ctx.parameters, ctx.order, ctx.from_output, False
-        )
+        du, _ = derivative_of(total, saved, b, ctx.parameters, ctx.order, ctx.from_output, False)
     curved = not ctx.from_output and not ACTIVATIONS[act].piecewise
     if total is not None and curved and (ctx.needs_input_grad[1] or ctx.needs_input_grad[2]):
+        wide = accumulation_dtype(saved.dtype)
+        product = total.to(wide) * u.to(wide)
         with_sum = ctx.b_dtype is not None and ctx.needs_input_grad[2]
-        d_saved, sums = torch.ops.hires_gan.bias_act_derivative(
-            total * u, saved, b, *ctx.parameters, ctx.order + 1, False, with_sum
-        )
+        d_saved, sums = derivative_of(product, saved, b, ctx.parameters, ctx.order + 1, False, with_sum)
         db = sums.to(ctx.b_dtype) if with_sum else None
     return du, d_saved, db, None, None, None, None, None, None, None, None
 
@@ -176,8 +179,37 @@ def _with_sums(d_out: Tensor | None, d_sums: Tensor | None, like: Tensor, dim: i
         return d_out
     shape = [1] * like.dim()
     shape[dim] = -1
-    spread = d_sums.to(like.dtype).reshape(shape)
+    spread = d_sums.reshape(shape)
     return spread.expand_as(like) if d_out is None else d_out + spread
+
+
+def derivative_of(
+    u: Tensor, saved: Tensor, b: Tensor | None, parameters: Sequence[Any], order: int, from_output: bool, with_sum: bool
+) -> tuple[Tensor, Tensor]:
+    """`bias_act_derivative`, also for a u that is wider than what was saved: it is rounded once, behind the op.
+
+    Args:
+        u: In the dtype of `saved`, or float32.
+        saved: The input or the result of `bias_act`.
+        b: The bias, where the input was saved.
+        parameters: dim, act, alpha, gain, clamp.
+        order: Of the derivative.
+        from_output: Whether `saved` is the result.
+        with_sum: Whether the sums over all but dim are wanted.
+    """
+    op = torch.ops.hires_gan.bias_act_derivative
+    dtype = saved.dtype
+    if u.dtype == dtype:
+        narrow: tuple[Tensor, Tensor] = op(u, saved, b, *parameters, order, from_output, with_sum)
+        return narrow
+    dim, act, alpha, gain, clamp = parameters
+    if clamp is not None:
+        # Where the rounded result reached the limit is a matter of the narrow dtype.
+        y = saved if from_output else torch.ops.hires_gan.bias_act(saved.detach(), b, *parameters).detach()
+        u = torch.where(y.abs() >= clamp, 0, u)
+    b = None if b is None else b.to(u.dtype)
+    out, sums = op(u, saved.to(u.dtype), b, dim, act, alpha, gain, None, order, from_output, with_sum)
+    return out.to(dtype), sums
 
 
 torch.library.register_autograd("hires_gan::bias_act", _backward, setup_context=_save)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hires_gan.ops import reference
+from hires_gan.ops.activation import LEAST_GAIN, derivative_of
 from hires_gan.ops.checks import (
     accumulation_dtype,
     checked_activation,
@@ -54,7 +55,8 @@ def epilogue(
         b: A bias for each channel, `[C]`; None for 0.
         act: linear, relu or lrelu.
         alpha: lrelu's slope below zero, 0 or more, by default 0.2.
-        gain: By default 1 for linear, the square root of 2 for relu and lrelu.
+        gain: By default 1 for linear, the square root of 2 for relu and lrelu; 0, or 1/16 or more of either sign: the
+            derivative is told from the sign of the result.
         clamp: As in `bias_act`.
 
     Coefficients are in the dtype of x or in float32; all of them, and x, have gradients to any order.
@@ -71,6 +73,8 @@ def epilogue(
     alpha, gain, clamp = checked_activation(act, alpha, gain, clamp, ACTIVATIONS_OF_EPILOGUE)
     if alpha < 0:
         raise ValueError(f"alpha is {alpha:g}; the epilogue allows slopes of 0 or more")
+    if 0 < abs(gain) < LEAST_GAIN:
+        raise ValueError(f"gain is {gain:g}; the epilogue allows 0, {LEAST_GAIN:g} or more, or as much below 0")
     n, c, h, w = x.shape
     checked_coefficients("demodulation", demodulation, x, ((n, c),))
     checked_coefficients("noise", noise, x, ((n, 1, h, w), (1, 1, h, w)))
@@ -119,7 +123,8 @@ def _fake_gradient(
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, demodulation, noise, noise_strength, b, *ctx.parameters = inputs
     ctx.b_dtype = None if b is None else b.dtype
-    ctx.save_for_backward(x, demodulation, noise, noise_strength, output)
+    kept = output if demodulation is None else x  # only the gradient of the demodulation asks for x
+    ctx.save_for_backward(kept, demodulation, noise, noise_strength, output)
 
 
 def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -139,9 +144,7 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
 
 def _behind_bias(dy: Tensor, y: Tensor, parameters: list[Any]) -> Tensor:
     """The gradient of what goes into the activation."""
-    g, _ = torch.ops.hires_gan.bias_act_derivative(dy, y, None, 1, *parameters, 1, True, False)
-    result: Tensor = g
-    return result
+    return derivative_of(dy, y, None, (1, *parameters), 1, True, False)[0]
 
 
 def _save_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -154,17 +157,21 @@ def _backward_gradient(ctx: Any, d_dx: Tensor | None, d_sums: Tensor | None) -> 
     """With g = dy * slope(y): dx = g * demodulation, and the sums over the pixels are of g x, g and g noise."""
     dy, y, x, demodulation, noise = ctx.saved_tensors
     need_dy, _, need_x, need_demodulation, need_noise, *_ = ctx.needs_input_grad
+    wide = accumulation_dtype(x.dtype)
     by_x, by_one, by_noise = (None,) * 3 if d_sums is None else d_sums[:, :, :, None, None].unbind(0)
     d_dy = d_x = d_demodulation = d_noise = None
     if need_dy:
-        total = None if by_x is None else x * by_x + (by_one if noise is None else by_one + noise * by_noise)
+        total = by_one
+        if by_one is not None:
+            total = total + x * by_x if demodulation is not None else total
+            total = total + noise * by_noise if noise is not None else total
         if d_dx is not None:
-            through_dx = d_dx if demodulation is None else d_dx * demodulation[:, :, None, None]
+            through_dx = d_dx if demodulation is None else d_dx.to(wide) * demodulation[:, :, None, None]
             total = through_dx if total is None else total + through_dx
-        d_dy = None if total is None else _behind_bias(total.to(x.dtype), y, ctx.parameters)
+        d_dy = None if total is None else _behind_bias(total.expand_as(y), y, ctx.parameters)
     if need_x or need_demodulation or need_noise:
-        g = _behind_bias(dy, y, ctx.parameters).to(accumulation_dtype(x.dtype))
-        d_x = (g * by_x).to(x.dtype) if need_x and by_x is not None else None
+        g = _behind_bias(dy, y, ctx.parameters).to(wide)
+        d_x = (g * by_x).to(x.dtype) if need_x and demodulation is not None and by_x is not None else None
         if need_demodulation and d_dx is not None:
             d_demodulation = (d_dx * g).sum((2, 3)).to(demodulation.dtype)
         if need_noise and by_noise is not None:

@@ -10,7 +10,7 @@ import torch
 from hires_gan.ops.build_record import FILE, BuildRecord, Library, fingerprint, read
 
 DEVICES = ("cpu", "cuda")
-REMEDY = "run `make setup`, or `pip install --no-build-isolation -c constraints.txt -e .`"
+REMEDY = "run `make ops`, or `pip install --no-build-isolation -c constraints.txt -e .`"
 
 _FOLDER = Path(__file__).resolve().parent
 _SOURCES = _FOLDER.parent.parent / "csrc"

@@ -58,7 +58,7 @@ class OpsSettings(Settings):
     """native: compiled; reference: plain torch; auto: the faster one on the device. The start of a run says which."""
 
     require_native: bool = False
-    """Refuse to start where the compiled ops are missing for the device."""
+    """Refuse to start where the compiled ops are missing for the device, also where auto would not take them."""
 
     @model_validator(mode="after")
     def _not_both(self) -> Self:

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from hires_gan.ops import backend, bias_act
 
+BACKENDS = ("native", "reference")
 FLOAT32_AND_BELOW = (torch.float32, torch.float16, torch.bfloat16)
 SHAPES = {
     1: [(7,), (33,), (1,)],
@@ -373,3 +374,59 @@ def test_nothing_to_do_gives_the_values_back(device):
     x = drawn((2, 3), 0, torch.float16, device)
     assert torch.equal(bias_act(x), x)
     assert torch.equal(bias_act(x, gain=1.0, alpha=0.3), x)
+
+
+def second_order(device, implementation, act, dtype, value, incoming, gain):
+    """The gradient that reaches x and b through both first gradients, all of whose incoming gradients are equal."""
+    x = torch.full((1, 4, 8, 8), value, dtype=dtype, device=device, requires_grad=True)
+    b = torch.zeros(4, device=device, requires_grad=True)
+    dy = torch.full_like(x, incoming).requires_grad_()
+    with backend(implementation):
+        y = bias_act(x, b, act=act, gain=gain)
+    dx, db = torch.autograd.grad(y, (x, b), dy, create_graph=True)
+    return torch.autograd.grad((dx.float() * incoming).sum() + db.sum(), (dy, x, b), allow_unused=True)
+
+
+def test_small_products_of_second_order_do_not_vanish_in_half(device):
+    ours, wanted = (second_order(device, which, "swish", torch.float16, 0.5, 1e-4, 1) for which in BACKENDS)
+    for found, expected in zip(ours, wanted, strict=True):
+        assert expected.abs().max() > 0
+        torch.testing.assert_close(found, expected, rtol=2e-3, atol=0)
+
+
+def test_a_large_gradient_of_the_bias_does_not_overflow_half(device):
+    """A gradient of 1e6 that arrives at db becomes 1e4 behind a gain of 0.01, which half can hold."""
+    for act in ("lrelu", "tanh"):
+        found = []
+        for which in BACKENDS:
+            x = torch.full((1, 2, 4, 4), 0.01, dtype=torch.float16, device=device, requires_grad=True)
+            b = torch.zeros(2, device=device, requires_grad=True)
+            dy = torch.ones_like(x, requires_grad=True)
+            with backend(which):
+                y = bias_act(x, b, act=act, gain=0.01)
+            (db,) = torch.autograd.grad(y, b, dy, create_graph=True)
+            found += torch.autograd.grad(db, dy, torch.full_like(db, 1e6))
+        assert found[1].float().mean().item() == pytest.approx(1e4, rel=1e-2)
+        torch.testing.assert_close(found[0], found[1], rtol=2e-3, atol=0)
+
+
+def test_the_side_is_told_even_where_the_gain_makes_the_result_vanish(device):
+    for which in BACKENDS:
+        x = torch.tensor([[1e-3, -1e-3]], dtype=torch.float16, device=device, requires_grad=True)
+        with backend(which):
+            bias_act(x, act="lrelu", gain=1e-5).backward(torch.full_like(x, 1000.0))
+        torch.testing.assert_close(x.grad.cpu(), torch.tensor([[1e-2, 2e-3]], dtype=torch.float16), rtol=2e-3, atol=0)
+
+
+def test_a_clamp_beyond_the_dtype_is_its_largest_number(device):
+    x = torch.tensor([[math.inf, -math.inf, 1.0]], device=device)
+    for which in BACKENDS:
+        with backend(which):
+            y = bias_act(x, act="linear", clamp=1e300)
+        assert y.tolist() == [[torch.finfo(torch.float32).max, -torch.finfo(torch.float32).max, 1.0]]
+
+
+def test_direct_calls_with_a_negative_slope_cannot_read_it_off_the_result(device):
+    x = torch.ones(2, 3, device=device)
+    with pytest.raises(RuntimeError, match="slope of 0 or more"):
+        torch.ops.hires_gan.bias_act_derivative(x, x, None, 1, "lrelu", -0.1, 1.0, None, 1, True, False)

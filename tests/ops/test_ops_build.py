@@ -153,7 +153,7 @@ def test_the_fingerprint_depends_on_names_and_contents(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_why_a_library_is_not_loaded(tmp_path: Path, monkeypatch, facts, clause: str) -> None:
     monkeypatch.setattr(native, "_FOLDER", tmp_path)
-    assert native._load("cuda", None).startswith("it was not built: run `make setup`")
+    assert native._load("cuda", None).startswith("it was not built: run `make ops`")
     assert native._load("cuda", BuildRecord(**facts)).startswith(clause)
 
 
@@ -167,7 +167,7 @@ def test_a_library_that_does_not_fit_this_torch(tmp_path: Path, monkeypatch) -> 
     monkeypatch.setattr(native.torch.version, "cuda", "12.6")
     assert native._load("cuda", built).startswith("it is built for CUDA 13.0, and torch for CUDA 12.6: run `make")
     monkeypatch.setattr(native.torch.version, "cuda", None)
-    assert native._load("cuda", built).startswith("torch is built without CUDA: run `make setup`")
+    assert native._load("cuda", built).startswith("torch is built without CUDA: run `make ops`")
     monkeypatch.setattr(native.torch.version, "cuda", "13.1")
     said = native._load("cuda", built)
     assert "native_cuda.abi3.so" in said, "the loader's own message"

@@ -103,7 +103,7 @@ def test_an_unknown_name_is_refused(name):
 def refused_in_words(error: Failure) -> None:
     message = str(error)
     assert "it was not built: HIRES_GAN_BUILD was none" in message
-    assert "make setup" in message or "hires-gan doctor" in message
+    assert "make ops" in message or "hires-gan doctor" in message
     assert "reference" in message, "the other way out is to ask for the reference"
 
 
