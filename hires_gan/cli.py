@@ -24,6 +24,8 @@ app = typer.Typer(
 )
 config_app = typer.Typer(no_args_is_help=True, help="Look at a configuration without running it.")
 bench_app = typer.Typer(no_args_is_help=True, help="Measure this machine.")
+shards_app = typer.Typer(no_args_is_help=True, help="Look after a shard set.")
+app.add_typer(shards_app, name="shards")
 app.add_typer(config_app, name="config")
 app.add_typer(bench_app, name="bench")
 
@@ -83,10 +85,13 @@ def prepare(
     processes: Annotated[int | None, typer.Option(help="By default as many as there are cores.")] = None,
     max_rejected: Annotated[float, typer.Option(help="The share of files that may be unusable.")] = 0.01,
     max_pixels: Annotated[int, typer.Option(help="Files that claim to be larger are rejected.")] = 178_956_970,
+    rank: Annotated[int | None, typer.Option(help="By default as torchrun, SLURM or Kubernetes say.")] = None,
+    world_size: Annotated[int | None, typer.Option(help="Likewise, or HIRES_GAN_WORLD_SIZE, or 1.")] = None,
 ) -> None:
-    """Turn images into webdataset shards for training."""
+    """Turn images into webdataset shards for training, on one machine or on many that share a file system."""
     from hires_gan.data.command import PrepareOptions
     from hires_gan.data.prepare import prepare as prepare_shards
+    from hires_gan.data.ranks import find_rank
 
     options = PrepareOptions(
         resolution=resolution,
@@ -100,8 +105,35 @@ def prepare(
         max_rejected=max_rejected,
         max_pixels=max_pixels,
     )
-    for line in prepare_shards(sources, out, options).lines():
+    place = find_rank(rank, world_size, os.environ)
+    if place.line:
+        say(place.line)
+    for line in prepare_shards(sources, out, options, place).lines():
         say(line)
+
+
+@shards_app.command("check")
+def shards_check(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A shard folder.")],
+    repair: Annotated[bool, typer.Option("--repair", help="Drop what is bad, and rewrite what names it.")] = False,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes; by default as many as there are cores.", min=1)
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="A CSV file that names every problem.")] = None,
+) -> None:
+    """Read every byte of a shard set, decode every image, and say what is wrong."""
+    from hires_gan.data.check import check_shards
+    from hires_gan.data.repair import check_and_repair
+
+    if repair:
+        well = check_and_repair(folder, workers, report, typer.echo)
+    else:
+        found = check_shards(folder, workers, report)
+        well = found.ok
+        for line in found.lines():
+            typer.echo(line)
+    if not well:
+        raise typer.Exit(1)
 
 
 @app.command()

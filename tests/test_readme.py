@@ -90,7 +90,7 @@ def test_the_example_of_the_ops_runs():
 def test_the_commands_in_the_table_parse(tmp_path):
     """`hires-gan X` in the table of commands: each is a command with a help page."""
     table = re.findall(r"^\| `hires-gan (\w+)", README, re.MULTILINE)
-    assert table == ["prepare", "train", "generate", "config", "bench", "doctor"]
+    assert table == ["prepare", "shards", "train", "generate", "config", "bench", "doctor"]
     for command in table:
         done = subprocess.run([str(BIN / "hires-gan"), command, "--help"], capture_output=True, text=True)
         assert done.returncode == 0

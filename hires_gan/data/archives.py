@@ -9,6 +9,7 @@ import lzma
 import os
 import shutil
 import tarfile
+import uuid
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -178,11 +179,14 @@ def _decompressed(path: Path, scratch: Path) -> Path:
     identity = hashlib.sha256(f"{path.resolve()} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:16]
     copy = scratch / f"{identity}.tar"
     if not copy.exists():
-        partial = copy.with_suffix(".partial")
+        partial = copy.with_suffix(f".{uuid.uuid4().hex}.partial")  # another machine may be making the same copy
         scratch.mkdir(parents=True, exist_ok=True)
-        with _unpacked(path, packing) as packed, partial.open("wb") as plain:
-            _copy(path, packed, plain)
-        partial.replace(copy)
+        try:
+            with _unpacked(path, packing) as packed, partial.open("wb") as plain:
+                _copy(path, packed, plain)
+            partial.replace(copy)
+        finally:
+            partial.unlink(missing_ok=True)
     return copy
 
 

@@ -18,6 +18,7 @@ from hires_gan.settings import Settings, is_power_of_two
 _SMALLEST = 4
 _SHARD_PIXELS = 2**28
 _FEWEST, _MOST = 16, 10_000
+_NUMBERING = 2
 
 
 class PrepareOptions(Settings):
@@ -78,6 +79,12 @@ class PrepareOptions(Settings):
         """The columns of the shards, the smallest level last."""
         return (IMAGE, *(f"{IMAGE}.{level}" for level in sorted(self.levels, reverse=True)))
 
+    @property
+    def keys_per_image(self) -> int:
+        """How many keys each image has for its samples: a power of ten, no fewer than the most tiles it can have."""
+        most = self.max_pixels // self.resolution**2 if self.crop == "tiles" else 1
+        return int(10 ** len(str(max(most, 1) - 1))) if most > 1 else 1
+
     def picture_options(self) -> PictureOptions:
         """Return what the worker processes need to know."""
         return PictureOptions(
@@ -100,6 +107,8 @@ class Command(Settings):
     """sha256 over the images' names, sizes and labels."""
     options: dict[str, str | int | tuple[int, ...]]
     """Those that change the result."""
+    numbering: int = 1
+    """How keys are numbered: 1, as the samples come; 2, by the images' places in the listing."""
 
     def differences(self, other: Command, contents: bool) -> list[str]:
         """Describe how `other` differs; with `contents` sources count as equal if they hold the same images."""
@@ -108,6 +117,8 @@ class Command(Settings):
             for name, mine in self.options.items()
             if mine != other.options[name]
         ]
+        if contents and self.numbering != other.numbering:
+            changed.append("its keys were numbered by an earlier version of this program")
         same = self.fingerprint == other.fingerprint if contents else self.sources == other.sources
         if not same:
             changed.append(f"the images were {self._content()}, now {other._content()}")
@@ -133,6 +144,7 @@ def command(sources: Sequence[str], options: PrepareOptions, listing: Listing | 
         images=len(listing.references) if listing else 0,
         fingerprint=listing.fingerprint() if listing else "",
         options=deciding,
+        numbering=_NUMBERING,
     )
 
 

@@ -7,7 +7,8 @@ A shard set is a folder:
     shard-000000.index       one row of (offset, size, crc32) per sample and column, little-endian, memory-mapped
     shard-000000.labels      one little-endian int32 per sample, if the set has labels
 
-A row is a sample's number in the whole set; the key of its members is that number in nine digits.
+A row is a sample's number in the whole set. The key of its members is a number of nine digits (more if needed), unique
+and ascending within the set, and not always the row: a repair drops samples, and those that stay keep their keys.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +32,7 @@ IMAGE = "image"
 INDEX_ROW = np.dtype([("offset", "<u8"), ("size", "<u4"), ("crc32", "<u4")])
 LABEL = np.dtype("<i4")
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*\.tar")
+_COLUMN_NAME = re.compile(r"[A-Za-z_]\w*(\.[1-9]\d*)?", re.ASCII)
 
 
 class ShardEntry(Settings):
@@ -70,9 +73,15 @@ class Manifest(Settings):
         return hashlib.sha256(json.dumps(identity, separators=(",", ":")).encode()).hexdigest()
 
 
-def key(row: int) -> str:
-    """Return the webdataset key of a row: the stem of its members' names."""
-    return f"{row:09d}"
+def key(number: int) -> str:
+    """Return the webdataset key of the sample with this number: the stem of its members' names."""
+    return f"{number:09d}"
+
+
+def side(column: str, resolution: int) -> int:
+    """Return the side in pixels of the images in a column: 64 in `image.64`, the set's resolution in `image`."""
+    _, _, level = column.partition(".")
+    return int(level) if level else resolution
 
 
 def index_name(shard: str) -> str:
@@ -85,13 +94,35 @@ def labels_name(shard: str) -> str:
     return shard.removesuffix(".tar") + ".labels"
 
 
+def files_of(shard: str, labelled: bool) -> tuple[str, ...]:
+    """Return the names of a shard's files: the tar, the index, and the labels if the set has them."""
+    return (shard, index_name(shard), labels_name(shard)) if labelled else (shard, index_name(shard))
+
+
 def read_manifest(folder: Path) -> Manifest:
     """Read and check the manifest of a shard folder.
 
     Raises:
         UsageError: There is no such folder, or it holds no shard set.
-        Failure: The manifest cannot be read, or is newer than this program.
+        Failure: The manifest cannot be read, is newer than this program, or contradicts itself.
     """
+    manifest = parse_manifest(folder)
+    total = samples_of(manifest)
+    if total != manifest.count:
+        raise Failure(
+            f"{folder / MANIFEST} says that there are {manifest.count} samples, but its shards add up to {total}: "
+            f"copy it again, or look closer with `hires-gan shards check {folder}`"
+        )
+    return manifest
+
+
+def samples_of(manifest: Manifest) -> int:
+    """Return how many samples the shards of a manifest add up to."""
+    return sum(shard.samples for shard in manifest.shards)
+
+
+def parse_manifest(folder: Path) -> Manifest:
+    """Read a manifest whose count may contradict its shards; see `read_manifest`."""
     if not folder.is_dir():
         raise UsageError(f"there is no shard folder {folder}: make it with `hires-gan prepare SRC --out {folder}`")
     path = folder / MANIFEST
@@ -129,6 +160,10 @@ def _check_contents(path: Path, manifest: Manifest) -> None:
     for shard in manifest.shards:
         if not _SHARD_NAME.fullmatch(shard.name):
             raise Failure(f"{path} names the shard {shard.name!r}: a plain file name that ends in .tar is allowed")
-    total = sum(shard.samples for shard in manifest.shards)
-    if total != manifest.count:
-        raise Failure(f"{path} says that there are {manifest.count} samples, but its shards add up to {total}")
+    for column in manifest.columns:
+        if not _COLUMN_NAME.fullmatch(column):
+            raise Failure(f"{path} names the column {column!r}: a name is allowed, and a level behind it: image.64")
+    for kind, names in (("shard", [shard.name for shard in manifest.shards]), ("column", manifest.columns)):
+        again = next((name for name, times in Counter(names).items() if times > 1), None)
+        if again is not None:
+            raise Failure(f"{path} names the {kind} {again!r} twice: once is allowed; copy it again")

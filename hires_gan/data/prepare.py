@@ -1,4 +1,9 @@
-"""`hires-gan prepare`: images of any kind -> a finished shard set, in parallel, and continued after a kill."""
+"""`hires-gan prepare`: images of any kind -> a finished shard set, in parallel, and continued after a kill.
+
+Each shard is made of a fixed range of the images and of nothing else, so several processes, on machines that share a
+file system, can make one set: `claims` says who makes which shard, `shard_records` what is finished. Whoever finds that
+nothing is missing writes the manifest; if two do, they write the same.
+"""
 
 from __future__ import annotations
 
@@ -6,126 +11,87 @@ import contextlib
 import csv
 import io
 import itertools
-import shutil
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from hires_gan.cores import usable_cores
+from hires_gan.data.archives import Reference
+from hires_gan.data.claims import Claims
 from hires_gan.data.command import Command, PrepareOptions, command, read_command
 from hires_gan.data.conversion import Converted, image_workers
-from hires_gan.data.manifest import MANIFEST, Manifest, ShardEntry, index_name, labels_name, read_manifest
+from hires_gan.data.manifest import MANIFEST, Manifest, read_manifest
+from hires_gan.data.ranks import ALONE, Rank
+from hires_gan.data.report import REJECTED, PrepareReport
+from hires_gan.data.shard_records import Records, ShardRecord
 from hires_gan.data.sources import Listing, list_sources
-from hires_gan.data.working_folder import BEGUN, WORK, working_folder
-from hires_gan.data.writer import ShardWriter, disk_failure, shard_name, write_atomically, write_manifest
+from hires_gan.data.working_folder import BEGUN, WORK, clear, look_afresh, working_folder
+from hires_gan.data.writer import (
+    ShardWriter,
+    create_whole,
+    disk_failure,
+    publish_shard,
+    write_atomically,
+    write_manifest,
+)
 from hires_gan.errors import Failure, UsageError
 from hires_gan.progress import ProgressBar, say
-from hires_gan.settings import Settings
 
-__all__ = ["PrepareOptions", "PrepareReport", "prepare"]
+__all__ = ["PrepareOptions", "PrepareReport", "Rank", "prepare"]
 
 COMMAND = "prepare.json"
-REJECTED = "rejected.csv"
-
-_NOTES = {
-    "kept": "kept their very bytes",
-    "oriented": "turned upright as their EXIF data says",
-    "profile_converted": "converted to sRGB by their ICC profile",
-    "profile_ignored": "had an ICC profile that cannot be used: their colours were taken as sRGB",
-    "alpha_flattened": "had transparent parts, laid over white",
-    "first_frame": "had several frames: the first was taken",
-    "enlarged": "were smaller than the resolution, and enlarged",
-}
+_KEY_DIGITS = 9
+_TRIES = 10
 
 
-@dataclass(frozen=True)
-class PrepareReport:
-    """What a `prepare` did."""
-
-    out: Path
-    """The shard folder."""
-    images: int
-    """Images that the sources hold."""
-    samples: int
-    """Samples in the shards."""
-    rejected: int
-    """Images that could not be used."""
-    counts: Counter[str]
-    """What was done to how many images (or samples)."""
-    passed_over: Counter[str]
-    """Endings of the files that are no images."""
-    shards: int
-    """Shards written in all."""
-    bytes: int
-    """Of all shards."""
-    seconds: float
-    """That this command took."""
-    was_complete: bool = False
-    """Whether there was nothing left to do."""
-
-    def lines(self) -> list[str]:
-        """Return the summary for people."""
-        size = f"{self.samples:,} samples in {self.shards:,} shards, {self.bytes / 2**20:,.1f} MiB"
-        if self.was_complete:
-            return [f"{self.out} is complete already: {size}; nothing was done"]
-        notes = [f"  {self.counts[name]:,} {note}" for name, note in _NOTES.items() if self.counts[name]]
-        if self.passed_over:
-            kinds = ", ".join(f"{count:,} {ending}" for ending, count in self.passed_over.most_common())
-            notes.append(f"  files that are no images were passed over: {kinds}")
-        if self.rejected:
-            notes.append(f"  {self.rejected:,} rejected: the reasons stand in {self.out / REJECTED}")
-        return [f"{self.out}: {self.images:,} images -> {size}, in {self.seconds:.0f} s", *notes]
-
-
-class ShardRecord(Settings):
-    """What is known about a finished shard until the manifest is written."""
-
-    entry: ShardEntry | None
-    """None if every image of it was rejected."""
-    rejected: tuple[tuple[str, str], ...]
-    """Path and reason of each rejected image."""
-    counts: dict[str, int]
-    """What was done to how many images."""
+class _OvertakenError(Exception):
+    """Another rank finished the set, or gave it up, while this one was at work."""
 
 
 @dataclass
-class _Progress:
-    """The shards that are finished, in order."""
+class _Job:
+    """One process's part in making a set."""
 
-    records: list[ShardRecord] = field(default_factory=list)
+    out: Path
+    listing: Listing
+    options: PrepareOptions
+    rank: Rank
+    records: Records
+    claims: Claims
+    made: int = field(default=0)
 
-    @property
-    def entries(self) -> tuple[ShardEntry, ...]:
-        return tuple(record.entry for record in self.records if record.entry is not None)
+    @classmethod
+    def begin(cls, out: Path, listing: Listing, options: PrepareOptions, rank: Rank) -> _Job:
+        shards = -(-len(listing.references) // options.images_per_shard)
+        records = Records(out, shards, listing.labels is not None)
+        return cls(out, listing, options, rank, records, Claims(out / WORK, rank))
 
-    @property
-    def samples(self) -> int:
-        return sum(entry.samples for entry in self.entries)
+    def images(self, number: int) -> list[Reference]:
+        """The images of a shard."""
+        first = number * self.options.images_per_shard
+        return self.listing.references[first : first + self.options.images_per_shard]
 
-    @property
-    def bytes(self) -> int:
-        return sum(entry.bytes for entry in self.entries)
+    def count(self, numbers: Sequence[int]) -> int:
+        """How many images these shards are made of."""
+        return sum(len(self.images(number)) for number in numbers)
 
-    @property
-    def rejected(self) -> list[tuple[str, str]]:
-        return [one for record in self.records for one in record.rejected]
-
-    @property
-    def counts(self) -> Counter[str]:
-        return sum((Counter(record.counts) for record in self.records), Counter())
+    def key(self, place: int, sample: int) -> str:
+        """The key of an image's sample, by the image's place in the listing."""
+        room = self.options.keys_per_image
+        digits = max(_KEY_DIGITS, len(str(len(self.listing.references) * room - 1)))
+        return f"{place * room + sample:0{digits}d}"
 
 
-def prepare(sources: Sequence[str], out: Path, options: PrepareOptions) -> PrepareReport:
+def prepare(sources: Sequence[str], out: Path, options: PrepareOptions, rank: Rank = ALONE) -> PrepareReport:
     """Turn images into a shard set; started again with the same arguments, go on where it was.
 
     Args:
         sources: Folders, archives, shard sets or patterns; see `list_sources`.
         out: The folder to write; new, empty, or left by an interrupted start.
         options: What to make of the images.
+        rank: Which of several processes this is that make the set together.
 
     Raises:
         UsageError: The sources or options cannot be, or `out` belongs to another command or other files.
@@ -133,29 +99,41 @@ def prepare(sources: Sequence[str], out: Path, options: PrepareOptions) -> Prepa
     """
     start = time.monotonic()
     if (out / MANIFEST).is_file():
-        return _already_complete(sources, out, options, start)
+        return _already_complete(sources, out, options, rank, start)
     _refuse_foreign(out)
-    with working_folder(out) as work:
-        if (out / MANIFEST).is_file():  # another process finished it in between
-            return _already_complete(sources, out, options, start)
+    job: _Job | None = None
+    with working_folder(out, rank.alone) as work:
         try:
-            listing = list_sources(sources, options.labels, work / "scratch")
-            _claim(work, command(sources, options, listing))
-            progress = _make_shards(out, listing, options)
-            _finish(out, listing, options, progress)
-        except OSError as error:
-            raise disk_failure(out, None, error) from None
-    return _report(out, listing, progress, start)
+            if not _is_finished(out):
+                listing = list_sources(sources, options.labels, work / "scratch")
+                _claim(work, command(sources, options, listing), rank)
+                job = _Job.begin(out, listing, options, rank)
+                return _work(job, start)
+        except _OvertakenError:
+            pass
+        except OSError as error:  # the folder that this one works in may just have been cleared up by another rank
+            if not _is_finished(out):
+                given_up = job is not None and not (work / BEGUN).exists()
+                raise (_ended(out) if given_up else disk_failure(out, _still_needed(job), error)) from None
+        return _already_complete(sources, out, options, rank, start, job.made if job else 0)
 
 
-def _already_complete(sources: Sequence[str], out: Path, options: PrepareOptions, start: float) -> PrepareReport:
+def _is_finished(out: Path) -> bool:
+    with contextlib.suppress(OSError):
+        look_afresh(out)
+    return (out / MANIFEST).is_file()
+
+
+def _already_complete(
+    sources: Sequence[str], out: Path, options: PrepareOptions, rank: Rank, start: float, made: int = 0
+) -> PrepareReport:
     """Answer for a finished folder: the same command has nothing to do, any other must not overwrite it."""
     earlier = read_command(out / COMMAND)
     now = command(sources, options, None)
     if earlier is None or (changed := earlier.differences(now, contents=False)):
         why = "; ".join(changed) if earlier else f"it has no {COMMAND} to compare with"
         raise UsageError(f"{out} holds a finished shard set of another command ({why}): choose another --out")
-    shutil.rmtree(out / WORK, ignore_errors=True)  # a kill between the manifest and the clearing up leaves it
+    clear(out)  # a kill between the manifest and the clearing up leaves it
     manifest = read_manifest(out)
     size = sum(shard.bytes for shard in manifest.shards)
     return PrepareReport(
@@ -169,6 +147,8 @@ def _already_complete(sources: Sequence[str], out: Path, options: PrepareOptions
         bytes=size,
         seconds=time.monotonic() - start,
         was_complete=True,
+        rank=rank,
+        made=made,
     )
 
 
@@ -179,131 +159,193 @@ def _refuse_foreign(out: Path) -> None:
     if not out.exists() or (out / WORK).is_dir():
         return
     others = sorted(path.name for path in out.iterdir() if path.name != REJECTED)
-    if others:
+    if others and not {MANIFEST, WORK} & {*others}:  # which another rank may have made in between
         raise UsageError(f"{out} holds other files ({', '.join(others[:3])}): choose a new or an empty folder")
 
 
-def _claim(work: Path, now: Command) -> None:
-    """Record the command, or check that an interrupted one was the same."""
+def _claim(work: Path, now: Command, rank: Rank) -> None:
+    """Record the command, or check that an interrupted start, or another rank, has the same.
+
+    Raises:
+        UsageError: It is another one, or the images are not the same here.
+        _OvertakenError: The set was finished in between.
+    """
+    for _ in range(_TRIES):  # a rank that fails to list its sources takes the folder away if it is empty
+        try:
+            work.mkdir(parents=True, exist_ok=True)
+            create_whole(work / BEGUN, (now.model_dump_json(indent=1) + "\n").encode())
+            break
+        except FileNotFoundError:
+            continue
+    if _is_finished(work.parent):
+        raise _OvertakenError
     earlier = read_command(work / BEGUN)
     if earlier is None:
-        write_atomically(work / BEGUN, (now.model_dump_json(indent=1) + "\n").encode())
-        return
+        raise _ended(work.parent)
     changed = earlier.differences(now, contents=True)
     if changed:
+        late = "if the images are still being copied, wait until every machine sees all of them; "
+        syncing = not rank.alone and earlier.sources == now.sources and earlier.options == now.options
         raise UsageError(
-            f"{work.parent} was begun by another command ({'; '.join(changed)}): "
+            f"{work.parent} was begun by another command ({'; '.join(changed)}): {late if syncing else ''}"
             "repeat that one to continue, or choose another --out"
         )
 
 
-def _make_shards(out: Path, listing: Listing, options: PrepareOptions) -> _Progress:
-    """Write the shards that are missing."""
-    per_shard = options.images_per_shard
-    progress = _Progress(_finished_records(out, listing, per_shard))
-    done = min(len(progress.records) * per_shard, len(listing.references))
+def _ended(out: Path) -> Failure:
+    return Failure(f"{out} was given up by another process of this command: see what that one said, and start again")
+
+
+def _work(job: _Job, start: float) -> PrepareReport:
+    """Make shards until there is none left to take, and finish the set if none is missing."""
+    missing = job.records.look()
+    done = job.count(job.records.finished)
     if done:
-        say(f"continuing in {out}: {done:,} of {len(listing.references):,} images are done")
-    rest = listing.references[done:]
-    workers = image_workers(options.picture_options(), min(options.processes or usable_cores(), len(rest) or 1))
-    with ProgressBar("prepare", len(rest)) as bar, contextlib.closing(workers.map(rest)) as results:
-        for first in range(done, len(listing.references), per_shard):
-            try:
-                record = _make_shard(out, listing, options, progress, first, results, bar)
-            except OSError as error:
-                raise disk_failure(out, _still_needed(progress, listing, first), error) from None
-            progress.records.append(record)
-    return progress
+        say(f"continuing in {job.out}: {done:,} of {len(job.listing.references):,} images are done")
+    if job.claims.others:
+        worlds = " and ".join(map(str, job.claims.others))
+        say(f"what an earlier start with --world-size {worlds} left half-done is made again: end it if it still runs")
+    while missing and _make_shards(job, missing):
+        missing = job.records.look()
+    holders = job.claims.holders(missing)
+    if missing:
+        _check_going_on(job)
+    else:
+        _finish(job)
+    return PrepareReport(
+        out=job.out,
+        images=len(job.listing.references),
+        samples=job.records.samples,
+        rejected=len(job.records.rejected),
+        counts=job.records.counts,
+        passed_over=job.listing.passed_over,
+        shards=len(job.records.entries),
+        bytes=job.records.bytes,
+        seconds=time.monotonic() - start,
+        rank=job.rank,
+        made=job.made,
+        missing=len(missing),
+        holders=holders,
+    )
 
 
-def _make_shard(
-    out: Path,
-    listing: Listing,
-    options: PrepareOptions,
-    progress: _Progress,
-    first: int,
-    results: Iterator[Converted],
-    bar: ProgressBar,
-) -> ShardRecord:
-    """Write the shard of the images from `first` on, and its record."""
-    number = len(progress.records)
-    labels = listing.labels
+def _make_shards(job: _Job, missing: Sequence[int]) -> bool:
+    """Make those of the missing shards that nobody else is making; False if there is none."""
+    taken: deque[int] = deque()
+    images = job.count(missing)
+    cores = job.options.processes or max(1, usable_cores() // job.rank.neighbours)
+    workers = image_workers(job.options.picture_options(), min(cores, images))
+    title, total = ("prepare", images) if job.rank.alone else (f"prepare, {job.rank}", None)
+    any_made = False
+    try:
+        with contextlib.closing(workers.map(_take(job, missing, taken))) as results, contextlib.ExitStack() as stack:
+            for first in results:
+                if not any_made:
+                    bar = stack.enter_context(ProgressBar(title, total))
+                    any_made = True
+                number = taken.popleft()
+                rest = itertools.islice(results, len(job.images(number)) - 1)
+                _make_shard(job, number, itertools.chain([first], rest), bar)
+    finally:
+        job.claims.give_all_back()
+    return any_made
+
+
+def _take(job: _Job, missing: Sequence[int], taken: deque[int]) -> Iterator[Reference]:
+    """Claim one shard after another, as the workers come to it, and yield its images."""
+    for number in job.claims.order(missing):
+        if not job.claims.take(number):
+            continue
+        if job.records.has(number):  # it was made between the look and the claim
+            job.claims.give_back(number)
+            continue
+        job.records.drop(number)
+        taken.append(number)
+        yield from job.images(number)
+
+
+def _make_shard(job: _Job, number: int, results: Iterator[Converted], bar: ProgressBar) -> None:
+    """Write a shard and its record, unless somebody else was faster."""
+    labels, options = job.listing.labels, job.options
     rejected: list[tuple[str, str]] = []
     counts: Counter[str] = Counter()
-    references = listing.references[first : first + options.images_per_shard]
-    with ShardWriter(out, number, options.columns, labels is not None, progress.samples) as writer:
-        # zip would draw one result too many at the end of the references
-        for place, converted in enumerate(itertools.islice(results, len(references))):
-            for sample in converted.samples:
-                writer.write(sample, labels[first + place] if labels is not None else None)
+    images, begin = job.images(number), number * options.images_per_shard
+    with ShardWriter(job.out, number, options.columns, labels is not None, begin) as writer:
+        # zip would draw one result too many at the end of the images
+        for place, converted in enumerate(results, begin):
+            for index, sample in enumerate(converted.samples):
+                writer.write(sample, labels[place] if labels is not None else None, job.key(place, index))
             if converted.rejected is not None:
-                rejected.append((references[place].shown, converted.rejected))
+                rejected.append((images[place - begin].shown, converted.rejected))
             counts += converted.counts
             bar.advance()
-        entry = writer.finish() if writer.count else None
-    record = ShardRecord(entry=entry, rejected=tuple(rejected), counts=dict(counts))
-    write_atomically(_record_path(out, number), record.model_dump_json().encode())
-    return record
+        entry = writer.seal() if writer.count else None
+        record = ShardRecord(entry=entry, rejected=tuple(rejected), counts=dict(counts), attempt=writer.attempt)
+        _check_copies(job, images)
+        if job.records.add(number, record):
+            _check_going_on(job)
+            if entry is not None:
+                publish_shard(job.out, entry.name, labels is not None, writer.attempt)
+            job.made += 1
+    job.claims.give_back(number)
 
 
-def _still_needed(progress: _Progress, listing: Listing, done: int) -> int | None:
+def _check_copies(job: _Job, images: Sequence[Reference]) -> None:
+    """Refuse rejections whose cause is that another process took the decompressed archives away."""
+    scratch = job.out / WORK / "scratch"
+    paths = {Path(image.path) for image in images}
+    gone = [path for path in paths if path.is_relative_to(scratch) and not path.exists()]
+    if gone:
+        _check_going_on(job)
+        raise Failure(f"{gone[0]}, the copy of a compressed tar, is gone: run the same command again to continue")
+
+
+def _check_going_on(job: _Job) -> None:
+    """End the work if another rank finished the set, or gave it up: what it settled must stay as it is."""
+    if _is_finished(job.out):
+        raise _OvertakenError
+    if not (job.out / WORK / BEGUN).exists():
+        raise _ended(job.out)
+
+
+def _still_needed(job: _Job | None) -> int | None:
     """Estimate the bytes of the missing shards from those that are there."""
-    return progress.bytes * (len(listing.references) - done) // done if done else None
+    done = job.count(job.records.finished) if job else 0
+    return job.records.bytes * (len(job.listing.references) - done) // done if job and done else None
 
 
-def _record_path(out: Path, number: int) -> Path:
-    return out / WORK / f"{shard_name(number)}.json"
-
-
-def _finished_records(out: Path, listing: Listing, per_shard: int) -> list[ShardRecord]:
-    """Read the records of an earlier start, up to the first shard that is not whole."""
-    records = []
-    for number in range(-(-len(listing.references) // per_shard)):
-        try:
-            record = ShardRecord.model_validate_json(_record_path(out, number).read_bytes())
-        except (FileNotFoundError, ValidationError):
-            break
-        if record.entry is not None and not _is_whole(out, record.entry, listing.labels is not None):
-            break
-        records.append(record)
-    return records
-
-
-def _is_whole(out: Path, entry: ShardEntry, labelled: bool) -> bool:
-    beside = [index_name(entry.name), *([labels_name(entry.name)] if labelled else [])]
-    tar = out / entry.name
-    return tar.is_file() and tar.stat().st_size == entry.bytes and all((out / name).is_file() for name in beside)
-
-
-def _finish(out: Path, listing: Listing, options: PrepareOptions, progress: _Progress) -> None:
+def _finish(job: _Job) -> None:
     """Write the rejections and, if they are few enough, the manifest.
 
     Raises:
         Failure: Too many images were rejected, or all.
     """
-    rejected, images = progress.rejected, len(listing.references)
-    (out / REJECTED).unlink(missing_ok=True)
+    out, options = job.out, job.options
+    rejected, images = job.records.rejected, len(job.listing.references)
     if rejected:
         write_atomically(out / REJECTED, _csv(rejected))
+    else:
+        (out / REJECTED).unlink(missing_ok=True)
     reasons = f"the reasons stand in {out / REJECTED}"
-    if not progress.samples:
-        (out / WORK / BEGUN).unlink()
+    if not job.records.samples:
+        clear(out)
         raise Failure(f"none of the {images} images could be used: {reasons}")
     if len(rejected) > options.max_rejected * images:
         raise Failure(
             f"{len(rejected)} of {images} images were rejected, more than the share of {options.max_rejected:g} that "
             f"--max-rejected allows: {reasons}; run the same command with a larger share to finish without them"
         )
-    shutil.copyfile(out / WORK / BEGUN, out / COMMAND)
+    write_atomically(out / COMMAND, (out / WORK / BEGUN).read_bytes())
     manifest = Manifest(
         resolution=options.resolution,
-        count=progress.samples,
+        count=job.records.samples,
         columns=options.columns,
         filter=options.filter,
-        label_names=listing.label_names,
-        shards=progress.entries,
+        label_names=job.listing.label_names,
+        shards=job.records.entries,
     )
     write_manifest(out, manifest)
+    clear(out)
 
 
 def _csv(rows: Sequence[tuple[str, str]]) -> bytes:
@@ -312,17 +354,3 @@ def _csv(rows: Sequence[tuple[str, str]]) -> bytes:
     writer.writerow(("path", "reason"))
     writer.writerows(rows)
     return text.getvalue().encode("utf-8", "surrogateescape")
-
-
-def _report(out: Path, listing: Listing, progress: _Progress, start: float) -> PrepareReport:
-    return PrepareReport(
-        out=out,
-        images=len(listing.references),
-        samples=progress.samples,
-        rejected=len(progress.rejected),
-        counts=progress.counts,
-        passed_over=listing.passed_over,
-        shards=len(progress.entries),
-        bytes=progress.bytes,
-        seconds=time.monotonic() - start,
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import functools
 import itertools
 import mmap
@@ -16,8 +17,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hires_gan.data.manifest import IMAGE, LABEL, Manifest, ShardEntry, index_name, key, labels_name, read_manifest
+from hires_gan.data.manifest import (
+    IMAGE,
+    LABEL,
+    Manifest,
+    ShardEntry,
+    files_of,
+    index_name,
+    key,
+    labels_name,
+    read_manifest,
+)
+from hires_gan.data.tar_walk import BLOCK, Member, is_key, parse_header
 from hires_gan.errors import Failure, UsageError
+from hires_gan.progress import say
 
 __all__ = ["IMAGE", "CorruptSample", "Location", "Manifest", "ShardEntry", "ShardSet", "key", "read_manifest"]
 
@@ -31,14 +44,15 @@ class CorruptSample(Failure):
         shard: File name of the shard.
         row: Number of the sample in the set.
         column: The column that was read.
+        key: Of the sample; see `ShardSet.key_of`.
     """
 
-    def __init__(self, message: str, shard: str, row: int, column: str) -> None:
+    def __init__(self, message: str, shard: str, row: int, column: str, key: str) -> None:
         super().__init__(message)
-        self.shard, self.row, self.column = shard, row, column
+        self.shard, self.row, self.column, self.key = shard, row, column, key
 
-    def __reduce__(self) -> tuple[type[CorruptSample], tuple[str, str, int, str]]:
-        return type(self), (str(self), self.shard, self.row, self.column)
+    def __reduce__(self) -> tuple[type[CorruptSample], tuple[str, str, int, str, str]]:
+        return type(self), (str(self), self.shard, self.row, self.column, self.key)
 
 
 class Location(NamedTuple):
@@ -57,9 +71,10 @@ class Location(NamedTuple):
 class ShardSet:
     """A folder of shards, opened for reading samples by their row.
 
-    Opening reads the manifest and compares the files' sizes with it; the index of a shard is mapped when a sample of
-    it is first asked for. Files stay open per process, the least recently used are closed. A set may be used by
-    several threads, survives a fork, and is cheap to hand to another process.
+    Opening reads the manifest and compares the files' sizes with it, and says once in a process which other tars lie in
+    the folder; the index of a shard is mapped when a sample of it is first asked for. Files stay open per process, the
+    least recently used are closed. A set may be used by several threads, survives a fork, and is cheap to hand to
+    another process.
 
     Args:
         folder: The folder that `hires-gan prepare` wrote.
@@ -73,6 +88,8 @@ class ShardSet:
         self._adopt(Path(folder), read_manifest(Path(folder)))
         for shard in self.manifest.shards:
             self._check_sizes(shard)
+        with contextlib.suppress(PermissionError):  # a folder that may be entered but not listed
+            _mention_strangers(self.folder, tuple(strangers(self.folder, self.manifest, (".tar",))))
 
     def _adopt(self, folder: Path, manifest: Manifest) -> None:
         self.folder, self.manifest = folder, manifest
@@ -142,6 +159,38 @@ class ShardSet:
             raise self._corrupt(row, column, f"its crc32 is {found:08x}, the index says {location.crc32:08x}")
         return data
 
+    def read_start(self, row: int, column: str, size: int) -> bytes:
+        """Return the first bytes of a sample's column, unchecked: enough to tell what kind of file it is.
+
+        Args:
+            row: Number of the sample, 0 to len - 1.
+            column: One of the manifest's columns.
+            size: How many bytes; fewer come back from a shorter file.
+
+        Raises:
+            UsageError: The set has no such column.
+        """
+        location = self.locate(row, column)
+        return self._file(self._find(row)[0]).read(location.offset, min(size, location.size))
+
+    def key_of(self, row: int) -> str:
+        """Return the key by which a person finds a sample in its tar.
+
+        Args:
+            row: Number of the sample, 0 to len - 1.
+
+        Returns:
+            The key as the header before the image says, such as `000000123`; `row 123` where that cannot be read.
+        """
+        shard, _ = self._find(row)
+        try:
+            offset = self.locate(row, self.manifest.columns[0]).offset - BLOCK
+            header = self._file(shard).read(offset, BLOCK) if offset >= 0 else b""
+        except (OSError, OverflowError, Failure):
+            return f"row {row}"
+        found = parse_header(header, offset)
+        return found.key if isinstance(found, Member) and is_key(found.key) else f"row {row}"
+
     def label(self, row: int) -> int:
         """Return the number of a sample's class.
 
@@ -190,13 +239,14 @@ class ShardSet:
             raise UsageError(f"{self.folder} has no labels: prepare the images again with --labels")
 
     def _corrupt(self, row: int, column: str, found: str) -> CorruptSample:
-        shard = self.manifest.shards[self._find(row)[0]].name
+        shard, key = self.manifest.shards[self._find(row)[0]].name, self.key_of(row)
         return CorruptSample(
-            f"{self.folder / shard}, sample {key(row)}, column '{column}': {found}; the shard was changed or damaged "
-            "since it was made: copy it again, or prepare the images again",
+            f"{self.folder / shard}, sample {key}, column '{column}': {found}; the shard was changed or damaged since "
+            f"it was made: copy it again, or drop what is damaged with `hires-gan shards check {self.folder} --repair`",
             shard,
             row,
             column,
+            key,
         )
 
 
@@ -248,6 +298,31 @@ def _read_labels(paths: Sequence[Path], classes: int, shard: int) -> np.ndarray:
             "the file was changed; copy it again, or prepare the images again"
         )
     return labels
+
+
+def strangers(folder: Path, manifest: Manifest, endings: tuple[str, ...]) -> list[str]:
+    """Return the names of the files with one of these endings that lie in a shard folder and do not belong to the set.
+
+    Args:
+        folder: The shard folder.
+        manifest: Of the set.
+        endings: Some of `.tar`, `.index` and `.labels`.
+    """
+    own = {name for shard in manifest.shards for name in files_of(shard.name, manifest.label_names is not None)}
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if entry.name.endswith(endings)]
+    return sorted(name for name in names if name not in own and not name.startswith("."))
+
+
+@functools.cache
+def _mention_strangers(folder: Path, names: tuple[str, ...]) -> None:
+    """Say, once in a process, that a folder holds tars that its manifest does not name."""
+    if names:
+        few = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        say(
+            f"warning: {folder} holds {few} beside the shards that its manifest names: left alone; move away what does "
+            f"not belong there, or look closer with `hires-gan shards check {folder}`"
+        )
 
 
 def _reopened(folder: Path, manifest: str) -> ShardSet:

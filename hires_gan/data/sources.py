@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from hires_gan.data.archives import Reference, is_tar, list_tar, list_zip
 from hires_gan.data.labels import OwnLabels, assign_labels, class_files, dataset_json, sample_key
 from hires_gan.data.manifest import MANIFEST
-from hires_gan.data.shards import ShardSet, key
+from hires_gan.data.shards import ShardSet
 from hires_gan.errors import Failure, UsageError
 
 _RARER = (".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".avif")
@@ -144,7 +144,11 @@ def _walk(folder: Path, root: Path, above: frozenset[tuple[int, int]] = frozense
                 yield from _walk(path, root, above | {here})
         elif entry.is_file():
             name = path.relative_to(root).as_posix()
-            yield Reference(path=entry.path, name=name, shown=entry.path, size=entry.stat().st_size)
+            try:
+                size = entry.stat().st_size
+            except FileNotFoundError:  # another machine writes its shards below this folder, and just renamed one
+                continue
+            yield Reference(path=entry.path, name=name, shown=entry.path, size=size)
 
 
 def _list_shards(source: str, folder: Path, own_labels: bool) -> Source:
@@ -153,8 +157,8 @@ def _list_shards(source: str, folder: Path, own_labels: bool) -> Source:
     references = []
     for row in range(len(shards)):
         path, offset, size, crc32 = shards.locate(row)
-        shown = f"{path}/{key(row)}"
-        references.append(Reference(str(path), f"{path.name}/{key(row)}", shown, size, offset, crc32=crc32))
+        key = shards.key_of(row)
+        references.append(Reference(str(path), f"{path.name}/{key}", f"{path}/{key}", size, offset, crc32=crc32))
     names = shards.manifest.label_names if own_labels else None
     labels = {reference.shown: names[shards.label(row)] for row, reference in enumerate(references)} if names else None
     return Source(source, references, labels, Counter())

@@ -1,4 +1,9 @@
-"""The hidden folder in which an unfinished `prepare` keeps its records: one process at a time holds it."""
+"""The hidden folder in which an unfinished `prepare` keeps its records: of one process, or of the ranks of one command.
+
+A process that works alone holds a lock in it, which protects it from a second one on the same machine (and on others,
+where the file system's locks reach so far). Ranks take no lock: a lost machine could not give it back. What keeps two
+different commands apart is the record of the command, which is created exclusively.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +14,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from hires_gan.data.writer import PARTIAL, unique
 from hires_gan.errors import Failure
 
 WORK = ".prepare"
@@ -17,35 +23,62 @@ BEGUN = "command.json"
 
 
 @contextlib.contextmanager
-def working_folder(out: Path) -> Iterator[Path]:
-    """Hold `.prepare` in the output folder, alone; if nothing was begun, an error leaves nothing behind.
+def working_folder(out: Path, alone: bool = True) -> Iterator[Path]:
+    """Make `.prepare` in the output folder; if nothing was begun, an error leaves nothing behind.
+
+    Args:
+        out: The shard folder.
+        alone: Whether to hold the folder against any other process that works alone.
 
     Raises:
         Failure: Another process holds it, or it cannot be made or locked.
     """
     work = out / WORK
-    with _locked(work):
+    with _locked(work) if alone else _shared(work):
         try:
             yield work
         except BaseException:
-            if not (work / BEGUN).exists():
-                shutil.rmtree(work)
+            if alone and not (work / BEGUN).exists():
+                shutil.rmtree(work, ignore_errors=True)
             raise
-        else:
-            shutil.rmtree(work)
         finally:
-            with contextlib.suppress(OSError):
-                out.rmdir()  # only if it is empty
+            for folder in (work, out):
+                with contextlib.suppress(OSError):
+                    folder.rmdir()  # only if it is empty
+
+
+def clear(out: Path) -> None:
+    """Remove what a finished set needs no more, and what killed processes left."""
+    for partial in out.glob(f".*{PARTIAL}"):
+        partial.unlink(missing_ok=True)
+    shutil.rmtree(out / WORK, ignore_errors=True)
+
+
+def look_afresh(folder: Path) -> None:
+    """Make a network file system forget which names it believes not to be in a folder: change the folder."""
+    probe = folder / f".{unique()}{PARTIAL}"
+    probe.touch()
+    probe.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _shared(work: Path) -> Iterator[None]:
+    _make(work)
+    yield
+
+
+def _make(work: Path) -> None:
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Failure(f"{work.parent} cannot be written: {error.strerror}") from None
 
 
 @contextlib.contextmanager
 def _locked(work: Path) -> Iterator[None]:
     """Hold a lock that dies with this process."""
     while True:
-        try:
-            work.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise Failure(f"{work.parent} cannot be written: {error.strerror}") from None
+        _make(work)
         try:
             file = (work / "lock").open("wb")
         except FileNotFoundError:

@@ -6,20 +6,34 @@ import contextlib
 import errno
 import hashlib
 import os
+import uuid
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, NamedTuple, Self
+from typing import IO, Literal, NamedTuple, Self
 
 import numpy as np
 
-from hires_gan.data.manifest import INDEX_ROW, LABEL, MANIFEST, Manifest, ShardEntry, index_name, key, labels_name
+from hires_gan.data.manifest import (
+    INDEX_ROW,
+    LABEL,
+    MANIFEST,
+    Manifest,
+    ShardEntry,
+    files_of,
+    index_name,
+    key,
+    labels_name,
+)
 from hires_gan.errors import Failure
 
 _OWNER = "hires-gan"
 _BLOCK = 512
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EINVAL}
+PARTIAL = ".partial"
+"""The ending of what is still being written; such a file's name begins with a dot."""
 
 
 class Encoded(NamedTuple):
@@ -39,17 +53,19 @@ def shard_name(number: int) -> str:
 class ShardWriter:
     """Writes one shard; equal samples give equal bytes.
 
-    Leaving the `with` block without `finish` takes everything back.
+    What is written has names of its own until `publish_shard`, so that several may write one shard at a time. Leaving
+    the `with` block without publishing takes everything back.
 
     Args:
         folder: The shard folder; it exists.
         number: Of the shard.
         columns: What each sample holds, `image` first.
         labelled: Whether each sample has a label.
-        first_row: Row of the first sample in the whole set.
+        first_row: The number that keys count from where `write` is given none.
 
     Attributes:
         count: Samples written so far.
+        attempt: What tells this writer's files from those of any other.
     """
 
     def __init__(self, folder: Path, number: int, columns: Sequence[str], labelled: bool, first_row: int) -> None:
@@ -57,7 +73,7 @@ class ShardWriter:
         from webdataset.writer import TarWriter
 
         self.folder, self.name, self.columns, self.labelled = folder, shard_name(number), tuple(columns), labelled
-        self.first_row = first_row
+        self.first_row, self.attempt = first_row, unique()
         self._rows: list[tuple[int, int, int]] = []
         self._labels: list[int] = []
         self.count = 0
@@ -69,18 +85,18 @@ class ShardWriter:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         self._file.close()
-        for name in self._names():
+        for name in files_of(self.name, self.labelled):
             self._partial(name).unlink(missing_ok=True)
 
-    def write(self, files: Mapping[str, Encoded], label: int | None) -> None:
-        """Append a sample: the file of every column, and its label in a labelled set."""
+    def write(self, files: Mapping[str, Encoded], label: int | None, sample_key: str | None = None) -> None:
+        """Append a sample: the file of every column, its label in a labelled set, its key if it is not the row."""
         members = {_member(column, files[column].extension): files[column].data for column in self.columns}
         if self.labelled:
             assert label is not None
             self._labels.append(label)
             members["cls"] = str(label).encode()
         offsets = _data_offsets(self._tar.tarstream.offset, members)
-        self._tar.write({"__key__": key(self.first_row + self.count), **members})
+        self._tar.write({"__key__": sample_key or key(self.first_row + self.count), **members})
         for column in self.columns:
             data = files[column].data
             self._rows.append((offsets[_member(column, files[column].extension)], len(data), zlib.crc32(data)))
@@ -88,6 +104,12 @@ class ShardWriter:
 
     def finish(self) -> ShardEntry:
         """Make the shard durable and visible, the tar last, and return its entry for the manifest."""
+        entry = self.seal()
+        publish_shard(self.folder, self.name, self.labelled, self.attempt)
+        return entry
+
+    def seal(self) -> ShardEntry:
+        """Make the shard durable, still under its own names, and return its entry for the manifest."""
         self._tar.close()
         self._file.sync()
         entry = ShardEntry(
@@ -96,17 +118,35 @@ class ShardWriter:
         _write_synced(self._partial(index_name(self.name)), np.array(self._rows, INDEX_ROW).tobytes())
         if self.labelled:
             _write_synced(self._partial(labels_name(self.name)), np.array(self._labels, LABEL).tobytes())
-        for name in self._names():
-            self._partial(name).replace(self.folder / name)
-        sync_folder(self.folder)
         return entry
 
-    def _names(self) -> list[str]:
-        labels = [labels_name(self.name)] if self.labelled else []
-        return [index_name(self.name), *labels, self.name]
-
     def _partial(self, name: str) -> Path:
-        return self.folder / f".{name}.partial"
+        return partial_path(self.folder / name, self.attempt)
+
+
+def publish_shard(folder: Path, name: str, labelled: bool, attempt: str) -> None:
+    """Give the files of a sealed shard their names, the tar last; somebody else may be doing, or have done, the same.
+
+    Args:
+        folder: The shard folder.
+        name: File name of the shard.
+        labelled: Whether it has labels.
+        attempt: Of the writer that sealed it.
+    """
+    for file in reversed(files_of(name, labelled)):
+        with contextlib.suppress(FileNotFoundError):  # it has its name already
+            partial_path(folder / file, attempt).replace(folder / file)
+    sync_folder(folder)
+
+
+def unique() -> str:
+    """Return a word that nobody else, on whatever machine, has in a file's name."""
+    return uuid.uuid4().hex
+
+
+def partial_path(path: Path, attempt: str) -> Path:
+    """Return the name under which one attempt writes a file before it is whole."""
+    return path.with_name(f".{path.name}.{attempt}{PARTIAL}")
 
 
 class _HashingFile:
@@ -153,15 +193,54 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all, and survives a power cut."""
-    partial = path.with_name(f".{path.name}.partial")
-    _write_synced(partial, data)
-    partial.replace(path)
+    """Write a file so that it is there whole or not at all, and survives a power cut; the last of several stays."""
+    partial = partial_path(path, unique())
+    try:
+        _write_synced(partial, data)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 
-def _write_synced(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
+def create_whole(path: Path, data: bytes) -> bool:
+    """Write a file that must not be there yet, whole, so that of several machines that try exactly one succeeds.
+
+    A hard link to a finished file is what NFS, too, makes at once or not at all; its answer may get lost and a repeated
+    request find the link made, which the file's own count of links tells. Where the file system knows no hard links,
+    the file is opened exclusively and then written: then a kill in between can leave it cut short.
+
+    Returns:
+        Whether it was this call that made it.
+    """
+    partial = partial_path(path, unique())
+    try:
+        _write_synced(partial, data)
+        try:
+            os.link(partial, path)
+        except FileExistsError:
+            return partial.stat().st_nlink > 1
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            return _create_exclusively(path, data)
+    finally:
+        partial.unlink(missing_ok=True)
+    sync_folder(path.parent)
+    return True
+
+
+def _create_exclusively(path: Path, data: bytes) -> bool:
+    try:
+        _write_synced(path, data, "xb")
+    except FileExistsError:
+        return False
+    sync_folder(path.parent)
+    return True
+
+
+def _write_synced(path: Path, data: bytes, mode: Literal["wb", "xb"] = "wb") -> None:
+    with path.open(mode) as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

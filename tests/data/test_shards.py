@@ -151,6 +151,41 @@ def test_an_abandoned_shard_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_keys_are_read_from_the_tar(tmp_path):
+    manifest = write_set(tmp_path)
+    entries = manifest.shards[1:]  # what is left when the first shard is lost: keys stay, rows move up
+    write_manifest(tmp_path, manifest.model_copy(update={"shards": entries, "count": 5}))
+    shards = ShardSet(tmp_path)
+    assert [shards.key_of(row) for row in range(5)] == [f"{key:09d}" for key in range(3, 8)]
+    path, offset, _, _ = shards.locate(2, "image.64")
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CorruptSample, match=r"sample 000000005, column 'image\.64'") as e:
+        ShardSet(tmp_path).read(2, "image.64")
+    assert (e.value.row, e.value.key) == (2, "000000005")
+    with pytest.raises(IndexError, match="row 5 of a set of 5"):
+        shards.key_of(5)
+
+
+@pytest.mark.parametrize("offset", [0, 511, 513, 10**6, 2**63, 2**64 - 1])
+def test_a_key_that_cannot_be_read_is_the_row(tmp_path, offset):
+    write_set(tmp_path)
+    index = np.memmap(tmp_path / "shard-000002.index", INDEX_ROW, "r+")
+    index[3]["offset"] = offset  # the first column of the second sample
+    index.flush()
+    shards = ShardSet(tmp_path)
+    assert shards.key_of(5) == "row 5"
+    assert shards.key_of(6) == "000000006"
+
+
+def test_the_start_of_a_file_tells_its_kind(tmp_path):
+    write_set(tmp_path)
+    shards = ShardSet(tmp_path)
+    assert shards.read_start(3, "image.4", 5) == body(3, "image.4")[:5]
+    assert shards.read_start(0, "image", 1000) == body(0, "image")
+
+
 # --- damage -----------------------------------------------------------------------------------------------------------
 
 
@@ -165,9 +200,10 @@ def test_every_changed_byte_is_found_before_it_is_returned(tmp_path):
         CorruptSample, match=r"shard-000002\.tar, sample 000000005, column 'image\.64': its crc32 is"
     ) as e:
         shards.read(5, "image.64")
-    assert (e.value.shard, e.value.row, e.value.column) == ("shard-000002.tar", 5, "image.64")
+    place = ("shard-000002.tar", 5, "image.64", "000000005")
+    assert (e.value.shard, e.value.row, e.value.column, e.value.key) == place
     copy = pickle.loads(pickle.dumps(e.value))
-    assert (str(copy), copy.shard, copy.row, copy.column) == (str(e.value), "shard-000002.tar", 5, "image.64")
+    assert (str(copy), copy.shard, copy.row, copy.column, copy.key) == (str(e.value), *place)
     assert shards.read(5) == body(5, "image")
 
 
