@@ -21,6 +21,7 @@ from rich.text import Text
 
 from hires_gan.cores import usable_cores
 from hires_gan.data.settings import automatic_workers
+from hires_gan.doctor_dali import dali
 from hires_gan.doctor_devices import GIB, Finding, Status, compiler, cuda, driver, gpu_count, importable_torch, toolkit
 from hires_gan.doctor_ops import compiled
 from hires_gan.errors import Failure
@@ -82,7 +83,7 @@ def examine(quick: bool = False, configuration: Plan | None = None, run_dir: Pat
             ("CUDA toolkit", False, toolkit),
             ("ops, CPU", False, lambda: compiled("cpu")),
             ("ops, CUDA", False, lambda: compiled("cuda")),
-            ("DALI", False, lambda: _optional("nvidia-dali-cuda130", "dali")),
+            ("DALI", False, dali),
             ("DeepSpeed", False, lambda: _optional("deepspeed", "deepspeed")),
             ("accelerate", True, _accelerate),
             ("MLflow store", True, lambda: _store(tracking, folder)),

@@ -224,7 +224,7 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
         ("data.workers=outo", 'data.workers is "outo"; allowed: auto or a whole number from 0 to 256; did you mean '
          "auto?"),
         ("data.mirror=3", "data.mirror is 3; allowed: true or false"),
-        ("data.decoder=cuda", 'data.decoder is "cuda"; allowed: torchvision'),
+        ("data.decoder=cuda", 'data.decoder is "cuda"; allowed: torchvision, dali or dali-cpu'),
         ("precision=bf61", 'precision is "bf61"; allowed: bf16, fp16, fp32 or fp64; did you mean bf16?'),
         ("checkpoint=null", "checkpoint is null; allowed: a block of every_kimg, keep"),
         ("checkpoint.every_kimg=0", "checkpoint.every_kimg is 0; allowed: a number above 0 or null"),

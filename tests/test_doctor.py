@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import sqlite3
 import subprocess
@@ -14,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from hires_gan import doctor, doctor_devices, doctor_ops
+from hires_gan import doctor, doctor_dali, doctor_devices, doctor_ops
 from hires_gan.config import Configuration
-from hires_gan.data import settings
+from hires_gan.data import dali_pipeline, settings
 from hires_gan.data.settings import automatic_workers
 from hires_gan.doctor import Check, examine, exit_code, report
 from hires_gan.doctor_devices import Finding
@@ -350,6 +351,22 @@ def test_an_optional_package_that_is_absent() -> None:
         "run `pip install -c constraints.txt -e .[dali]`",
     )
     assert doctor._optional("torch", "dali").status == "ok"
+
+
+def test_dali_is_tried_and_not_only_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("nvidia.dali")
+    status, found, _ = doctor_dali.dali()
+    assert status == "ok"
+    assert re.match(r"nvidia-dali-cuda1\d0 \d\S+, for CUDA 1\d; it loads, and can decode on the ", found)
+    monkeypatch.setattr(doctor_dali, "gpu_count", lambda: 1)
+    monkeypatch.setattr(dali_pipeline, "_cuda_of_driver", lambda: 11080)
+    status, found, _ = doctor_dali.dali()
+    assert status == "wrong"
+    assert "NVIDIA driver is for CUDA up to 11.8: update the driver" in found
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)
+    assert doctor_dali.dali().status == "wrong"
+    monkeypatch.setattr(doctor_dali, "_PACKAGES", ("no-such-package",))
+    assert doctor_dali.dali() == ("missing", "not installed", "run `pip install -c constraints.txt -e .[dali]`")
 
 
 @pytest.mark.parametrize(

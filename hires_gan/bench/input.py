@@ -166,9 +166,7 @@ class WholeLoader:
         next(self._batches)
         self.first_batch_seconds = time.perf_counter() - start
         self._ahead = settings.prefetch + 1
-        pool = self.loader.workers
-        assert pool is not None
-        self._workers = [psutil.Process(pid) for pid in pool.pids]
+        self._workers = [psutil.Process(pid) for pid in self.loader.decoder.pids]
 
     def run(self, seconds: float) -> Sample:
         """Take batches for so long, after those that were decoded while it rested."""

@@ -54,3 +54,7 @@ class Ring:
         size = count * resolution * resolution * 3
         assert size <= self.slot_bytes
         return self._bytes.narrow(0, slot * self.slot_bytes, size).view(count, resolution, resolution, 3)
+
+    def cell(self, slot: int) -> Tensor:
+        """The first eight bytes of a slot as int64 `[1]`: a number that several processes share."""
+        return self._bytes.narrow(0, slot * self.slot_bytes, 8).view(torch.int64)

@@ -6,6 +6,8 @@ import atexit
 import multiprocessing
 import signal
 import time
+from collections import defaultdict
+from collections.abc import Callable
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Protocol
@@ -13,11 +15,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from hires_gan.data.replacement import Report
 from hires_gan.data.ring import Ring
 from hires_gan.errors import Failure
 
-WORKER_TIMEOUT = 120.0
-"""Seconds without an answer from any worker after which one is said to hang."""
+_NOTHING = -1
+"""In place of the row that a worker is reading."""
 _GRACE = 5.0
 """Seconds that the workers together get to end by themselves."""
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -26,12 +29,20 @@ _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class Fills(Protocol):
     """Whatever can decode a part of a batch in place."""
 
-    def fill(self, images: Tensor, samples: range, start: int, step: int) -> None:
-        """Decode samples number start, start + step, ... into their places."""
+    def fill(self, images: Tensor, samples: range, start: int, step: int, reading: Callable[[int], None]) -> Report:
+        """Decode samples number start, start + step, ... into their places; tell of each row before it is read."""
+
+    def where(self, row: int) -> str:
+        """The place of a row, for people."""
 
 
-def work(reader: Fills, ring: Ring, orders: Connection, number: int, count: int) -> None:
+def work(reader: Fills, ring: Ring, board: Ring, orders: Connection, number: int, count: int) -> None:
     """A worker's life: for every order decode one's share, say so; end when the parent has ended."""
+    cell = board.cell(number)
+
+    def reading(row: int) -> None:
+        cell.fill_(row)
+
     # A signal to the whole process group is for the trainer, which still needs its batches for the step it finishes.
     for stop in _STOP_SIGNALS:
         signal.signal(stop, signal.SIG_IGN)
@@ -41,14 +52,16 @@ def work(reader: Fills, ring: Ring, orders: Connection, number: int, count: int)
             turn, slot, samples, resolution = orders.recv()
         except (EOFError, ConnectionResetError):
             return
-        problem = None
+        report, problem = Report(), None
         try:
             # The turn rotates the shares, so that batches of fewer images than workers keep them all busy.
-            reader.fill(ring.images(slot, len(samples), resolution), samples, (number + turn) % count, count)
+            images = ring.images(slot, len(samples), resolution)
+            report = reader.fill(images, samples, (number + turn) % count, count, reading)
         except Failure as error:
             problem = str(error)
+        reading(_NOTHING)
         try:
-            orders.send((turn, problem))
+            orders.send((turn, problem, report))
         except (BrokenPipeError, ConnectionResetError):
             return
 
@@ -60,9 +73,13 @@ class WorkerPool:
         reader: What they decode with.
         ring: What they decode into.
         count: How many there are, at least 1.
+        timeout: Seconds without an answer from any worker after which one is said to hang.
     """
 
-    def __init__(self, reader: Fills, ring: Ring, count: int) -> None:
+    def __init__(self, reader: Fills, ring: Ring, count: int, timeout: float) -> None:
+        self._reader, self._timeout = reader, timeout
+        self._board = Ring(count, 8)
+        self._reports: defaultdict[int, Report] = defaultdict(Report)
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["hires_gan.data.loader"])
         self._pipes: list[Connection] = []
@@ -75,9 +92,9 @@ class WorkerPool:
         try:
             for number in range(count):
                 ours, theirs = context.Pipe()
-                process = context.Process(
-                    target=work, args=(reader, ring, theirs, number, count), name=f"decode-{number}", daemon=True
-                )
+                self._board.cell(number).fill_(_NOTHING)
+                arguments = (reader, ring, self._board, theirs, number, count)
+                process = context.Process(target=work, args=arguments, name=f"decode-{number}", daemon=True)
                 process.start()
                 theirs.close()
                 self._pipes.append(ours)
@@ -100,31 +117,38 @@ class WorkerPool:
             except (BrokenPipeError, ConnectionResetError):
                 raise self._died(number) from None
 
-    def wait(self, turn: int) -> None:
-        """Return once every worker has done its share of batch number `turn`.
+    def wait(self, turn: int) -> Report:
+        """Return once every worker has done its share of batch number `turn`; what they report of it is told once.
 
         Raises:
             Failure: With the worker's own message, or naming the worker that died or hangs.
         """
         while late := [n for n, answered in enumerate(self._answered) if answered < turn]:
-            ready = wait([self._pipes[n] for n in late], WORKER_TIMEOUT)
+            ready = wait([self._pipes[n] for n in late], self._timeout)
             if not ready:
-                raise Failure(
-                    f"data worker {late[0]} (process {self._processes[late[0]].pid}) has not answered for "
-                    f"{WORKER_TIMEOUT:.0f} s; look at the disk or file system that holds the shards"
-                )
+                raise self._hangs(late[0])
             for number in late:
                 if self._pipes[number] in ready:
                     self._receive(number)
+        return self._reports.pop(turn, Report())
 
     def _receive(self, number: int) -> None:
         try:
-            turn, problem = self._pipes[number].recv()
+            turn, problem, report = self._pipes[number].recv()
         except (EOFError, ConnectionResetError):
             raise self._died(number) from None
         if problem is not None:
             raise Failure(problem)
         self._answered[number] = turn
+        self._reports[turn].add(report)
+
+    def _hangs(self, number: int) -> Failure:
+        row = int(self._board.cell(number))
+        reading = "" if row == _NOTHING else f", while it reads {self._reader.where(row)}"
+        return Failure(
+            f"data worker {number} (process {self._processes[number].pid}) has not answered for {self._timeout:g} s"
+            f"{reading}; look at the disk or file system that holds the shards, or raise data.timeout"
+        )
 
     def _died(self, number: int) -> Failure:
         process = self._processes[number]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hires_gan.data.loader import Loader, Request
+from hires_gan.data.replacement import CorruptRows
 from hires_gan.data.settings import DataSettings
 from hires_gan.data.shards import ShardSet
 from hires_gan.errors import Failure, UsageError
@@ -33,6 +34,7 @@ class Evaluator:
         data: The `data` block; its workers decode the reals.
         resolution: Side at which both are compared, at most that of the shards.
         device: Where the metrics are computed.
+        corrupt: Where corrupt reals are counted; by default for itself.
 
     Raises:
         UsageError: If a metric cannot be taken at the resolution.
@@ -45,6 +47,7 @@ class Evaluator:
         data: DataSettings,
         resolution: int,
         device: torch.device,
+        corrupt: CorruptRows | None = None,
     ) -> None:
         if "swd" in settings.metrics and resolution < LOWEST_RESOLUTION:
             raise UsageError(
@@ -54,6 +57,7 @@ class Evaluator:
             )
         self.settings, self.shards, self.data = settings, shards, data
         self.resolution, self.device = resolution, device
+        self.corrupt = CorruptRows(shards, data.max_corrupt) if corrupt is None else corrupt
         self.count = min(settings.count, len(shards))
         self._real: Descriptors | None = None
 
@@ -112,8 +116,9 @@ class Evaluator:
 
     def _reals(self) -> Iterator[Tensor]:
         chunks = [range(i, min(i + _CHUNK, self.count)) for i in range(0, self.count, _CHUNK)]
-        plain = self.data.model_copy(update={"mirror": False})
+        # Whatever decodes for the training: a GPU's decoder differs by a grey level, and runs are to be compared.
+        plain = self.data.model_copy(update={"mirror": False, "decoder": "torchvision"})
         largest = Request(chunks[0], self.resolution).size
-        with Loader(self.shards, plain, _ORDER_SEED, largest) as loader:
+        with Loader(self.shards, plain, _ORDER_SEED, largest, corrupt=self.corrupt) as loader:
             for loaded in loader.batches(Request(samples, self.resolution) for samples in chunks):
                 yield loaded.images

@@ -68,5 +68,8 @@ class Feed:
         """Copy through pinned memory, so that the loader's own memory is free again at once."""
         images, labels = self._fetch()
         with torch.cuda.stream(stream):
-            moved = images.pin_memory().to(self._device, non_blocking=True)
-            return moved, None if labels is None else labels.pin_memory().to(self._device, non_blocking=True)
+            return self._moved(images), None if labels is None else self._moved(labels)
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        """The tensor on the device; one that was decoded there is ready for the current stream, see `Loaded`."""
+        return tensor if tensor.is_cuda else tensor.pin_memory().to(self._device, non_blocking=True)

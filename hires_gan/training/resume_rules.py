@@ -17,7 +17,11 @@ MAY_CHANGE_ON_RESUME: Final = (
     "data.shards",  # the manifest's hash decides whether it is the same data
     "data.decoder",
     "data.workers",
+    "data.threads",
+    "data.hw_decoder_load",
     "data.prefetch",
+    "data.max_corrupt",
+    "data.timeout",
     "batch.per_device",
     "ops.*",
     "checkpoint.*",

@@ -15,7 +15,8 @@ from pydantic import ValidationError
 
 from hires_gan import checkpoint
 from hires_gan.data.demo import resolve_shards
-from hires_gan.data.loader import Loader
+from hires_gan.data.loader import Loader, check_decoder
+from hires_gan.data.replacement import CorruptRows
 from hires_gan.data.shards import ShardSet
 from hires_gan.errors import Failure, UsageError
 from hires_gan.evaluation.evaluator import Evaluator
@@ -59,6 +60,7 @@ def train(plan: Plan, resolved: str) -> bool:
     say(explain(device))
     shards = ShardSet(resolve_shards(plan.data.shards))
     labels = check_data(plan, shards)
+    check_decoder(plan.data, shards, device)
     folder = RunFolder(plan.run.dir / plan.run.name)
     try:
         saved = find_checkpoint(plan, resolved, folder, shards)
@@ -70,9 +72,10 @@ def train(plan: Plan, resolved: str) -> bool:
         raise
     backend = SingleProcess(recipe, device, plan.run.seed)
     resolution = plan.recipe.resolution
-    evaluator = Evaluator(plan.evaluation, shards, plan.data, resolution, device)
+    corrupt = CorruptRows(shards, plan.data.max_corrupt)
+    evaluator = Evaluator(plan.evaluation, shards, plan.data, resolution, device, corrupt)
     state = describe_run(plan, shards, tracker.run_id)
-    trainer = Trainer(plan, folder, recipe, backend, evaluator, tracker, state)
+    trainer = Trainer(plan, folder, recipe, backend, evaluator, tracker, corrupt, state)
     return _run(trainer, shards, saved)
 
 
@@ -86,7 +89,8 @@ def _run(trainer: Trainer, shards: ShardSet, saved: checkpoint.Checkpoint | None
                 trainer.restore(saved)
                 say(f"going on from {saved.folder}, {saved.nimg / 1000:.1f} kimg")
             folder.write_status("running", trainer.progress.nimg)
-            with Loader(shards, plan.data, plan.run.seed, largest) as loader:
+            device, corrupt = trainer.backend.device, trainer.corrupt
+            with Loader(shards, plan.data, plan.run.seed, largest, device=device, corrupt=corrupt) as loader:
                 finished = trainer.run(loader)
             if finished:
                 log_model(trainer)

@@ -112,9 +112,13 @@ class StatusLine:
             lines.add_row(Text(self._details))
             self._live.update(lines)
 
-    def show(self, nimg: int, where: str, speed: Speed, memory: float, losses: dict[str, float]) -> None:
+    def show(
+        self, nimg: int, where: str, speed: Speed, memory: float, losses: dict[str, float], skipped: int = 0
+    ) -> None:
         """Show how the run stands; without a terminal at most every few seconds, but always at the end."""
         self._details = self._line(nimg, speed, memory, losses)
+        if skipped:
+            self._details += f" | {skipped} corrupt samples skipped"
         self._last_refresh = 0.0
         self.advance(nimg, where)
         if self._live is None and (time.monotonic() - self._last_line >= PLAIN_EVERY or nimg >= self._total):

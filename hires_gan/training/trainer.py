@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hires_gan import checkpoint
 from hires_gan.data.loader import Loader
+from hires_gan.data.replacement import CorruptRows
 from hires_gan.ema import half_life_decay
 from hires_gan.errors import Failure
 from hires_gan.evaluation.evaluator import Evaluator
@@ -75,6 +76,7 @@ class Trainer:
         backend: What steps.
         evaluator: What judges.
         tracker: Where it is recorded.
+        corrupt: The samples that could not be shown.
         state: What every checkpoint says of the run besides its progress.
     """
 
@@ -86,10 +88,11 @@ class Trainer:
         backend: SingleProcess,
         evaluator: Evaluator,
         tracker: Tracker,
+        corrupt: CorruptRows,
         state: dict[str, Any],
     ) -> None:
         self.plan, self.folder, self.recipe, self.backend = plan, folder, recipe, backend
-        self.evaluator, self.tracker, self.state = evaluator, tracker, state
+        self.evaluator, self.tracker, self.corrupt, self.state = evaluator, tracker, corrupt, state
         self.progress = Progress()
         self._stage: int | None = None
         self.stop = StopRequest()
@@ -230,10 +233,11 @@ class Trainer:
             | {"schedule/resolution": stage.resolution, "schedule/batch": stage.batch}
             | {"speed/images_per_second": speed.images_per_second, "speed/data_wait": speed.data_wait}
             | {"speed/seconds_per_kimg": speed.seconds_per_kimg, "memory/gib": memory / 2**30}
-            | {"gradients/nonfinite": int(self.backend.nonfinite)},
+            | {"gradients/nonfinite": int(self.backend.nonfinite)}
+            | {"data/skipped": len(self.corrupt), "data/retries": self.corrupt.retries},
         )
         losses = {name.removeprefix("loss/"): value for name, value in means.items() if name.startswith("loss/")}
-        status.show(nimg, self.recipe.describe(nimg), speed, memory, losses)
+        status.show(nimg, self.recipe.describe(nimg), speed, memory, losses, len(self.corrupt))
         self.folder.write_status("running", nimg)
         self.cadences["log"].done(nimg)
         self._check_finite()

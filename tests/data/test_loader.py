@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import itertools
-import os
 import time
 import zlib
 from collections.abc import Iterator
@@ -203,37 +201,6 @@ def test_workers_follow_the_cores():
 # --- what goes wrong --------------------------------------------------------------------------------------------------
 
 
-def damage(folder: Path, row: int) -> None:
-    path, offset, size, _ = ShardSet(folder).locate(row)
-    data = bytearray(path.read_bytes())
-    data[offset + size // 2] ^= 1
-    path.write_bytes(data)
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_corrupt_sample_is_named(tmp_path, workers):
-    write_shards(tmp_path, FILES, SIDE)
-    damage(tmp_path, 23)
-    sample = next(k for k in range(COUNT) if DEFINITIONS[False].row(k) == 23)
-    named = rf"sample {sample} of the run \(row 23, in {tmp_path}/shard-000002\.tar\): .*crc32"
-    with loader_of(tmp_path, workers) as loader:
-        batches = loader.batches(Request(range(k, k + 1), SIDE) for k in range(COUNT))
-        for _ in range(sample):
-            next(batches)
-        with pytest.raises(Failure, match=named):
-            next(batches)
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_an_image_of_another_size_is_named(tmp_path, workers):
-    write_shards(tmp_path, noise_files(3, 12), SIDE)
-    named = (
-        r"sample 0 of the run \(row \d, in .*shard-000000\.tar\): an image of 12x12 pixels stands where a square of 16"
-    )
-    with loader_of(tmp_path, workers) as loader, pytest.raises(Failure, match=named):
-        next(loader.batches(iter([Request(range(3), SIDE)])))
-
-
 def test_a_shard_that_vanishes_is_named(tmp_path):
     write_shards(tmp_path, FILES, SIDE)
     with loader_of(tmp_path, 1) as loader:
@@ -243,22 +210,12 @@ def test_a_shard_that_vanishes_is_named(tmp_path):
             next(loader.batches(iter([Request(range(3), SIDE)])))
 
 
-def test_a_failing_disk_is_a_sentence(folder, monkeypatch):
-    def broken(*_):
-        raise OSError(errno.EIO, "Input/output error")
-
-    monkeypatch.setattr(os, "pread", broken)
-    named = r"sample 0 of the run \(row \d+, in .*\.tar\): .*Input/output error"
-    with loader_of(folder, 0) as loader, pytest.raises(Failure, match=named):
-        next(loader.batches(iter([Request(range(3), SIDE)])))
-
-
 # --- what it costs ----------------------------------------------------------------------------------------------------
 
 
 def test_two_hundred_batches_leak_nothing(folder):
     with loader_of(folder, 2) as loader:
-        processes = [psutil.Process(), *(psutil.Process(process.pid) for process in loader.workers._processes)]
+        processes = [psutil.Process(), *(psutil.Process(pid) for pid in loader.decoder.pids)]
         stream = loader.batches(Request(range(k, k + 40), SIDE) for k in itertools.count(0, 40))
         for _ in range(60):
             next(stream)
@@ -317,8 +274,8 @@ def test_the_next_of_a_million_samples_takes_no_longer_than_of_a_thousand(tmp_pa
 def test_decoding_in_place_needs_no_second_batch(folder):
     """The slots are all that the loader holds: `prefetch` + 1 of the largest batch."""
     with loader_of(folder, 0, prefetch=3, largest=2**20) as loader:
-        assert loader.ring.slots * loader.ring.slot_bytes == 4 * 2**20
+        assert loader.decoder.ring.slots * loader.decoder.ring.slot_bytes == 4 * 2**20
         batch = next(loader.batches(iter([Request(range(4), SIDE)])))
-        assert batch.images.data_ptr() == loader.ring.images(0, 4, SIDE).data_ptr()
-        decode_into(FILES[0], loader.ring.images(0, 4, SIDE)[0], False)
+        assert batch.images.data_ptr() == loader.decoder.ring.images(0, 4, SIDE).data_ptr()
+        decode_into(FILES[0], loader.decoder.ring.images(0, 4, SIDE)[0], False)
         assert np.array_equal(batch.images[0].numpy(), Definition(FILES[:1], [0], 0, False).image(0, SIDE))

@@ -100,6 +100,34 @@ def test_batches_are_those_of_the_cpu_with_their_labels(shards):
         torch.testing.assert_close(moved, images, rtol=0, atol=1e-6)
 
 
+def test_dali_on_the_gpu_shows_the_same_images(shards):
+    """These are PNG files, which DALI decodes to the very same pixels; through the feed, onto the device."""
+    pytest.importorskip("nvidia.dali")
+    opened, device = ShardSet(shards), torch.device(DEVICE)
+    requests = [Request(range(16 * i, 16 * (i + 1)), 8 if i < 6 else 16) for i in range(12)]
+
+    def taken(decoder: str) -> Iterator[Tensor]:
+        data = DataSettings(shards=str(shards), decoder=decoder, mirror=True)
+        with Loader(opened, data, 0, max(request.size for request in requests), device=device) as loader:
+            feed = Feed(loader.batches(iter(requests)), device, torch.float32)
+            for _ in requests:
+                yield feed.take().images.clone()
+                feed.copy_ahead()
+
+    for one, other in zip(taken("dali"), taken("torchvision"), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_run_whose_images_dali_decodes_on_the_gpu(settings, tmp_path, capfd):
+    pytest.importorskip("nvidia.dali")
+    settings["data"]["decoder"] = "dali"
+    assert run(settings)
+    assert "decodes on cuda" in capfd.readouterr().err
+    saved = checkpoint.latest(tmp_path / "runs" / "small" / "checkpoints")
+    assert saved.nimg == 480
+    assert saved.state["progress"]["nonfinite"] == 0
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_low_precision_trains_with_finite_losses(settings, tmp_path, precision):
     settings["precision"] = precision

@@ -180,7 +180,10 @@ def test_other_data_is_refused_on_resume(settings, shards, tmp_path):
         run(changed(settings, data={"shards": str(other)}))
 
 
-def test_what_cannot_begin_leaves_no_folder(settings, tmp_path):
+def test_what_cannot_begin_leaves_no_folder(settings, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(UsageError, match="NVIDIA DALI, which is not installed"):
+        patch.setitem(sys.modules, "nvidia.dali", None)
+        run(changed(settings, data={"decoder": "dali"}))
     with pytest.raises(UsageError, match="there is no shard folder"):
         run(changed(settings, data={"shards": str(tmp_path / "nothing")}))
     with pytest.raises(UsageError, match=r"recipe\.resolution is 32, but the images in .* have 16"):

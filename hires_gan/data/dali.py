@@ -1,0 +1,373 @@
+"""NVIDIA DALI as the decoder of batches: on a GPU or on the CPU, in threads of this process.
+
+Threads read the bytes that the order asks for and check their crc32; one more thread hands them to a DALI pipeline and
+puts together what it decodes. Halving to the stage's resolution is the arithmetic of `decoders`, so that every decoder
+gives the same image wherever it decodes to the same pixels. DALI is imported when it is used, not before.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import itertools
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from hires_gan.data.batches import Decoded, Request
+from hires_gan.data.dali_pipeline import (
+    DEPTH,
+    PIPELINE_ERRORS,
+    DaliPipeline,
+    OnGpu,
+    OnHost,
+    Place,
+    check_installed,
+    first_line,
+)
+from hires_gan.data.decoders import decode, decode_square
+from hires_gan.data.reader import SampleReader
+from hires_gan.data.replacement import Report
+from hires_gan.data.settings import DataSettings, automatic_workers
+from hires_gan.data.shards import ShardSet
+from hires_gan.errors import Failure
+from hires_gan.progress import say
+
+_READERS = 8
+"""Threads that read; they wait for the file system most of the time."""
+_AT_LEAST = 16
+"""Images that go through DALI at once, where the largest batch is smaller than so many of full size."""
+_GRACE = 5.0
+"""Seconds that the decoding thread gets to end by itself."""
+_JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+_PNG_DEPTH = slice(24, 25)
+"""Place of the byte with the bits per channel."""
+
+
+def check_dali(settings: DataSettings, shards: ShardSet, device: torch.device) -> None:
+    """Make sure that DALI is there and can decode where it is asked to; say where that is.
+
+    Args:
+        settings: The `data` block.
+        shards: The images.
+        device: Where the run trains.
+
+    Raises:
+        UsageError: If DALI is not installed.
+        Failure: If it cannot be loaded, or the GPU's driver is too old for it.
+    """
+    gpu = gpu_for(settings, device)
+    version = check_installed(gpu)
+    if gpu is not None:
+        say(f"DALI {version} decodes on {gpu}")
+        with contextlib.suppress(Failure, OSError):  # the run itself will say it
+            if shards.read(0).startswith(_PNG):
+                say("these images are PNG files, which DALI decodes on the CPU before it hands them to the GPU")
+    elif settings.decoder == "dali":
+        say(f"data.decoder is dali, but this run trains on the CPU: DALI {version} decodes on the CPU, too")
+    else:
+        say(f"DALI {version} decodes on the CPU")
+
+
+def gpu_for(settings: DataSettings, device: torch.device) -> torch.device | None:
+    """The GPU on which DALI is to decode, or None for the CPU."""
+    return device if settings.decoder == "dali" and device.type == "cuda" else None
+
+
+def same_everywhere(data: bytes) -> None:
+    """Refuse what DALI would decode and torchvision would not: other kinds of file, and 16 bits per channel.
+
+    Raises:
+        Undecodable: As `decode`.
+    """
+    is_png = data.startswith(_PNG)
+    if not (data.startswith(_JPEG) or is_png) or (is_png and data[_PNG_DEPTH] == b"\x10"):
+        decode(data)
+
+
+@dataclass
+class _Batch:
+    """A batch on its way.
+
+    Attributes:
+        turn: Its number.
+        request: What was asked for.
+        column: What is read.
+        rows: Each sample's own row.
+        flips: Which samples are flipped.
+        reads: The bytes, and what was replaced.
+        images: Where it is put together: uint8 `[n, r, r, 3]`.
+        left: How many of its parts are not there yet.
+    """
+
+    turn: int
+    request: Request
+    column: str
+    rows: list[int]
+    flips: list[bool]
+    reads: list[Future[tuple[bytes, Report]]]
+    images: Tensor | None = None
+    left: int = 0
+    report: Report = field(default_factory=Report)
+
+
+@dataclass
+class _Part:
+    """As much of a batch as goes through DALI at once: the samples in `places`, with their files once they are read."""
+
+    batch: _Batch
+    places: range
+    files: list[bytes] = field(default_factory=list)
+
+    def is_read(self) -> bool:
+        return all(self.batch.reads[place].done() for place in self.places)
+
+
+@dataclass(frozen=True)
+class _Finished:
+    turn: int
+    images: Tensor
+    report: Report
+    done: torch.cuda.Event | None
+
+
+class DaliDecoder:
+    """Reads in threads and decodes with DALI, on the GPU that trains or on the CPU.
+
+    Args:
+        reader: The order, and what reads.
+        settings: The `data` block.
+        largest: Bytes of the largest batch that will be asked for.
+        share: How many training processes this machine runs.
+        device: Where the run trains.
+
+    Raises:
+        UsageError: If DALI is not installed.
+        Failure: If it cannot be loaded, or the GPU's driver is too old for it.
+    """
+
+    def __init__(
+        self, reader: SampleReader, settings: DataSettings, largest: int, share: int, device: torch.device
+    ) -> None:
+        gpu = gpu_for(settings, device)
+        check_installed(gpu)
+        self.slots, self._reader, self._timeout = settings.prefetch + 1, reader, settings.timeout
+        threads = automatic_workers(share) if settings.threads == "auto" else settings.threads
+        part = max(_AT_LEAST, largest // (reader.shards.resolution**2 * 3))
+        make = functools.partial(DaliPipeline, gpu, part, threads, settings.mirror, settings.hw_decoder_load)
+        self._place: Place = OnHost(self.slots, largest) if gpu is None else OnGpu(gpu)
+        self._turns = itertools.count()
+        self._finished: dict[int, _Finished] = {}
+        self._reads = ThreadPoolExecutor(_READERS, "read")
+        self._line = _Line(reader, make, self._place, part)
+        self._thread = threading.Thread(target=self._line.run, name="dali", daemon=True)
+        self._thread.start()
+        atexit.register(self.close)
+
+    @property
+    def pids(self) -> Sequence[int]:
+        """None but this one."""
+        return ()
+
+    def begin(self, request: Request) -> int:
+        """Start reading a batch; it is decoded behind those that were begun before."""
+        turn, reader, samples = next(self._turns), self._reader, request.samples
+        self._finished.pop(turn - self.slots, None)
+        column = reader.column(request.resolution)
+        rows = [reader.order.row(sample) for sample in samples]
+        reads = [
+            self._reads.submit(reader.fetch, sample, row, column, same_everywhere)
+            for sample, row in zip(samples, rows, strict=True)
+        ]
+        self._line.orders.put(_Batch(turn, request, column, rows, reader.flips(samples), reads))
+        return turn
+
+    def finish(self, turn: int) -> Decoded:
+        """Wait for a batch; on a GPU, only until it is launched.
+
+        Raises:
+            Failure: If a sample cannot be read, or nothing comes for too long.
+        """
+        while turn not in self._finished:
+            finished = self._next()
+            self._finished[finished.turn] = finished
+        batch = self._finished.pop(turn)
+        self._place.hand_over(batch.images, batch.done)
+        return Decoded(batch.images.permute(0, 3, 1, 2), batch.report)
+
+    def close(self) -> None:
+        """End the threads, once they are done with what they are at."""
+        atexit.unregister(self.close)
+        self._line.ended = True
+        self._line.orders.put(None)
+        self._reads.shutdown(wait=False, cancel_futures=True)
+        self._thread.join(_GRACE)
+
+    def _next(self) -> _Finished:
+        while True:
+            progress = self._line.progress
+            try:
+                finished = self._line.results.get(timeout=self._timeout)
+            except queue.Empty:
+                if self._line.progress == progress:
+                    raise self._hangs() from None
+                continue
+            if isinstance(finished, BaseException):
+                self._line.results.put(finished)  # whoever asks again hears it again
+                raise finished
+            return finished
+
+    def _hangs(self) -> Failure:
+        row = self._line.waits_for
+        doing = "DALI decodes" if row is None else f"reading {self._reader.where(row)}"
+        return Failure(
+            f"no image was decoded for {self._timeout:g} s, while {doing}; look at the "
+            f"{'machine' if row is None else 'disk or file system that holds the shards'}, or raise data.timeout"
+        )
+
+
+class _Line:
+    """The decoding thread: parts of batches wait for their bytes, go through DALI, and are put together.
+
+    Args:
+        reader: What examines and replaces what DALI cannot decode.
+        make: Makes a pipeline.
+        place: Where batches are put together.
+        part: The most samples that go through DALI at once.
+
+    Attributes:
+        orders: Batches to decode, in order; None ends the thread.
+        results: Batches that are done, or what ended the thread.
+        ended: Whether nobody waits for anything any more.
+        progress: Grows with every part that is done.
+        waits_for: The row whose bytes it waits for.
+    """
+
+    def __init__(self, reader: SampleReader, make: Callable[[], DaliPipeline], place: Place, part: int) -> None:
+        self.orders: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
+        self.results: queue.SimpleQueue[_Finished | BaseException] = queue.SimpleQueue()
+        self.ended = False
+        self.progress = 0
+        self.waits_for: int | None = None
+        self._reader, self._make, self._place, self._part = reader, make, place, part
+        self._pipeline: DaliPipeline | None = None
+        self._waiting: deque[_Part] = deque()
+        self._inside: deque[_Part] = deque()
+        self._inexplicable = 0
+
+    def run(self) -> None:
+        """Decode until the end; whatever goes wrong is for the one who waits."""
+        try:
+            while not self.ended:
+                self._admit()
+                self._step()
+        except BaseException as error:
+            self.results.put(error)
+        finally:
+            self._pipeline = None
+
+    def _admit(self) -> None:
+        """Take the orders that have come; wait for one if there is nothing else to do."""
+        with contextlib.suppress(queue.Empty):
+            while not self.ended:
+                batch = self.orders.get(block=not self._waiting and not self._inside)
+                if batch is None:
+                    return
+                count = len(batch.rows)
+                parts = [range(first, min(first + self._part, count)) for first in range(0, count, self._part)]
+                batch.images = self._place.batch(batch.turn, count, batch.request.resolution)
+                batch.left = max(1, len(parts))
+                self._waiting += [_Part(batch, places) for places in parts or [range(0)]]
+
+    def _step(self) -> None:
+        """Hand one part over to DALI, or take one out."""
+        try:
+            if self._waiting and len(self._inside) < DEPTH and (not self._inside or self._waiting[0].is_read()):
+                self._hand_over()
+            elif self._inside:
+                self._take_out()
+        except torch.OutOfMemoryError:
+            raise
+        except PIPELINE_ERRORS as error:
+            self._mend(error)
+
+    def _hand_over(self) -> None:
+        part = self._waiting.popleft()
+        if not part.files:
+            self._gather(part)
+        if not part.files or part.batch.report.given_up:  # nothing to decode, or nobody will look at it
+            self._count(part)
+            return
+        self._inside.append(part)
+        if self._pipeline is None:
+            self._pipeline = self._make()
+        self._pipeline.feed(part.files, [part.batch.flips[place] for place in part.places])
+
+    def _gather(self, part: _Part) -> None:
+        for place in part.places:
+            self.waits_for = part.batch.rows[place]
+            data, report = part.batch.reads[place].result()
+            part.files.append(data)
+            part.batch.report.add(report)
+        self.waits_for = None
+
+    def _take_out(self) -> None:
+        part = self._inside[0]
+        assert self._pipeline is not None
+        assert part.batch.images is not None
+        side = self._reader.side(part.batch.column)
+        self._place.put(self._pipeline, side, part.batch.images[part.places.start : part.places.stop])
+        self._inside.popleft()
+        self._inexplicable = 0
+        self._count(part)
+
+    def _count(self, part: _Part) -> None:
+        batch = part.batch
+        batch.left -= 1
+        self.progress += 1
+        if not batch.left:
+            assert batch.images is not None
+            self.results.put(_Finished(batch.turn, batch.images, batch.report, self._place.done()))
+
+    def _mend(self, error: Exception) -> None:
+        """Behind an error a pipeline is dead: find the bad samples in it, replace them, and begin anew.
+
+        Raises:
+            Failure: If nothing is wrong with the samples, for the second time.
+        """
+        lost = list(self._inside)
+        self._pipeline = None
+        self._inside.clear()
+        self._waiting.extendleft(reversed(lost))
+        found = [self._examine(part) for part in lost]
+        if any(found):
+            return
+        self._inexplicable += 1
+        if self._inexplicable > 1:
+            names = ", ".join(self._reader.where(row) for row in lost[0].batch.rows[:2])
+            raise Failure(
+                f"DALI fails on images that torchvision can decode, around {names}: {first_line(error)}; "
+                "set data.decoder to torchvision"
+            ) from error
+
+    def _examine(self, part: _Part) -> bool:
+        """Decode each sample with torchvision, and replace those that it cannot decode either; were there any?"""
+        batch, bad = part.batch, False
+        side = self._reader.side(batch.column)
+
+        def check(data: bytes) -> None:
+            decode_square(data, side)
+
+        for number, place in enumerate(part.places):
+            data, report = self._reader.fetch(batch.request.samples[place], batch.rows[place], batch.column, check)
+            bad |= data != part.files[number]
+            part.files[number] = data
+            batch.report.add(report)
+        return bad

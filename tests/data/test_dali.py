@@ -1,0 +1,337 @@
+"""DALI as a decoder: on the CPU it gives what torchvision gives, to the bit, and what cannot be is said."""
+
+from __future__ import annotations
+
+import gc
+import io
+import itertools
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from input_definition import Definition, noise_files, write_shards
+from PIL import Image
+from test_decoders import FILES, file, scene
+
+from hires_gan.data import dali_pipeline
+from hires_gan.data.dali_pipeline import DaliPipeline, check_driver, check_installed, first_line
+from hires_gan.data.decoders import reduced
+from hires_gan.data.loader import Loader, Request, check_decoder
+from hires_gan.data.settings import DataSettings
+from hires_gan.data.shards import ShardSet
+from hires_gan.errors import Failure, UsageError
+
+pytest.importorskip("nvidia.dali")
+
+COUNT, SIDE, SEED = 37, 16, 5
+NOISE = noise_files(COUNT, SIDE)
+LABELS = [row * 7 % 3 for row in range(COUNT)]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return write_shards(tmp_path_factory.mktemp("shards") / "set", NOISE, SIDE, LABELS)
+
+
+def loader_of(folder: Path, largest: int = 60 * SIDE * SIDE * 3, **settings: Any) -> Loader:
+    data = DataSettings(**{"shards": str(folder), "decoder": "dali-cpu", "threads": 2, "mirror": True, **settings})
+    return Loader(ShardSet(folder), data, SEED, largest)
+
+
+def images(folder: Path, wanted: list[Request], **settings: Any) -> list[torch.Tensor]:
+    with loader_of(folder, max(request.size for request in wanted), **settings) as loader:
+        return [batch.images.clone() for batch in loader.batches(iter(wanted))]
+
+
+def assert_same(folder: Path, wanted: list[Request], **settings: Any) -> None:
+    ours = images(folder, wanted, **settings)
+    theirs = images(folder, wanted, **settings, decoder="torchvision", workers=0)
+    for request, one, other in zip(wanted, ours, theirs, strict=True):
+        assert one.shape == (len(request.samples), 3, request.resolution, request.resolution)
+        assert one.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(one, other)
+
+
+# --- the same pixels --------------------------------------------------------------------------------------------------
+
+
+def kinds() -> dict[str, bytes]:
+    rgba = np.dstack([scene(), np.arange(64 * 64).reshape(64, 64).astype(np.uint8)])
+    turned = Image.Exif()
+    turned[274] = 6
+    return FILES | {
+        "4:2:2": file(scene(), quality=90, subsampling=1),
+        "optimised": file(scene(), quality=75, optimize=True),
+        "restarts": file(scene(), quality=90, restart_marker_blocks=3),
+        "turned": file(scene(), exif=turned),
+        "transparent": file(rgba, "PNG"),
+        "palette": png_of(Image.fromarray(scene()).convert("P")),
+        "grey and transparent": png_of(Image.fromarray(scene()).convert("LA")),
+        "interlaced": file(scene(), "PNG", interlace=1),
+    }
+
+
+def png_of(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_every_kind_of_file_is_torchvisions_image(tmp_path):
+    files = list(kinds().values())
+    write_shards(tmp_path / "set", files, 64)
+    wanted = [Request(range(k, k + 7), resolution) for k, resolution in enumerate((64, 32, 8, 4, 64))]
+    for mirror in (False, True):
+        assert_same(tmp_path / "set", [*wanted, Request(range(len(files)), 64)], mirror=mirror)
+
+
+@pytest.mark.parametrize("prefetch", [1, 3])
+def test_batches_and_resolutions_that_change_are_the_definition(folder, prefetch):
+    definition = Definition(NOISE, LABELS, SEED, True)
+    sizes = [(4, 12), (4, 1), (8, 20), (8, 0), (16, 37), (16, 60), (16, 4), (2, 60), (16, 0)]
+    starts = itertools.accumulate((size for _, size in sizes), initial=10**12)
+    wanted = [Request(range(first, first + size), side) for first, (side, size) in zip(starts, sizes, strict=False)]
+    with loader_of(folder, prefetch=prefetch) as loader:
+        for request, batch in zip(wanted, loader.batches(iter(wanted)), strict=True):
+            assert batch.samples == request.samples
+            assert np.array_equal(batch.images.numpy(), definition.images(request.samples, request.resolution))
+            assert batch.labels.tolist() == definition.classes(request.samples)
+
+
+def test_small_batches_of_large_images_go_through_in_parts(tmp_path):
+    write_shards(tmp_path / "set", noise_files(50, 128), 128)
+    assert_same(tmp_path / "set", [Request(range(50 * k, 50 * k + 50), 4) for k in range(3)])
+
+
+def test_levels_are_read_where_they_suffice(tmp_path):
+    small = noise_files(COUNT, 8, seed=8)
+    write_shards(tmp_path / "set", NOISE, SIDE, levels=[{8: file} for file in small])
+    for side, read in ((16, NOISE), (8, small), (4, small)):
+        definition = Definition(read, LABELS, SEED, True)
+        (got,) = images(tmp_path / "set", [Request(range(20), side)])
+        assert np.array_equal(got.numpy(), definition.images(range(20), side))
+
+
+@pytest.mark.shared
+def test_real_photographs(shared_data, tmp_path):
+    paths = sorted(path for path in shared_data.rglob("*") if path.suffix.lower() in {".jpg", ".jpeg"})[:24]
+    files = []
+    for number, path in enumerate(paths):
+        with Image.open(path) as photograph:
+            square = photograph.convert("RGB").resize((512, 512), Image.Resampling.BOX)
+        files.append(file(np.asarray(square), quality=95, subsampling=(0, 2)[number % 2]))
+    write_shards(tmp_path / "set", files, 512)
+    assert_same(tmp_path / "set", [Request(range(12 * k, 12 * k + 12), side) for k, side in enumerate((512, 512, 64))])
+
+
+def test_one_decoding_serves_several_resolutions(folder):
+    (whole,) = images(folder, [Request(range(9), 16)])
+    for side in (16, 8, 2, 1):
+        (other,) = images(folder, [Request(range(9), side)])
+        small = reduced(whole, side)
+        assert torch.equal(small, other)
+        assert small.is_contiguous(memory_format=torch.channels_last)
+    for side in (0, 3, 32):
+        with pytest.raises(ValueError, match=rf"resolution is {side}; 16, the images' own, divided by"):
+            reduced(whole, side)
+
+
+# --- ahead, and to the end --------------------------------------------------------------------------------------------
+
+
+def numbers(step: int = 6) -> Iterator[Request]:
+    return (Request(range(k, k + step), SIDE) for k in itertools.count(0, step))
+
+
+def test_batches_are_decoded_while_the_caller_rests(folder):
+    with loader_of(folder, prefetch=4) as loader:
+        stream = loader.batches(numbers())
+        next(stream)
+        deadline = time.monotonic() + 30
+        while loader.decoder._line.progress < 5 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert loader.decoder._line.progress == 5
+
+
+def test_an_iteration_left_half_way_does_not_disturb_the_next(folder):
+    definition = Definition(NOISE, LABELS, SEED, True)
+    with loader_of(folder) as loader:
+        for attempt in range(12):
+            for _ in zip(range(attempt % 4), loader.batches(numbers(50)), strict=False):
+                pass
+            wanted = [Request(range(9 * k, 9 * k + 9), 8) for k in range(6)]
+            for request, batch in zip(wanted, loader.batches(iter(wanted)), strict=True):
+                assert np.array_equal(batch.images.numpy(), definition.images(request.samples, 8))
+
+
+def test_closing_in_the_middle_ends_the_threads(folder):
+    before = {thread.name for thread in threading.enumerate()}
+    for taken in (0, 1, 5):
+        with loader_of(folder) as loader:
+            stream = loader.batches(numbers())
+            for _ in range(taken):
+                next(stream)
+            assert "dali" in {thread.name for thread in threading.enumerate()}
+        loader.close()  # again
+        deadline = time.monotonic() + 10
+        while {thread.name for thread in threading.enumerate()} - before and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert {thread.name for thread in threading.enumerate()} <= before
+
+
+def test_two_hundred_batches_leak_nothing(folder):
+    with loader_of(folder) as loader:
+        stream = loader.batches(numbers(40))
+        for _ in range(100):
+            next(stream)
+        gc.collect()
+        process = psutil.Process()
+        memory, descriptors = process.memory_info().rss, process.num_fds()
+        for _ in range(200):
+            next(stream)
+        assert process.num_fds() == descriptors
+        assert process.memory_info().rss - memory < 8 * 2**20
+
+
+def test_a_process_that_never_closes_its_loader_ends(folder):
+    code = f"""
+from pathlib import Path
+from hires_gan.data.loader import Loader, Request
+from hires_gan.data.settings import DataSettings
+from hires_gan.data.shards import ShardSet
+data = DataSettings(shards="{folder}", decoder="dali-cpu")
+loader = Loader(ShardSet(Path("{folder}")), data, 0, 10**6)
+print(next(loader.batches(Request(range(k, k + 9), 16) for k in range(99))).images.shape)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "torch.Size([9, 3, 16, 16])\n"), done.stderr
+
+
+# --- what goes wrong --------------------------------------------------------------------------------------------------
+
+
+def test_a_fault_of_dali_that_does_not_repeat_changes_nothing(folder, monkeypatch):
+    definition, take, faults = Definition(NOISE, LABELS, SEED, True), DaliPipeline.take, iter([False] * 5 + [True])
+
+    def sometimes(self, stream):
+        if next(faults, False):
+            raise RuntimeError("Critical error in pipeline:\nsomething passing")
+        return take(self, stream)
+
+    monkeypatch.setattr(DaliPipeline, "take", sometimes)
+    with loader_of(folder) as loader:
+        for request, batch in zip(range(8), loader.batches(numbers()), strict=False):
+            assert np.array_equal(batch.images.numpy(), definition.images(range(6 * request, 6 * request + 6), SIDE))
+        assert len(loader.corrupt) == 0
+    assert next(faults, None) is None
+
+
+def test_what_dali_alone_cannot_decode_is_a_sentence(folder, monkeypatch):
+    def never(self, files, flips):
+        raise RuntimeError("Critical error in pipeline:\nError in CPU operator\n\nencountered:\n\nno more\n")
+
+    monkeypatch.setattr(DaliPipeline, "feed", never)
+    named = r"DALI fails on images that torchvision can decode, around row \d+, in .*: no more; set data\.decoder to"
+    with loader_of(folder) as loader:
+        for _ in range(2):  # and whoever asks again hears it again
+            with pytest.raises(Failure, match=named):
+                next(loader.batches(numbers()))
+
+
+def test_a_pipeline_that_cannot_begin_is_a_sentence(folder, monkeypatch):
+    def no(*_):
+        raise RuntimeError("nothing works here")
+
+    monkeypatch.setattr(DaliPipeline, "_build", no)
+    named = "DALI cannot decode on the CPU: nothing works here; set data.decoder to torchvision"
+    with loader_of(folder) as loader, pytest.raises(Failure, match=named):
+        next(loader.batches(numbers()))
+
+
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [
+        ("", "RuntimeError"),
+        ("just this\nand that", "just this"),
+        (
+            "Critical error in pipeline:\nError in X\nencountered:\n\nnvImageCodec failure\nCurrent pipe",
+            "nvImageCodec f",
+        ),
+    ],
+)
+def test_what_dali_says_in_a_line(said, line):
+    assert first_line(RuntimeError(said)).startswith(line)
+
+
+def settings_of(folder: Path, decoder: str) -> DataSettings:
+    return DataSettings(shards=str(folder), decoder=decoder)
+
+
+@pytest.mark.parametrize("decoder", ["dali", "dali-cpu"])
+def test_without_dali_it_is_said_what_to_install_or_to_change(folder, decoder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)
+    named = r"asks for NVIDIA DALI, which is not installed: pip install 'hires-gan\[dali\]', or set data\.decoder to t"
+    with pytest.raises(UsageError, match=named):
+        check_decoder(settings_of(folder, decoder), ShardSet(folder), CPU)
+    with pytest.raises(UsageError, match=named):
+        loader_of(folder)
+    check_decoder(settings_of(folder, "torchvision"), ShardSet(folder), CPU)
+
+
+def test_a_dali_that_does_not_load_is_not_called_absent(monkeypatch):
+    def broken(name):
+        raise ImportError("libnvimgcodec.so.0: cannot open shared object file")
+
+    monkeypatch.setattr(dali_pipeline, "import_module", broken)
+    with pytest.raises(Failure, match=r"cannot be loaded \(libnvimgcodec.*\): install it again with pip install --f"):
+        check_installed(None)
+
+
+def test_a_driver_that_is_too_old_is_named(monkeypatch):
+    for driver in (13000, 13010, 14000):
+        check_driver("2.4.0", 13, driver)
+    named = (
+        r"DALI 2\.4\.0 is built for CUDA 13, but this machine's NVIDIA driver is for CUDA up to 12\.6: update the "
+        r"driver, install nvidia-dali-cuda120 in place of nvidia-dali-cuda130, or set data\.decoder to dali-cpu or t"
+    )
+    with pytest.raises(Failure, match=named):
+        check_driver("2.4.0", 13, 12060)
+    monkeypatch.setattr(dali_pipeline, "_cuda_of_driver", lambda: 11080)
+    with pytest.raises(Failure, match=r"is built for CUDA 1\d, but this machine's NVIDIA driver is for CUDA up to 11"):
+        check_installed(torch.device("cuda"))
+    check_installed(None)
+
+
+@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="there is a driver")
+def test_a_gpu_that_is_not_there_is_named(folder):
+    with pytest.raises(
+        Failure, match=r"DALI needs NVIDIA's driver, which does not answer \(.*\): set data\.decoder to"
+    ):
+        check_decoder(settings_of(folder, "dali"), ShardSet(folder), torch.device("cuda"))
+
+
+def test_dali_is_imported_when_it_is_used():
+    code = """
+import sys
+import hires_gan.data.loader, hires_gan.config, hires_gan.training.run, hires_gan.doctor
+assert not [name for name in sys.modules if name.startswith("nvidia.dali")]
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("decoder", "dali-gpu"), ("threads", 0), ("hw_decoder_load", 1.1), ("timeout", 0)]
+)
+def test_settings_that_cannot_be(key, value):
+    with pytest.raises(ValueError, match=key):
+        DataSettings(**{"shards": "x", key: value})
