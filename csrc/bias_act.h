@@ -41,13 +41,14 @@ struct ActivateBiased {
   HD T apply(const A (&in)[1], Row bias, A, A (&)[1]) const { return clamp(gain * act.value(in[0] + bias)); }
 };
 
-// The first derivative from the result; of a rectifier with a slope of 0 or more only.
-template <typename T, bool kSum>
+// The first derivative from the result; of a rectifier with a slope of 0 or more only. Both derivatives always sum, asked
+// or not: it costs next to nothing, and halves what has to be compiled.
+template <typename T>
 struct RectifierGradient {
   using Element = T;
   using A = Accumulator<T>;
   struct Row {};
-  static constexpr int kInputs = 2, kSums = kSum ? 1 : 0;
+  static constexpr int kInputs = 2, kSums = 1;
   static constexpr bool kNoise = false;
 
   Rectifier<A> rectifier;
@@ -62,7 +63,7 @@ struct RectifierGradient {
   }
 };
 
-// A derivative of any order from the input. It always sums: fewer kernels to compile, for a case that is rare.
+// A derivative of any order from the input.
 template <typename T>
 struct ActivationDerivative {
   using Element = T;
@@ -136,11 +137,11 @@ Tensor bias_act(const Tensor& x_in, const std::optional<Tensor>& b_in, int64_t d
   return y;
 }
 
-// Returns the partial sums, if any were taken.
+// Returns the partial sums.
 template <typename T, typename Device>
 std::optional<Tensor> run_derivative(const Device& device, const View& view, const Tensor& u, const Tensor& saved,
                                      const Coefficients<T>& b, Kind kind, double alpha, double gain, Clamp<T> clamp,
-                                     int64_t order, bool from_output, bool sum, const Tensor& out) {
+                                     int64_t order, bool from_output, const Tensor& out) {
   using A = Accumulator<T>;
   if (!from_output) {
     STD_TORCH_CHECK(order >= 1, "order is ", order, "; 1 to ", kMaxOrder, " are allowed");
@@ -150,8 +151,7 @@ std::optional<Tensor> run_derivative(const Device& device, const View& view, con
   STD_TORCH_CHECK(order == 1 && is_rectifier(kind) && (kind != Kind::lrelu || alpha >= 0),
                   "only the first derivative of a rectifier with a slope of 0 or more is seen in its result");
   const Rectifier<A> rectifier = make_rectifier<A>(kind, alpha, gain);
-  if (sum) return run_pass(device, RectifierGradient<T, true>{rectifier, clamp}, view, {u, saved}, out);
-  return run_pass(device, RectifierGradient<T, false>{rectifier, clamp}, view, {u, saved}, out);
+  return run_pass(device, RectifierGradient<T>{rectifier, clamp}, view, {u, saved}, out);
 }
 
 // u * d^order/dv^order of bias_act at the saved input (or, with from_output, at the saved result), and if asked its
@@ -181,7 +181,7 @@ std::tuple<Tensor, Tensor> bias_act_derivative(const Tensor& u_in, const Tensor&
     using T = decltype(element);
     const std::optional<Tensor> partial =
         run_derivative<T>(device, view, u, saved, coefficients<T>(b, saved, "b", 0), kind, alpha, gain,
-                          make_clamp<T>(limit_of(clamp)), order, from_output, sum, out);
+                          make_clamp<T>(limit_of(clamp)), order, from_output, out);
     if (sum) sum_chunks<Accumulator<T>>(device, *partial, sums, partial->size(0) * view.groups);
   });
   return {out, sums};
