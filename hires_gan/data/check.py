@@ -6,22 +6,19 @@ import contextlib
 import csv
 import functools
 import multiprocessing
-import os
-import signal
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from multiprocessing.connection import wait
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal, NamedTuple, Self, TypeVar
 
 from hires_gan.cores import usable_cores
 from hires_gan.data.manifest import MANIFEST, Manifest, ShardEntry, files_of, parse_manifest, samples_of
+from hires_gan.data.orphans import end_with_parent
 from hires_gan.data.scan import Layout, Problem, scan_shard
 from hires_gan.data.shards import strangers
 from hires_gan.errors import Failure, UsageError
@@ -314,16 +311,8 @@ def in_processes(
 
 
 def _enter_worker() -> None:
-    """Compute on one core, leave Ctrl-C to the parent, and end with it."""
+    """Compute on one core."""
     import torch
 
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
-
-
-def _end_with(sentinel: int) -> None:
-    wait([sentinel])
-    os._exit(1)
+    end_with_parent()

@@ -5,19 +5,16 @@ from __future__ import annotations
 import functools
 import itertools
 import multiprocessing
-import os
-import signal
-import threading
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing.connection import wait
 from typing import Generic, TypeVar
 
 from hires_gan.data.archives import Reference, read_bytes
+from hires_gan.data.orphans import end_with_parent
 from hires_gan.data.pictures import PictureOptions, samples
 from hires_gan.data.rejection import Rejected
 from hires_gan.data.writer import Encoded
@@ -84,7 +81,7 @@ class Workers(Generic[Item, Result]):
     def _map(self, items: Iterator[Item]) -> Iterator[Result]:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
-        pool = ProcessPoolExecutor(self.processes, context, initializer=_enter_worker)
+        pool = ProcessPoolExecutor(self.processes, context, initializer=end_with_parent)
         try:
             running: deque[Future[Result]] = deque()
             for item in itertools.islice(items, self.processes * _AHEAD):
@@ -101,16 +98,3 @@ class Workers(Generic[Item, Result]):
 def image_workers(options: PictureOptions, processes: int) -> Workers[Reference, Converted]:
     """Return workers that convert images."""
     return Workers(functools.partial(convert, options), processes)
-
-
-def _enter_worker() -> None:
-    """Leave Ctrl-C to the parent, and end with it: a pool's workers would wait forever for a parent that was killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
-
-
-def _end_with(sentinel: int) -> None:
-    wait([sentinel])
-    os._exit(1)

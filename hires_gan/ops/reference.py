@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hires_gan.ops.checks import accumulation_dtype, kept_format
+
 _JOINT_TAPS_CONVOLVED = 12
 _JOINT_TAPS_SUMMED = 6
 """Up to this many taps, one pass with the outer product of a separable filter is faster than a pass per axis."""
@@ -27,17 +29,9 @@ _SELU_ALPHA = 1.6732632423543772
 _SELU_SCALE = 1.0507009873554805
 
 
-def _accumulation(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _is_channels_last(x: Tensor) -> bool:
-    return x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-
-
 def _dense(x: Tensor) -> Tensor:
     """The tensor itself where it is contiguous or channels_last, else a contiguous copy."""
-    return x if _is_channels_last(x) else x.contiguous()
+    return x.contiguous(memory_format=kept_format(x))
 
 
 def upfirdn2d(
@@ -66,8 +60,8 @@ def upfirdn2d(
     Returns:
         `[n, c, h', w']` in the dtype and memory format of `x`.
     """
-    channels_last = _is_channels_last(x)
-    y = _dense(x).to(_accumulation(x.dtype))
+    channels_last = kept_format(x) == torch.channels_last
+    y = _dense(x).to(accumulation_dtype(x.dtype))
     run, joint = (_convolved, _JOINT_TAPS_CONVOLVED) if y.device.type == "cpu" else (_summed, _JOINT_TAPS_SUMMED)
     with torch.autocast(y.device.type, enabled=False):  # it would convolve in bfloat16
         for kernel, (on_x, on_y) in _passes(f, y, flip_filter, gain, joint):
@@ -170,7 +164,7 @@ def _summed(
     kh, kw = kernel.shape
     rows = _Axis(x.shape[2], kh, up[1], down[1], *padding[2:])
     columns = _Axis(x.shape[3], kw, up[0], down[0], *padding[:2])
-    channels_last = _is_channels_last(x)
+    channels_last = kept_format(x) == torch.channels_last
     x = _window(x, (rows.first, rows.last), (columns.first, columns.last))
     x = x.permute(0, 2, 3, 1) if channels_last else x
     axis = 1 if channels_last else 2
@@ -210,7 +204,7 @@ def _selu(v: Tensor) -> Tensor:
 def _softplus(v: Tensor) -> Tensor:
     """Without the threshold of torch's own, and with derivatives that stay finite."""
     y = -F.logsigmoid(-v)
-    return y.contiguous(memory_format=torch.channels_last) if _is_channels_last(v) else y
+    return y.contiguous(memory_format=kept_format(v))
 
 
 _SMOOTH: dict[str, Callable[[Tensor], Tensor]] = {
@@ -234,7 +228,7 @@ def _activated(v: Tensor, act: str, alpha: float, gain: float, clamp: float | No
     y = (v if gain == 1 else v * gain).to(dtype)
     if clamp is None:
         return y
-    wide = _accumulation(dtype)
+    wide = accumulation_dtype(dtype)
     limit = torch.full((), min(clamp, torch.finfo(wide).max), dtype=wide, device=y.device).to(dtype)
     # Not torch.clamp, whose gradient at the limit is 1. NaN is not beyond the limit: it passes, with its gradient.
     return torch.where(y.abs() >= limit, torch.copysign(limit, y.detach()), y)
@@ -255,7 +249,7 @@ def bias_act(x: Tensor, b: Tensor | None, dim: int, act: str, alpha: float, gain
     Returns:
         The shape, dtype and memory format of `x`; `x` itself where there is nothing to do.
     """
-    v = _dense(x).to(_accumulation(x.dtype))
+    v = _dense(x).to(accumulation_dtype(x.dtype))
     if b is not None:
         shape = [1] * x.ndim
         shape[dim] = -1
@@ -290,7 +284,7 @@ def epilogue(
     Returns:
         The shape, dtype and memory format of `x`; `x` itself where there is nothing to do.
     """
-    v = _dense(x).to(_accumulation(x.dtype))
+    v = _dense(x).to(accumulation_dtype(x.dtype))
     if demodulation is not None:
         v = v * demodulation.to(v.dtype)[:, :, None, None]
     if noise is not None:
