@@ -13,7 +13,7 @@ from hires_gan.config_errors import Node, Schema, explain, names, not_allowed
 from hires_gan.data.settings import DataSettings
 from hires_gan.errors import UsageError
 from hires_gan.evaluation.settings import EvaluationSettings
-from hires_gan.recipes.settings import ProgressiveSettings
+from hires_gan.recipes.progressive_settings import ProgressiveSettings
 from hires_gan.settings import Settings, at_resolution
 from hires_gan.tracking.settings import TrackingSettings
 from hires_gan.training.settings import (

@@ -454,7 +454,7 @@ def test_the_schema_describes_every_key_and_knows_base() -> None:
     assert schema["properties"]["base"]["type"] == "string"
     assert set(Configuration.model_fields) < set(schema["properties"])
     assert schema["additionalProperties"] is False
-    assert schema["$defs"]["ProgressiveScheduleSettings"]["properties"]["fade_kimg"]["description"]
+    assert schema["$defs"]["GrowingScheduleSettings"]["properties"]["fade_kimg"]["description"]
 
 
 def test_loading_imports_no_torch_and_opens_nothing_but_the_yaml(small: Path) -> None:

@@ -14,18 +14,12 @@ from hires_gan.losses import ADVERSARIAL, clip_weights, drift, gradient_penalty,
 from hires_gan.networks.layers import double_nearest, halve_box
 from hires_gan.networks.progressive import Discriminator, Generator, Growth, Width
 from hires_gan.randomness import Purpose, RandomSource, SampleRandom
-from hires_gan.recipes.protocol import (
-    LabelDistribution,
-    OptimizerPlan,
-    Outcome,
-    Phase,
-    Stage,
-    Step,
-    stage_at,
-    steps_until,
-)
-from hires_gan.recipes.settings import OptimizerSettings, ProgressiveSettings, WassersteinClippedLoss
-from hires_gan.settings import IntByResolution, at_resolution
+from hires_gan.recipes.growing import describe_growth, growing_stages, growth_at
+from hires_gan.recipes.optimizer_settings import OptimizerSettings
+from hires_gan.recipes.optimizers import optimizer_plan
+from hires_gan.recipes.progressive_settings import ProgressiveSettings, WassersteinClippedLoss
+from hires_gan.recipes.protocol import LabelDistribution, OptimizerPlan, Outcome, Phase, Step
+from hires_gan.settings import IntByResolution
 
 
 class Progressive:
@@ -56,15 +50,12 @@ class Progressive:
             self.generator = build_generator(settings, dtype, len(labels.counts) if labels else 0)
             self.discriminator = build_discriminator(settings, dtype, len(labels.counts) if labels else 0)
         self.players: dict[str, nn.Module] = {"generator": self.generator, "discriminator": self.discriminator}
-        self.stages = self._plan_stages(batch)
+        group = settings.discriminator.group_size
+        self.stages = growing_stages(settings.schedule, settings.resolution, batch, group, self._optimizers)
 
     def growth(self, nimg: int) -> Growth:
         """How far the networks have grown at `nimg`."""
-        stage = self.stages[stage_at(self.stages, nimg)]
-        if not stage.fade:
-            return Growth(stage.resolution)
-        assert stage.end is not None
-        return Growth(stage.resolution, (nimg - stage.start) / (stage.end - stage.start))
+        return growth_at(self.stages, nimg)
 
     def phases(self, nimg: int) -> list[Phase]:
         """One step of the discriminator, then one of the generator, at every nimg."""
@@ -89,9 +80,7 @@ class Progressive:
 
     def describe(self, nimg: int) -> str:
         """The resolution and, during a fade, how much of it is blended in."""
-        growth = self.growth(nimg)
-        fade = f" fade {growth.alpha:.0%}" if growth.alpha < 1 else ""
-        return f"{growth.resolution}x{growth.resolution}{fade}"
+        return describe_growth(self.growth(nimg))
 
     def inference(self, nimg: int) -> dict[str, Any]:
         """The growth at `nimg`, and the number of classes."""
@@ -155,45 +144,15 @@ class Progressive:
     def _labels(self, random: SampleRandom, purpose: Purpose) -> Tensor | None:
         return self.labels.draw(random.uniform(purpose)) if self.labels else None
 
-    def _plan_stages(self, batch: IntByResolution) -> list[Stage]:
-        """Each resolution fades in (but for the first) and is then trained at full strength."""
-        schedule = self.settings.schedule
-        stages: list[Stage] = []
-        nominal, start, resolution = 0.0, 0, schedule.start_resolution
-        while True:
-            last = resolution == self.settings.resolution
-            for fade in (True, False):
-                kimg = schedule.fade_kimg if fade else schedule.stable_kimg
-                first_fade = fade and resolution == schedule.start_resolution
-                if first_fade or (kimg == 0 and (fade or not last)):
-                    continue
-                size = at_resolution(batch, resolution)
-                endless = last and not fade
-                nominal += kimg * 1000
-                end = None if endless else steps_until(start, nominal, size)
-                stages.append(self._stage(start, end, Growth(resolution, 0.0 if fade else 1.0), size))
-                start = end if end is not None else start
-            if last:
-                return stages
-            resolution *= 2
-
-    def _stage(self, start: int, end: int | None, growth: Growth, batch: int) -> Stage:
+    def _optimizers(self, growth: Growth) -> dict[str, OptimizerPlan]:
         plans: dict[str, tuple[OptimizerSettings, Generator | Discriminator]] = {
             "generator": (self.settings.generator_optimizer, self.generator),
             "discriminator": (self.settings.discriminator_optimizer, self.discriminator),
         }
-        return Stage(
-            start=start,
-            end=end,
-            resolution=growth.resolution,
-            batch=batch,
-            group=min(self.settings.discriminator.group_size, batch),
-            fade=growth.alpha < 1,
-            optimizers={
-                name: _optimizer_plan(settings, growth.resolution, tuple(network.live_parameters(growth)))
-                for name, (settings, network) in plans.items()
-            },
-        )
+        return {
+            name: optimizer_plan(settings, growth.resolution, tuple(network.live_parameters(growth)))
+            for name, (settings, network) in plans.items()
+        }
 
 
 def build_generator(settings: ProgressiveSettings, dtype: torch.dtype, classes: int) -> Generator:
@@ -228,8 +187,3 @@ def _classification(logits: Tensor | None, labels: Tensor | None) -> Tensor:
     assert logits is not None
     assert labels is not None
     return F.cross_entropy(logits, labels, reduction="none")
-
-
-def _optimizer_plan(settings: OptimizerSettings, resolution: int, live: tuple[str, ...]) -> OptimizerPlan:
-    rate = at_resolution(settings.learning_rate, resolution)
-    return OptimizerPlan(rate, settings.betas, settings.eps, live)

@@ -14,7 +14,7 @@ import json, resource, sys, time
 import torch
 from hires_gan.recipes.progressive import Progressive
 from hires_gan.recipes.protocol import Batch
-from hires_gan.recipes.settings import ProgressiveSettings
+from hires_gan.recipes.progressive_settings import ProgressiveSettings
 from hires_gan.training.backends import SingleProcess
 
 dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[sys.argv[1]]

@@ -1,0 +1,61 @@
+"""The schedule of a network that grows: each resolution fades in, then trains at full strength."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from hires_gan.networks.progressive import Growth
+from hires_gan.recipes.optimizer_settings import GrowingScheduleSettings
+from hires_gan.recipes.protocol import OptimizerPlan, Stage, stage_at, steps_until
+from hires_gan.settings import IntByResolution, at_resolution
+
+
+def growing_stages(
+    schedule: GrowingScheduleSettings,
+    resolution: int,
+    batch: IntByResolution,
+    group: int,
+    optimizers: Callable[[Growth], Mapping[str, OptimizerPlan]],
+) -> list[Stage]:
+    """Every stage from the schedule's first resolution to the full one, which is trained without end.
+
+    Args:
+        schedule: When which resolution is trained.
+        resolution: The full resolution.
+        batch: The global batch, by resolution.
+        group: Samples that must go through the networks together.
+        optimizers: One plan per player, at a growth; its `alpha` is 0 where the stage is a fade.
+    """
+    stages: list[Stage] = []
+    nominal, start, side = 0.0, 0, schedule.start_resolution
+    while True:
+        last = side == resolution
+        for fade in (True, False):
+            kimg = schedule.fade_kimg if fade else schedule.stable_kimg
+            first_fade = fade and side == schedule.start_resolution
+            if first_fade or (kimg == 0 and (fade or not last)):
+                continue
+            size = at_resolution(batch, side)
+            nominal += kimg * 1000
+            end = None if last and not fade else steps_until(start, nominal, size)
+            plans = optimizers(Growth(side, 0.0 if fade else 1.0))
+            stages.append(Stage(start, end, side, size, min(group, size), fade, plans))
+            start = end if end is not None else start
+        if last:
+            return stages
+        side *= 2
+
+
+def growth_at(stages: Sequence[Stage], nimg: int) -> Growth:
+    """How far the networks have grown at `nimg`."""
+    stage = stages[stage_at(stages, nimg)]
+    if not stage.fade:
+        return Growth(stage.resolution)
+    assert stage.end is not None
+    return Growth(stage.resolution, (nimg - stage.start) / (stage.end - stage.start))
+
+
+def describe_growth(growth: Growth) -> str:
+    """The resolution and, during a fade, how much of it is blended in."""
+    fade = f" fade {growth.alpha:.0%}" if growth.alpha < 1 else ""
+    return f"{growth.resolution}x{growth.resolution}{fade}"
