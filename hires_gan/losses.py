@@ -6,6 +6,7 @@ so that a value never depends on how a batch is cut into ranks and micro-batches
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
@@ -144,6 +145,26 @@ def gradient_penalty(
     interpolates = torch.lerp(real.detach(), fake.detach(), epsilon).requires_grad_()
     norms = _root(gradient_square(interpolates, discriminate(interpolates)))
     return (norms / target - 1).square()
+
+
+def path_lengths(images: Tensor, ws: Tensor, directions: Tensor) -> Tensor:
+    """How far each image moves when its styles move by one, along a random direction in image space.
+
+    Karras et al. 2020 ("Analyzing and Improving the Image Quality of StyleGAN"), section 3.2 and appendix B: the norm
+    of the Jacobian's transpose times an image of noise, `||J_w^T y||_2`. Its square is averaged over the layers that
+    take styles, as in the authors' training. The result can be differentiated again.
+
+    Args:
+        images: `[n, c, h, w]` float32 or float64, computed from `ws`.
+        ws: `[n, layers, w]`, requiring grad.
+        directions: `[n, c, h, w]` from N(0, 1); divided by `sqrt(h * w)` here.
+
+    Returns:
+        `[n]` in the dtype of `ws`, zero or more.
+    """
+    scale = math.sqrt(images.shape[2] * images.shape[3])
+    (gradient,) = torch.autograd.grad((images * (directions / scale)).sum(), ws, create_graph=True)
+    return _root(gradient.square().sum(2).mean(1))
 
 
 def drift(logits_real: Tensor) -> Tensor:

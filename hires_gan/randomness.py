@@ -42,6 +42,34 @@ class Purpose(IntEnum):
     """Where the sliced Wasserstein distance takes its patches."""
     SWD_DIRECTION = 10
     """The directions onto which the sliced Wasserstein distance projects."""
+    MIXING_DISCRIMINATOR = 11
+    """Whether, and from which layer on, a fake of the discriminator's step takes its styles from a second latent."""
+    MIXING_GENERATOR = 12
+    """The same in the generator's step."""
+    NOISE_DISCRIMINATOR = 13
+    """The layers' noise of the fakes in the discriminator's step."""
+    NOISE_GENERATOR = 14
+    """The same in the generator's step."""
+    AUGMENT_REAL = 15
+    """How a real image is augmented, in the discriminator's step and in its regularisation."""
+    AUGMENT_FAKE = 16
+    """How a fake is augmented in the discriminator's step."""
+    AUGMENT_GENERATOR = 17
+    """How a fake is augmented in the generator's step."""
+    LATENT_PATH = 18
+    """Latents of the fakes whose path lengths are measured."""
+    LABEL_PATH = 19
+    """Their labels."""
+    MIXING_PATH = 20
+    """Their style mixing."""
+    NOISE_PATH = 21
+    """Their layers' noise."""
+    DIRECTION_PATH = 22
+    """The images onto which the path length's Jacobian is projected."""
+    LATENT_CENTER = 23
+    """Latents from which the centre of W and its spread are taken."""
+    NOISE_PROJECTION = 24
+    """What the projection of an image into W adds to its latents on the way."""
 
 
 def _multiply(a: int, b: Tensor) -> tuple[Tensor, Tensor]:

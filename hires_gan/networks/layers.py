@@ -28,26 +28,41 @@ class EqualizedLinear(nn.Module):
         inputs: Features of the input `[n, inputs]`.
         outputs: Features of the output `[n, outputs]`.
         gain: The weights are multiplied by `gain / sqrt(inputs)`.
-        bias: Whether there is a bias, initially 0.
+        bias: Whether there is a bias.
         act: "linear", or "lrelu" behind the bias.
+        act_gain: What is behind the rectifier is multiplied by this.
+        lr_multiplier: The layer learns as much slower: weights start with a standard deviation of 1 / lr_multiplier,
+            and weights and biases are multiplied by it at run time (Karras et al. 2019, appendix C).
+        initial_bias: The bias at first, as it acts.
     """
 
     def __init__(
-        self, inputs: int, outputs: int, gain: float = LRELU_GAIN, bias: bool = True, act: str = "linear"
+        self,
+        inputs: int,
+        outputs: int,
+        gain: float = LRELU_GAIN,
+        bias: bool = True,
+        act: str = "linear",
+        act_gain: float = 1.0,
+        lr_multiplier: float = 1.0,
+        initial_bias: float = 0.0,
     ) -> None:
         super().__init__()
         assert act == "linear" or (act == "lrelu" and bias)
-        self.weight = nn.Parameter(torch.randn(outputs, inputs))
-        self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
-        self.scale = gain / math.sqrt(inputs)
-        self.act = act
+        assert act == "lrelu" or act_gain == 1.0
+        self.weight = nn.Parameter(torch.randn(outputs, inputs) / lr_multiplier)
+        self.bias = nn.Parameter(torch.full((outputs,), initial_bias / lr_multiplier)) if bias else None
+        self.scale = gain / math.sqrt(inputs) * lr_multiplier
+        self.bias_scale = lr_multiplier
+        self.act, self.act_gain = act, act_gain
 
     def forward(self, x: Tensor) -> Tensor:
         """`[n, inputs]` -> `[n, outputs]`, in the dtype of `x`."""
         weight = (self.weight * self.scale).to(x.dtype)
+        bias = self.bias if self.bias is None or self.bias_scale == 1.0 else self.bias * self.bias_scale
         if self.act == "lrelu":
-            return biased_lrelu(F.linear(x, weight), self.bias)
-        return F.linear(x, weight, None if self.bias is None else self.bias.to(x.dtype))
+            return biased_lrelu(F.linear(x, weight), bias, self.act_gain)
+        return F.linear(x, weight, None if bias is None else bias.to(x.dtype))
 
 
 class EqualizedConv2d(nn.Module):
@@ -63,6 +78,7 @@ class EqualizedConv2d(nn.Module):
         gain: The weights are multiplied by `gain / sqrt(inputs * kernel^2)`.
         resample: None, "up" or "down".
         act: "linear", or "lrelu" behind the bias.
+        bias: Whether there is a bias, initially 0.
     """
 
     def __init__(
@@ -73,12 +89,13 @@ class EqualizedConv2d(nn.Module):
         gain: float = LRELU_GAIN,
         resample: str | None = None,
         act: str = "linear",
+        bias: bool = True,
     ) -> None:
         super().__init__()
-        assert act in ("linear", "lrelu")
+        assert act == "linear" or (act == "lrelu" and bias)
         assert resample is None or (resample in ("up", "down") and kernel == 3)
         self.weight = nn.Parameter(torch.randn(outputs, inputs, kernel, kernel))
-        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
         self.scale = gain / math.sqrt(inputs * kernel * kernel)
         self.padding = kernel // 2
         self.resample = resample
@@ -88,7 +105,7 @@ class EqualizedConv2d(nn.Module):
         """`[n, inputs, h, w]` -> `[n, outputs, h', w']`, in the dtype of `x`; h' is h, 2h or h/2."""
         if self.act == "lrelu":
             return biased_lrelu(self._convolve(x, None), self.bias)
-        return self._convolve(x, self.bias.to(x.dtype))
+        return self._convolve(x, None if self.bias is None else self.bias.to(x.dtype))
 
     def _convolve(self, x: Tensor, bias: Tensor | None) -> Tensor:
         weight = self.weight * self.scale
@@ -107,16 +124,17 @@ def _summed_over_shifts(weight: Tensor) -> Tensor:
     return padded[..., 1:, 1:] + padded[..., :-1, 1:] + padded[..., 1:, :-1] + padded[..., :-1, :-1]
 
 
-def biased_lrelu(x: Tensor, bias: Tensor | None) -> Tensor:
+def biased_lrelu(x: Tensor, bias: Tensor | None, gain: float = 1.0) -> Tensor:
     """Add a bias along dimension 1, then a leaky rectifier of slope 0.2, clamped in fp16 (see `FP16_CLAMP`).
 
     Args:
         x: `[n, c, ...]`.
         bias: `[c]`, or None for none.
+        gain: What is behind the rectifier is multiplied by this.
     """
     if bias is not None:
         bias = bias.to(torch.promote_types(x.dtype, torch.float32))
-    return bias_act(x, bias, act="lrelu", gain=1, clamp=FP16_CLAMP if x.dtype == torch.float16 else None)
+    return bias_act(x, bias, act="lrelu", gain=gain, clamp=FP16_CLAMP if x.dtype == torch.float16 else None)
 
 
 def pixel_norm(x: Tensor, eps: float = 1e-8) -> Tensor:

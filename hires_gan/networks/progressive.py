@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from hires_gan.networks.growth import Growth, Width, live_at, resolutions_to
 from hires_gan.networks.layers import (
     EqualizedConv2d,
     EqualizedLinear,
@@ -19,44 +19,7 @@ from hires_gan.networks.layers import (
     pixel_norm,
 )
 
-
-@dataclass(frozen=True)
-class Growth:
-    """How far a network has grown.
-
-    Attributes:
-        resolution: The resolution of the images now.
-        alpha: The share of the newest block, in [0, 1]; below 1 the output of the block before is blended in.
-    """
-
-    resolution: int
-    alpha: float = 1.0
-
-    @property
-    def resolutions(self) -> list[int]:
-        """4, 8, ... up to the present resolution."""
-        return _resolutions(self.resolution)
-
-
-def _resolutions(last: int) -> list[int]:
-    return [2**level for level in range(2, int(math.log2(last)) + 1)]
-
-
-@dataclass(frozen=True)
-class Width:
-    """How many feature maps a network has at each resolution.
-
-    Attributes:
-        base: `2 * base / resolution` maps,
-        most: but never more than this.
-    """
-
-    base: int = 8192
-    most: int = 512
-
-    def at(self, resolution: int) -> int:
-        """Feature maps at `resolution`; at least 1."""
-        return max(1, min(2 * self.base // resolution, self.most))
+__all__ = ["Discriminator", "Generator", "Growth", "Width"]
 
 
 class Generator(nn.Module):
@@ -89,8 +52,10 @@ class Generator(nn.Module):
         # He's gain divided by 4 matches the variance of the dense layer seen as a 4x4 transposed convolution.
         self.dense = EqualizedLinear(latent_size + classes, width.at(4) * 16, gain=math.sqrt(2) / 4, bias=False)
         self.dense_bias = nn.Parameter(torch.zeros(width.at(4)))
-        self.blocks = nn.ModuleDict({str(r): _GeneratorBlock(width, r) for r in _resolutions(resolution)})
-        self.to_rgb = nn.ModuleDict({str(r): EqualizedConv2d(width.at(r), 3, 1, 1.0) for r in _resolutions(resolution)})
+        self.blocks = nn.ModuleDict({str(r): _GeneratorBlock(width, r) for r in resolutions_to(resolution)})
+        self.to_rgb = nn.ModuleDict(
+            {str(r): EqualizedConv2d(width.at(r), 3, 1, 1.0) for r in resolutions_to(resolution)}
+        )
 
     def forward(self, latents: Tensor, labels: Tensor | None = None, growth: Growth | None = None) -> Tensor:
         """Generate images.
@@ -129,7 +94,7 @@ class Generator(nn.Module):
 
     def live_parameters(self, growth: Growth) -> list[str]:
         """The names of the parameters that an image at this growth depends on."""
-        return _live(self, growth, "to_rgb", ("dense.weight", "dense_bias"))
+        return live_at(self, growth, "to_rgb", ("dense.weight", "dense_bias"))
 
 
 class _GeneratorBlock(nn.Module):
@@ -177,9 +142,9 @@ class Discriminator(nn.Module):
         self.dtypes = dict(dtypes or {})
         self.growth = Growth(resolution)
         self.from_rgb = nn.ModuleDict(
-            {str(r): EqualizedConv2d(3, width.at(r), 1, act="lrelu") for r in _resolutions(resolution)}
+            {str(r): EqualizedConv2d(3, width.at(r), 1, act="lrelu") for r in resolutions_to(resolution)}
         )
-        self.blocks = nn.ModuleDict({str(r): _DiscriminatorBlock(width, r) for r in _resolutions(resolution)[1:]})
+        self.blocks = nn.ModuleDict({str(r): _DiscriminatorBlock(width, r) for r in resolutions_to(resolution)[1:]})
         self.convolution = EqualizedConv2d(width.at(4) + 1, width.at(4), 3, act="lrelu")
         self.dense = EqualizedLinear(width.at(4) * 16, width.at(2), act="lrelu")
         self.output = EqualizedLinear(width.at(2), 1 + classes, gain=1.0)
@@ -215,7 +180,7 @@ class Discriminator(nn.Module):
 
     def live_parameters(self, growth: Growth) -> list[str]:
         """The names of the parameters that a score at this growth depends on."""
-        return _live(self, growth, "from_rgb", ("convolution.", "dense.", "output."))
+        return live_at(self, growth, "from_rgb", ("convolution.", "dense.", "output."))
 
 
 class _DiscriminatorBlock(nn.Module):
@@ -235,16 +200,6 @@ class _DiscriminatorBlock(nn.Module):
         for convolution in self.convolutions:
             x = convolution(x)
         return x
-
-
-def _live(network: nn.Module, growth: Growth, rgb: str, always: tuple[str, ...]) -> list[str]:
-    ends = {growth.resolution} | ({growth.resolution // 2} if growth.alpha < 1.0 else set())
-    prefixes = (
-        *always,
-        *(f"{rgb}.{r}." for r in ends),
-        *(f"blocks.{r}." for r in growth.resolutions),
-    )
-    return [name for name, _ in network.named_parameters() if name.startswith(prefixes)]
 
 
 def _one_hot(labels: Tensor, classes: int, like: Tensor) -> Tensor:
