@@ -5,7 +5,7 @@ RUNS ?= runs
 OUT ?= benchmarks/gpu
 BIN = $(VENV)/bin
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
-EXTRAS = dali,deepspeed,metrics,export,demo,dev
+EXTRAS = s3,gcs,dali,deepspeed,metrics,export,demo,dev
 
 # Small packages that a bare machine with torch, numpy, pytest and accelerate may lack; `make wheels` fetches them.
 WHEELS_PYTHON ?= 3.12

@@ -30,6 +30,17 @@ app.add_typer(config_app, name="config")
 app.add_typer(bench_app, name="bench")
 
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; see configs/.")]
+Sources = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[SRC ...]", help="Folders, zip or tar files, webdataset shards, NVlabs zips."),
+]
+Pair = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=SRC", help="Pairs, in place of SRC: once for each picture, as in --pair a=SRC."),
+]
+CheckpointArgument = Annotated[str, typer.Argument(help="A checkpoint, a run's folder, or models:/NAME/VERSION.")]
+ClassOption = Annotated[int | None, typer.Option("--class", help="The class, for a conditional generator.")]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default a GPU if there is one.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE ...]", help="Settings that replace those of the file.")
 ]
@@ -61,11 +72,14 @@ def _version(
 
 @app.command()
 def prepare(
-    sources: Annotated[
-        list[str], typer.Argument(metavar="SRC...", help="Folders, zip or tar files, webdataset shards, NVlabs zips.")
-    ],
+    sources: Sources = None,
+    *,
     out: Annotated[Path, typer.Option(help="The folder of the shards; new, or of the same command, interrupted.")],
     resolution: Annotated[int, typer.Option(help="Side of the images: a power of two.")],
+    pair: Pair = None,
+    columns: Annotated[
+        str, typer.Option(metavar="NAMES", help="Pairs that lie together in SRC: a,b for KEY.a.jpg and KEY.b.jpg.")
+    ] = "",
     crop: Annotated[
         Literal["center", "none", "tiles"],
         typer.Option(help="The largest square in the middle; none: squares only; tiles: all crops of the target size."),
@@ -90,6 +104,7 @@ def prepare(
 ) -> None:
     """Turn images into webdataset shards for training, on one machine or on many that share a file system."""
     from hires_gan.data.command import PrepareOptions
+    from hires_gan.data.pairs import parse_pairs
     from hires_gan.data.prepare import prepare as prepare_shards
     from hires_gan.data.ranks import find_rank
 
@@ -99,16 +114,19 @@ def prepare(
         filter=filter,
         encode=encode,
         levels=_numbers("--levels", levels),
+        columns=tuple(map(str.strip, columns.split(","))) if columns else (),
         labels=labels,
         shard_images=shard_images,
         processes=processes,
         max_rejected=max_rejected,
         max_pixels=max_pixels,
     )
+    if bool(sources) == bool(pair):
+        raise UsageError("either SRC... or --pair NAME=SRC, twice or more, is needed: what is to be prepared")
     place = find_rank(rank, world_size, os.environ)
     if place.line:
         say(place.line)
-    for line in prepare_shards(sources, out, options, place).lines():
+    for line in prepare_shards(parse_pairs(pair) if pair else sources or [], out, options, place).lines():
         say(line)
 
 
@@ -150,21 +168,110 @@ def train(config: Config, overrides: Overrides = None) -> None:
 
 @app.command()
 def generate(
-    checkpoint: Annotated[str, typer.Argument(help="A checkpoint, a run's folder, or models:/NAME/VERSION.")],
+    checkpoint: CheckpointArgument,
     out: Annotated[Path, typer.Option(help="The folder of the images.")],
-    seeds: Annotated[str, typer.Option(help="Numbers and ranges: 0-15 or 1,5,8-10.")] = "0-15",
-    truncation: Annotated[
-        float, typer.Option(help="Not for Progressive GAN, which has no space of styles to truncate in.")
-    ] = 1.0,
-    label: Annotated[int | None, typer.Option("--class", help="The class, for a conditional generator.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default a GPU if there is one.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="0-15 or 1,5,8-10; by default 0-15.")] = None,
+    styles: Annotated[
+        list[Path] | None, typer.Option(help="A file that project wrote; several times if wanted.")
+    ] = None,
+    truncation: Annotated[float, typer.Option(help="0.7 is usual; 1 is off. Not for Progressive GAN.")] = 1.0,
+    cutoff: Annotated[int | None, typer.Option(help="Truncate only the first so many layers.")] = None,
+    label: ClassOption = None,
+    noise: Annotated[Literal["constant", "random", "none"], typer.Option(help="The layers' noise.")] = "constant",
+    mix_rows: Annotated[str | None, typer.Option(help="Make a table: seeds, or a file of styles, at its left.")] = None,
+    mix_columns: Annotated[str | None, typer.Option(help="Likewise, at its top.")] = None,
+    mix_layers: Annotated[
+        str | None, typer.Option(help="Whose styles the columns give: coarse (the default), middle, fine, or 0-3.")
+    ] = None,
+    interpolate: Annotated[bool, typer.Option("--interpolate", help="Make a film through the images.")] = False,
+    frames: Annotated[int | None, typer.Option(help="From one image to the next; by default 60.")] = None,
+    fps: Annotated[int | None, typer.Option(help="Frames in a second; by default 30.")] = None,
+    loop: Annotated[bool, typer.Option("--loop", help="From the last image on to the first.")] = False,
+    space: Annotated[Literal["w", "z"] | None, typer.Option(help="Where the film leads; by default w.")] = None,
+    device: DeviceOption = None,
 ) -> None:
-    """Write one PNG per seed, and their grid."""
-    from hires_gan.inference.generate import generate as generate_images
-    from hires_gan.inference.generate import parse_seeds
+    """Write one PNG per seed, and their grid; or a table of mixed styles; or a film."""
+    from hires_gan.inference import request as asked
 
-    files = generate_images(checkpoint, parse_seeds(seeds), out, truncation=truncation, label=label, device=device)
+    film = asked.parse_film(interpolate, frames, fps, loop, space)
+    mixing = asked.parse_mixing(mix_rows, mix_columns, mix_layers)
+    given = asked.parse_given_images(seeds, styles or [])
+    asked.check_purpose(mixing, film, [name for name, value in (("--seeds", seeds), ("--styles", styles)) if value])
+    request = asked.Request(given, asked.Look(truncation, cutoff, label, noise), mixing, film)
+    from hires_gan.inference.generate import answer
+
+    typer.echo(answer(checkpoint, request, out, device)[-1])
+
+
+@app.command()
+def project(
+    checkpoint: CheckpointArgument,
+    image: Annotated[Path, typer.Argument(help="A picture of any kind that prepare reads.")],
+    out: Annotated[Path, typer.Option(help="The folder of what is found.")],
+    space: Annotated[Literal["w", "w+"], typer.Option(help="One style for all layers, or one for each.")] = "w",
+    steps: Annotated[int, typer.Option(help="The more, the closer.", min=1)] = 1000,
+    seed: Annotated[int, typer.Option(help="The same seed finds the same styles.", min=0, max=2**32 - 1)] = 0,
+    distance: Annotated[
+        Literal["auto", "lpips", "vgg", "pixel"], typer.Option(help="auto: the best one whose weights are at hand.")
+    ] = "auto",
+    weights: Annotated[Path | None, typer.Option(help="torchvision's VGG16 weights, vgg16-397923af.pth.")] = None,
+    download: Annotated[bool, typer.Option("--download", help="Fetch them (528 MB) if they are not there.")] = False,
+    label: ClassOption = None,
+    precision: Annotated[
+        Literal["fp32", "bf16"], typer.Option(help="Of the highest resolutions, while styles are looked for.")
+    ] = "fp32",
+    device: DeviceOption = None,
+) -> None:
+    """Find the styles that give back a photograph."""
+    if not image.is_file():
+        raise UsageError(f"IMAGE is {image}, which is no file; give a picture")
+    from hires_gan.inference.distances import DistanceOptions
+    from hires_gan.inference.project import project as project_image
+    from hires_gan.inference.projection import ProjectionSettings
+
+    settings, options = ProjectionSettings(space, steps, seed), DistanceOptions(distance, weights, download)
+    files = project_image(checkpoint, image, out, settings, options, label=label, precision=precision, device=device)
     typer.echo(files[-1])
+
+
+@app.command()
+def export(
+    checkpoint: CheckpointArgument,
+    out: Annotated[Path, typer.Option(help="The folder of the files.")],
+    file_format: Annotated[
+        Literal["onnx", "safetensors"], typer.Option("--format", help="safetensors is what hires_gan.load reads.")
+    ],
+    batch: Annotated[
+        str | None, typer.Option(metavar="N|dynamic", help="ONNX: images at once; by default any number.")
+    ] = None,
+    opset: Annotated[int | None, typer.Option(help="ONNX: version of its operators; by default 18.")] = None,
+    part: Annotated[
+        Literal["generator", "mapping+synthesis"] | None, typer.Option(help="ONNX: one model, or two.")
+    ] = None,
+) -> None:
+    """Write the averaged generator for use elsewhere: ONNX, checked against torch, or safetensors."""
+    from hires_gan.inference import export as exporting
+
+    request = exporting.parse_onnx(batch, opset, part, file_format)
+    if file_format == "onnx":
+        files = exporting.export_onnx(checkpoint, out, request)
+    else:
+        files = exporting.export_safetensors(checkpoint, out)
+    for file in files:
+        typer.echo(file)
+
+
+@app.command("import-nvlabs")
+def import_nvlabs_command(
+    file: Annotated[Path, typer.Argument(metavar="FILE.pkl", help="Of stylegan2-ada-pytorch, or stylegan3.")],
+    out: Annotated[Path, typer.Option(help="A new folder, for generate, project, export and run.init_from.")],
+) -> None:
+    """Turn a pickled StyleGAN2 of NVlabs into a checkpoint; nothing in the file is executed."""
+    from hires_gan.inference.nvlabs import import_nvlabs, report
+
+    imported = import_nvlabs(file, out)
+    report(imported)
+    typer.echo(imported.saved.folder)
 
 
 @config_app.command("show")
@@ -215,17 +322,26 @@ def doctor(
 @bench_app.command("input")
 def bench_input_command(
     shards: Annotated[Path | None, typer.Option(help="A shard folder; by default one is made of photographs.")] = None,
-    resolution: Annotated[int, typer.Option(help="Side of the decoded images.")] = 1024,
+    resolution: Annotated[
+        list[str] | None, typer.Option(help="Side of the decoded images, 1024; several times, or 1024,256.")
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; by default as many as there are cores.")] = None,
-    seconds: Annotated[float, typer.Option(help="How long to measure each of the two.")] = 20.0,
+    batch: Annotated[int, typer.Option(help="Images in a batch.")] = 32,
+    seconds: Annotated[float, typer.Option(help="How long to measure each contestant, in up to 7 rounds.")] = 20.0,
+    decoder: Annotated[
+        list[str] | None, typer.Option(help="torchvision, dali-cpu or dali, several times if wanted; all there are.")
+    ] = None,
+    peers: Annotated[bool, typer.Option("--peers/--no-peers", help="Measure what one would use instead, too.")] = True,
     out: Annotated[Path | None, typer.Option(help="A JSON file for the result.")] = None,
 ) -> None:
-    """Compare the input with its decoder alone."""
-    from hires_gan.bench.input import bench_input, table
+    """Compare the input with its decoders alone, with reading alone, and with other loaders."""
+    from hires_gan.bench.input import Request, bench_input, table
     from hires_gan.cores import usable_cores
 
+    sides = _numbers("--resolution", ",".join(resolution or ["1024"]))
     count = workers if workers is not None else usable_cores()
-    for line in table(bench_input(shards, resolution, count, seconds, out)):
+    request = Request(shards, sides, count, batch, seconds, tuple(decoder or ()), peers, out)
+    for line in table(bench_input(request)):
         typer.echo(line)
 
 

@@ -13,7 +13,7 @@ from hires_gan.config_errors import Node, Schema, explain, names, not_allowed
 from hires_gan.data.settings import DataSettings
 from hires_gan.errors import UsageError
 from hires_gan.evaluation.settings import EvaluationSettings
-from hires_gan.recipes.progressive_settings import ProgressiveSettings
+from hires_gan.recipes.settings import RecipeSettings
 from hires_gan.settings import Settings, at_resolution
 from hires_gan.tracking.settings import TrackingSettings
 from hires_gan.training.settings import (
@@ -37,7 +37,7 @@ class Configuration(Settings):
     data: DataSettings
     """Where the images are and how they reach the device."""
 
-    recipe: ProgressiveSettings
+    recipe: RecipeSettings
     """Which family is trained, and how."""
 
     batch: BatchSettings = BatchSettings()
@@ -137,27 +137,28 @@ _LOWEST_FOR_SWD = 16  # the metric's own constant is out of reach here: importin
 
 def _batch_problems(configuration: Configuration) -> Iterator[str]:
     recipe, batch = configuration.recipe, configuration.batch
-    start, group = recipe.schedule.start_resolution, recipe.discriminator.group_size
+    start, group = recipe.first_resolution, recipe.discriminator.group_size
     if isinstance(batch.size, dict) and min(batch.size) > start:
         yield (
-            f"batch.size has no entry for resolution {start}, recipe.schedule.start_resolution; "
+            f"batch.size has no entry for resolution {start}, at which training starts; "
             f"the lowest of the map is {min(batch.size)}: add an entry for {start}"
         )
         return
     resolutions = [2**power for power in range(start.bit_length() - 1, recipe.resolution.bit_length())]
     first = {at_resolution(batch.size, resolution): resolution for resolution in reversed(resolutions)}
     for size, resolution in reversed(first.items()):
+        together = recipe.group(size)
         if size % min(group, size):
             lower = size // group * group
             yield (
                 f"batch.size is {size} at resolution {resolution}, not a multiple of recipe.discriminator.group_size, "
                 f"{group}; take {lower} or {lower + group}, or a group_size that divides {size}"
             )
-        elif isinstance(batch.per_device, int) and batch.per_device < size and batch.per_device % min(group, size):
+        elif isinstance(batch.per_device, int) and batch.per_device < size and batch.per_device % together:
             yield (
-                f"batch.per_device is {batch.per_device}, not whole groups of {min(group, size)} samples at resolution "
+                f"batch.per_device is {batch.per_device}, not whole groups of {together} samples at resolution "
                 f"{resolution} (batch.size {size}, recipe.discriminator.group_size {group}); "
-                f"take a multiple of {group}, or auto"
+                f"take a multiple of {together}, or auto"
             )
 
 

@@ -174,13 +174,15 @@ def _nearest(keys: Keys, siblings: list[str], everywhere: list[Keys]) -> list[st
     """At most three right names for a wrong one: a sibling, the same key elsewhere, its initials, a likeness."""
     wrong, above = keys[-1].lower().replace("-", "_"), keys[:-1]
     beside = [[(*above, name) for name in _close(wrong, siblings, cutoff)] for cutoff in (0.8, 0.6)]
-    renamed = [[other for other in everywhere if form(other) == wrong] for form in (_last, _joined, _initials, _short)]
+    forms = ((_last,), (_joined,), (_initials, _short))
+    renamed = [[other for other in everywhere if wrong in [form(other) for form in group]] for group in forms]
     alike = _close(wrong, [other[-1] for other in everywhere], 0.75)
     elsewhere = [other for other in everywhere if other[-1] in alike]
     for found in (beside[0], *renamed, beside[1], elsewhere):
         if found:
-            below = [other for other in found if other[: len(above)] == above]
-            return [".".join(other) for other in (below or found)[:3]]
+            below = [other for other in found if other[: len(above)] == above] or found
+            shallow = min(len(other) for other in below)
+            return [".".join(other) for other in below if len(other) == shallow][:3]
     return []
 
 
@@ -203,8 +205,8 @@ def _initials(keys: Keys) -> str:
 
 
 def _short(keys: Keys) -> str:
-    """`bs` for batch.size."""
-    return "".join(word[:1] for word in _joined(keys).split("_"))
+    """`bs` for batch.size; of the keys of a block alone, since further down too much is alike."""
+    return "".join(word[:1] for word in _joined(keys).split("_")) if len(keys) == 2 else ""
 
 
 def _shown(value: Any) -> str:
@@ -244,8 +246,15 @@ def _words(branch: Node, schema: Schema) -> str:
         case "array":
             return _list(branch, schema)
         case "object":
-            return f"a map by resolution, to {_allowed(branch.get('additionalProperties', {}), schema)} each"
+            by = "name" if _texts_alone(branch) else "resolution"
+            return f"a map by {by}, to {_allowed(branch.get('additionalProperties', {}), schema)} each"
     return "a path" if branch.get("format") == "path" else f"text{_length(branch)}"
+
+
+def _texts_alone(branch: Node) -> bool:
+    """Whether a map leads to texts, as one from domains to places does; those by resolution lead to numbers."""
+    values = branch.get("additionalProperties", {})
+    return bool(values.get("type") == "string")
 
 
 def _range(branch: Node) -> str:

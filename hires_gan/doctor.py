@@ -228,7 +228,7 @@ def _processors(workers: int | Literal["auto"]) -> Finding:
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     found = f"{cores} cores" if usable == cores else f"{cores} cores, of which the container may use {usable}"
     automatic = automatic_workers(processes)
-    meaning = f"auto, {automatic}" if workers == "auto" else str(workers)
+    meaning = "auto (measured when a run starts)" if workers == "auto" else str(workers)
     asked = f"data.workers is {meaning}" + (f" in each of {processes} processes" if processes > 1 else "")
     if automatic * processes > usable and workers != 0:
         return Finding("wrong", f"{found}, but {asked}", "set data.workers=0, or start fewer processes")

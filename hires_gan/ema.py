@@ -9,8 +9,8 @@ from torch import nn
 
 
 def half_life_decay(batch: int, half_life: float) -> float:
-    """The factor by which an average forgets in one step of `batch` images, for a half-life in images."""
-    return float(0.5 ** (batch / half_life))
+    """The factor by which an average forgets in one step of `batch` images, for a half-life in images; 0 for 0."""
+    return float(0.5 ** (batch / half_life)) if half_life else 0.0
 
 
 def averaged_copy(network: nn.Module) -> nn.Module:

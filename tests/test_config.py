@@ -219,7 +219,11 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
         ("run.name=1.50", f"run.name is 1.5; allowed: {NAME}; to make it text, quote it: '\"1.5\"'"),
         ("run.dir=", "run.dir is null; allowed: a path"),
         ("run.resume=atuo", 'run.resume is "atuo"; allowed: auto, never or required; did you mean auto?'),
-        ("data.shards=", "data.shards is null; allowed: text that is not empty"),
+        (
+            "data.shards=",
+            "data: neither shards nor domains is given; exactly one of them is needed: shards names a shard set, "
+            "domains one for each domain that is translated; set the other to null",
+        ),
         ("data.workers=-1", "data.workers is -1; allowed: auto or a whole number from 0 to 256"),
         ("data.workers=outo", 'data.workers is "outo"; allowed: auto or a whole number from 0 to 256; did you mean '
          "auto?"),
@@ -241,7 +245,10 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
         ("batch.size={}", "batch.size: the map is empty; it needs an entry for the lowest resolution"),
         ("recipe.resolution=1000", "recipe.resolution: 1000 is no resolution; a power of two from 4 up is allowed, "
          "such as 256, 512 or 1024"),
-        ("recipe.name=progresive", 'recipe.name is "progresive"; allowed: progressive; did you mean progressive?'),
+        (
+            "recipe.name=progresive",
+            'recipe.name is "progresive"; allowed: progressive, stylegan or stylegan2; did you mean progressive?',
+        ),
         ("recipe.loss.name=hing", 'recipe.loss.name is "hing"; allowed: wgan_gp, wgan, minimax, non_saturating, '
          "least_squares or hinge; did you mean hinge?"),
         ("recipe.loss.gp=-1", "recipe.loss.gp is -1; allowed: a number above 0"),
@@ -301,8 +308,9 @@ def test_missing_keys_are_named_even_where_their_block_is_missing(tmp_path: Path
     assert errors(write(tmp_path / "a.yaml", "precision: fp32\nrecipe: {resolution: 8}\n")) == [
         f"run.name is missing; needed: {NAME} (a.yaml)",
         "run.total_kimg is missing; needed: a number above 0 (a.yaml)",
-        "data.shards is missing; needed: text that is not empty (a.yaml)",
-        "recipe.name is missing; needed: progressive (a.yaml)",
+        "data: neither shards nor domains is given; exactly one of them is needed: shards names a shard set, "
+        "domains one for each domain that is translated; set the other to null (a.yaml)",
+        "recipe.name is missing; needed: progressive, stylegan or stylegan2 (a.yaml)",
     ]
 
 
@@ -316,7 +324,7 @@ def test_all_errors_come_at_once_each_with_its_file_and_line_or_override(tmp_pat
         "recipe.resolution: 3 is no resolution; a power of two from 4 up is allowed, such as 256, 512 or 1024 "
         "(override recipe.resolution=3)",
         "samples.count is 0; allowed: a whole number above 0 (base.yaml, line 6)",
-        "ema.x is unknown; allowed here: half_life_kimg, half_life_batches (override ema.x=1)",
+        "ema.x is unknown; allowed here: half_life_kimg, half_life_batches, rampup (override ema.x=1)",
         "4 is unknown; allowed at the top: run, data, recipe, batch, precision, ops, checkpoint, samples, ema, "
         "evaluation, tracking (a.yaml, line 5)",
     ]
@@ -343,7 +351,7 @@ def test_per_device_must_hold_whole_groups(small: Path) -> None:
     ]
     assert errors(small, "batch.size=3", "batch.per_device=2") == [
         "batch.per_device is 2, not whole groups of 3 samples at resolution 4 (batch.size 3, "
-        "recipe.discriminator.group_size 4); take a multiple of 4, or auto"
+        "recipe.discriminator.group_size 4); take a multiple of 3, or auto"
     ]
     for allowed in ("8", "12", "33", "auto"):
         load_configuration(small, [f"batch.per_device={allowed}"])
@@ -351,7 +359,7 @@ def test_per_device_must_hold_whole_groups(small: Path) -> None:
 
 def test_the_map_of_batch_sizes_covers_the_first_resolution(small: Path) -> None:
     assert errors(small, "batch.size={8: 16}") == [
-        "batch.size has no entry for resolution 4, recipe.schedule.start_resolution; the lowest of the map is 8: add "
+        "batch.size has no entry for resolution 4, at which training starts; the lowest of the map is 8: add "
         "an entry for 4"
     ]
     load_configuration(small, ["batch.size={8: 16}", "recipe.schedule.start_resolution=8"])

@@ -18,7 +18,6 @@ import pytest
 from hires_gan import doctor, doctor_dali, doctor_devices, doctor_ops
 from hires_gan.config import Configuration
 from hires_gan.data import dali_pipeline, settings
-from hires_gan.data.settings import automatic_workers
 from hires_gan.doctor import Check, examine, exit_code, report
 from hires_gan.doctor_devices import Finding
 from hires_gan.ops import build_record, native, self_test
@@ -312,7 +311,7 @@ def test_more_workers_than_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert checks["disk"].found.endswith(f"free at {tmp_path}")
     automatic = doctor._processors("auto")
     assert automatic.status == "ok"
-    assert automatic.found.endswith(f"; data.workers is auto, {automatic_workers(1)}")
+    assert automatic.found.endswith("; data.workers is auto (measured when a run starts)")
     assert doctor._processors(0).found.endswith("; data.workers is 0")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1000")
     finding = doctor._processors(2)
@@ -320,7 +319,7 @@ def test_more_workers_than_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert finding.remedy == "set data.workers=0, or start fewer processes"
     finding = doctor._processors("auto")
     assert finding.status == "wrong"
-    assert finding.found.endswith("but data.workers is auto, 1 in each of 1000 processes")
+    assert finding.found.endswith("but data.workers is auto (measured when a run starts) in each of 1000 processes")
     assert doctor._processors(0).status == "ok"
 
 
@@ -330,7 +329,7 @@ def test_workers_in_a_container_with_a_quota(monkeypatch: pytest.MonkeyPatch) ->
     for module in (doctor, settings):
         monkeypatch.setattr(module, "usable_cores", lambda: 4)
     start = "64 cores, of which the container may use 4"
-    assert doctor._processors("auto") == ("ok", f"{start}; data.workers is auto, 3", "")
+    assert doctor._processors("auto") == ("ok", f"{start}; data.workers is auto (measured when a run starts)", "")
     assert doctor._processors(4).status == "ok"
     assert doctor._processors(63) == ("wrong", f"{start}, but data.workers is 63", "set data.workers=3, or auto")
 

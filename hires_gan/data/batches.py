@@ -25,7 +25,7 @@ class Request:
 
     @property
     def size(self) -> int:
-        """Bytes of the decoded images."""
+        """Bytes of the decoded images of one domain."""
         return len(self.samples) * self.resolution * self.resolution * 3
 
 
@@ -34,13 +34,16 @@ class Loaded:
     """A decoded batch. On the CPU its memory is the loader's: it is overwritten once the next batch is asked for.
 
     Attributes:
-        samples: The sample numbers.
-        images: uint8 `[n, 3, r, r]` in channels_last memory; on a GPU they are there for whatever is launched later
-            on the stream that was the current one when the batch was asked for.
-        labels: int64 `[n]` on the CPU, or None for data without labels.
+        samples: The n sample numbers.
+        domains: What the images show: `image` alone for plain data.
+        images: uint8 `[k * n, 3, r, r]` in channels_last memory, for k domains: the n images of the first one, then
+            those of the second; on a GPU they are there for whatever is launched later on the stream that was the
+            current one when the batch was asked for.
+        labels: int64 `[n]` on the CPU, or None for data without labels or in domains.
     """
 
     samples: range
+    domains: tuple[str, ...]
     images: Tensor
     labels: Tensor | None
 

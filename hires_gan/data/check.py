@@ -5,27 +5,21 @@ from __future__ import annotations
 import contextlib
 import csv
 import functools
-import multiprocessing
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Literal, NamedTuple, Self, TypeVar
+from typing import IO, Any, Literal, NamedTuple, Self
 
 from hires_gan.cores import usable_cores
+from hires_gan.data.looks import Looks, in_decoders, look_at_huge
 from hires_gan.data.manifest import MANIFEST, Manifest, ShardEntry, files_of, parse_manifest, samples_of
-from hires_gan.data.orphans import end_with_parent
 from hires_gan.data.scan import Layout, Problem, scan_shard
 from hires_gan.data.shards import strangers
 from hires_gan.errors import Failure, UsageError
 from hires_gan.progress import ProgressBar
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 WORK = ".repair"
 """The hidden folder of a repair that is running, or was interrupted."""
@@ -141,27 +135,41 @@ def check_shards(
     found = CheckReport(folder, manifest, written=report)
     with _Collector(found, report) as collector:
         collector.add(_around(folder, manifest, found, repairing))
-        job = functools.partial(check_shard, folder, Layout.of(manifest))
         names = {entry.sha256: entry.name for entry in manifest.shards}
         last = -1
-        with (
-            ProgressBar("check", samples_of(manifest), "samples") as bar,
-            contextlib.closing(in_processes(job, manifest.shards, workers)) as results,
-        ):
+        with contextlib.closing(_checked(folder, manifest, workers or usable_cores())) as results:
             for entry, shard in zip(manifest.shards, results, strict=True):
                 collector.add(_against(entry, shard, names, last))
                 collector.add(shard.problems)
                 last = max(last, shard.last)
                 found.shards.append(shard._replace(problems=()))
-                bar.advance(entry.samples)
     found.seconds = time.monotonic() - start
     return found
 
 
-def check_shard(folder: Path, layout: Layout, entry: ShardEntry) -> ShardCheck:
+def _checked(folder: Path, manifest: Manifest, processes: int) -> Generator[ShardCheck, None, None]:
+    """Look at every shard, in their order; at the images of huge ones first, with all processes."""
+    shards, layout = manifest.shards, Layout.of(manifest)
+    with ProgressBar("check", samples_of(manifest), "samples") as bar:
+        names = [(entry.name, entry.name) for entry in shards]
+        huge = look_at_huge(folder, names, len(manifest.columns), processes, bar.advance)
+        jobs = ((entry, huge.pop(entry.name, None)) for entry in shards)
+        seen = {*huge}
+        job = functools.partial(_check_shard, folder, layout)
+        with contextlib.closing(in_decoders(job, jobs, min(processes, len(shards)))) as results:
+            for entry, shard in zip(shards, results, strict=True):
+                yield shard
+                bar.advance(0 if entry.name in seen else entry.samples)
+
+
+def _check_shard(folder: Path, layout: Layout, job: tuple[ShardEntry, Looks | None]) -> ShardCheck:
+    return check_shard(folder, layout, *job)
+
+
+def check_shard(folder: Path, layout: Layout, entry: ShardEntry, looks: Looks | None = None) -> ShardCheck:
     """Look at one shard; whatever is wrong is in the result."""
     try:
-        scan = scan_shard(folder, entry, layout)
+        scan = scan_shard(folder, entry, layout, looks=looks)
     except FileNotFoundError:
         missing = [name for name in files_of(entry.name, layout.classes is not None) if not (folder / name).exists()]
         lost = tuple(Problem("missing", name, "", "", "it is not in the folder") for name in missing)
@@ -274,45 +282,3 @@ class _Collector:
     def _partial(self) -> Path:
         assert self._path is not None
         return self._path.with_name(f".{self._path.name}.partial")
-
-
-def in_processes(
-    function: Callable[[Item], Result], items: Sequence[Item], workers: int | None
-) -> Generator[Result, None, None]:
-    """Apply a function to items in several processes.
-
-    Args:
-        function: It, its arguments and its results can be pickled.
-        items: What it is applied to.
-        workers: Processes, no more than items; 1 works in this process; None for one per usable core.
-
-    Yields:
-        The results, in the order of the items.
-
-    Raises:
-        Failure: A worker was killed.
-    """
-    count = min(workers or usable_cores(), len(items))
-    if count <= 1:
-        yield from map(function, items)
-        return
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "hires_gan.data.decoders"])
-    pool = ProcessPoolExecutor(count, context, initializer=_enter_worker)
-    try:
-        yield from pool.map(function, items)
-    except BrokenProcessPool:
-        raise Failure(
-            "a worker process was killed, probably because memory ran out: run the same command again with fewer "
-            f"--workers than {count}"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _enter_worker() -> None:
-    """Compute on one core."""
-    import torch
-
-    torch.set_num_threads(1)
-    end_with_parent()

@@ -10,6 +10,7 @@ from typing import Any, Self
 from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from hires_gan.data.manifest import IMAGE
+from hires_gan.data.pairs import Inputs
 from hires_gan.data.pictures import DEFAULT_MAX_PIXELS, Crop, Encode, Filter, PictureOptions
 from hires_gan.data.sources import Listing
 from hires_gan.errors import Failure, UsageError
@@ -34,6 +35,8 @@ class PrepareOptions(Settings):
     """Keep the source's kind, or always one."""
     levels: tuple[int, ...] = ()
     """Smaller copies to add: powers of two below the resolution."""
+    columns: tuple[str, ...] = ()
+    """The names of the pictures in each sample of the sources; none for sources of single images."""
     labels: str = "none"
     """none, folders, own, or the path of a CSV file."""
     shard_images: int | None = Field(default=None, ge=1)
@@ -74,10 +77,9 @@ class PrepareOptions(Settings):
         """Source images per shard: about 256 at 1024x1024, which makes shards of a few hundred megabytes."""
         return self.shard_images or min(_MOST, max(_FEWEST, _SHARD_PIXELS // self.resolution**2))
 
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The columns of the shards, the smallest level last."""
-        return (IMAGE, *(f"{IMAGE}.{level}" for level in sorted(self.levels, reverse=True)))
+    def shard_columns(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Return the columns of the shards: every picture by its name, then the levels, the smallest last."""
+        return (*names, *(f"{name}.{level}" for level in sorted(self.levels, reverse=True) for name in names))
 
     @property
     def keys_per_image(self) -> int:
@@ -100,13 +102,15 @@ class Command(Settings):
     """What decides the bytes of the shards: two equal commands make equal shards."""
 
     sources: tuple[str, ...]
-    """Absolute."""
+    """Absolute; of pairs whose pictures lie apart, each behind its name: `a=/data/photos`."""
     images: int
-    """How many images the sources hold."""
+    """How many images (or pairs) the sources hold."""
     fingerprint: str
     """sha256 over the images' names, sizes and labels."""
     options: dict[str, str | int | tuple[int, ...]]
     """Those that change the result."""
+    pictures: tuple[str, ...] = (IMAGE,)
+    """What each sample is made of."""
     numbering: int = 1
     """How keys are numbered: 1, as the samples come; 2, by the images' places in the listing."""
 
@@ -119,6 +123,8 @@ class Command(Settings):
         ]
         if contents and self.numbering != other.numbering:
             changed.append("its keys were numbered by an earlier version of this program")
+        if self.pictures != other.pictures:
+            changed.append(f"each sample was {' and '.join(self.pictures)}, now {' and '.join(other.pictures)}")
         same = self.fingerprint == other.fingerprint if contents else self.sources == other.sources
         if not same:
             changed.append(f"the images were {self._content()}, now {other._content()}")
@@ -133,17 +139,20 @@ def _plain(value: str | int | tuple[int, ...]) -> str:
     return ",".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)
 
 
-def command(sources: Sequence[str], options: PrepareOptions, listing: Listing | None) -> Command:
+def command(inputs: Inputs, options: PrepareOptions, listing: Listing | None) -> Command:
     """Describe a command; without a listing the sources' contents are left open."""
     deciding: dict[str, Any] = {
         name: getattr(options, name) for name in ("resolution", "crop", "filter", "encode", "labels", "max_pixels")
     }
     deciding |= {"levels": tuple(sorted(options.levels)), "shard_images": options.images_per_shard}
+    places = [os.path.abspath(place) for place in inputs.places]  # noqa: PTH100 - patterns are no paths
+    prefixes = [f"{name}=" for name in inputs.names] if inputs.apart else [""] * len(places)
     return Command(
-        sources=tuple(os.path.abspath(source) for source in sources),  # noqa: PTH100 - patterns are no paths
-        images=len(listing.references) if listing else 0,
+        sources=tuple(prefix + place for prefix, place in zip(prefixes, places, strict=True)),
+        images=len(listing.items) if listing else 0,
         fingerprint=listing.fingerprint() if listing else "",
         options=deciding,
+        pictures=inputs.names,
         numbering=_NUMBERING,
     )
 

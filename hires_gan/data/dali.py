@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from hires_gan.data.advice import Advice
 from hires_gan.data.batches import Decoded, Request
 from hires_gan.data.dali_pipeline import (
     DEPTH,
@@ -33,17 +34,20 @@ from hires_gan.data.dali_pipeline import (
     first_line,
 )
 from hires_gan.data.decoders import decode, decode_square
+from hires_gan.data.domains import Domains, in_one_set
+from hires_gan.data.heartbeat import HEART
 from hires_gan.data.reader import SampleReader
 from hires_gan.data.replacement import Report
-from hires_gan.data.settings import DataSettings, automatic_workers
+from hires_gan.data.settings import DataSettings
 from hires_gan.data.shards import ShardSet
+from hires_gan.data.stream_reader import StreamReader
 from hires_gan.errors import Failure
 from hires_gan.progress import say
 
 _READERS = 8
 """Threads that read; they wait for the file system most of the time."""
 _AT_LEAST = 16
-"""Images that go through DALI at once, where the largest batch is smaller than so many of full size."""
+"""Samples that go through DALI at once, where the largest batch is smaller than so many of full size."""
 _GRACE = 5.0
 """Seconds that the decoding thread gets to end by itself."""
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
@@ -51,12 +55,12 @@ _PNG_DEPTH = slice(24, 25)
 """Place of the byte with the bits per channel."""
 
 
-def check_dali(settings: DataSettings, shards: ShardSet, device: torch.device) -> None:
+def check_dali(settings: DataSettings, data: Domains | ShardSet, device: torch.device) -> None:
     """Make sure that DALI is there and can decode where it is asked to; say where that is.
 
     Args:
         settings: The `data` block.
-        shards: The images.
+        data: The images.
         device: Where the run trains.
 
     Raises:
@@ -68,12 +72,17 @@ def check_dali(settings: DataSettings, shards: ShardSet, device: torch.device) -
     if gpu is not None:
         say(f"DALI {version} decodes on {gpu}")
         with contextlib.suppress(Failure, OSError):  # the run itself will say it
-            if shards.read(0).startswith(_PNG):
+            if _has_png(in_one_set(data) if isinstance(data, ShardSet) else data):
                 say("these images are PNG files, which DALI decodes on the CPU before it hands them to the GPU")
     elif settings.decoder == "dali":
         say(f"data.decoder is dali, but this run trains on the CPU: DALI {version} decodes on the CPU, too")
     else:
         say(f"DALI {version} decodes on the CPU")
+
+
+def _has_png(data: Domains) -> bool:
+    local = [source for source in data.sources if not source.shards.streamed]  # else it would fetch a shard to look
+    return any(source.shards.read(0, column).startswith(_PNG) for source in local for column in source.columns)
 
 
 def gpu_for(settings: DataSettings, device: torch.device) -> torch.device | None:
@@ -93,26 +102,44 @@ def same_everywhere(data: bytes) -> None:
 
 
 @dataclass
+class _Share:
+    """What one stream shows in a batch.
+
+    Attributes:
+        stream: What reads.
+        samples: Their numbers.
+        columns: What is read of each of them.
+        side: Of the images that are stored there.
+        flips: Which samples are flipped.
+        reads: The files of each sample, one for each domain, and what was replaced.
+        images: Where they are put: uint8 `[domains, n, r, r, 3]`.
+    """
+
+    stream: StreamReader
+    samples: range
+    columns: tuple[str, ...]
+    side: int
+    flips: list[bool]
+    reads: list[Future[tuple[tuple[bytes, ...], Report]]]
+    images: Tensor | None = None
+
+
+@dataclass
 class _Batch:
     """A batch on its way.
 
     Attributes:
         turn: Its number.
         request: What was asked for.
-        column: What is read.
-        rows: Each sample's own row.
-        flips: Which samples are flipped.
-        reads: The bytes, and what was replaced.
-        images: Where it is put together: uint8 `[n, r, r, 3]`.
+        shares: Of the streams.
+        images: Where it is put together: uint8 `[domains * n, r, r, 3]`.
         left: How many of its parts are not there yet.
+        report: What was replaced.
     """
 
     turn: int
     request: Request
-    column: str
-    rows: list[int]
-    flips: list[bool]
-    reads: list[Future[tuple[bytes, Report]]]
+    shares: list[_Share]
     images: Tensor | None = None
     left: int = 0
     report: Report = field(default_factory=Report)
@@ -120,14 +147,19 @@ class _Batch:
 
 @dataclass
 class _Part:
-    """As much of a batch as goes through DALI at once: the samples in `places`, with their files once they are read."""
+    """As much of a share as goes through DALI at once: the samples in `places`, with their files once they are read."""
 
     batch: _Batch
+    share: _Share
     places: range
-    files: list[bytes] = field(default_factory=list)
+    files: list[tuple[bytes, ...]] = field(default_factory=list)
 
     def is_read(self) -> bool:
-        return all(self.batch.reads[place].done() for place in self.places)
+        return all(self.share.reads[place].done() for place in self.places)
+
+    def where(self, place: int) -> str:
+        stream = self.share.stream
+        return stream.where(stream.order.row(self.share.samples[place]))
 
 
 @dataclass(frozen=True)
@@ -144,8 +176,8 @@ class DaliDecoder:
     Args:
         reader: The order, and what reads.
         settings: The `data` block.
-        largest: Bytes of the largest batch that will be asked for.
-        share: How many training processes this machine runs.
+        advice: How many threads, and how many batches ahead.
+        largest: Bytes of the largest batch that will be asked for, in one domain.
         device: Where the run trains.
 
     Raises:
@@ -154,15 +186,16 @@ class DaliDecoder:
     """
 
     def __init__(
-        self, reader: SampleReader, settings: DataSettings, largest: int, share: int, device: torch.device
+        self, reader: SampleReader, settings: DataSettings, advice: Advice, largest: int, device: torch.device
     ) -> None:
         gpu = gpu_for(settings, device)
         check_installed(gpu)
-        self.slots, self._reader, self._timeout = settings.prefetch + 1, reader, settings.timeout
-        threads = automatic_workers(share) if settings.threads == "auto" else settings.threads
-        part = max(_AT_LEAST, largest // (reader.shards.resolution**2 * 3))
-        make = functools.partial(DaliPipeline, gpu, part, threads, settings.mirror, settings.hw_decoder_load)
-        self._place: Place = OnHost(self.slots, largest) if gpu is None else OnGpu(gpu)
+        self.slots, self._reader, self._timeout = advice.prefetch + 1, reader, settings.timeout
+        sources, domains = reader.data.sources, len(reader.domains)
+        part = max(_AT_LEAST, largest // max(source.shards.resolution**2 * 3 for source in sources))
+        files = part * max(len(source.domains) for source in sources)
+        make = functools.partial(DaliPipeline, gpu, files, advice.threads, settings.mirror, settings.hw_decoder_load)
+        self._place: Place = OnHost(self.slots, largest, domains) if gpu is None else OnGpu(gpu, domains)
         self._turns = itertools.count()
         self._finished: dict[int, _Finished] = {}
         self._reads = ThreadPoolExecutor(_READERS, "read")
@@ -178,15 +211,10 @@ class DaliDecoder:
 
     def begin(self, request: Request) -> int:
         """Start reading a batch; it is decoded behind those that were begun before."""
-        turn, reader, samples = next(self._turns), self._reader, request.samples
+        turn = next(self._turns)
         self._finished.pop(turn - self.slots, None)
-        column = reader.column(request.resolution)
-        rows = [reader.order.row(sample) for sample in samples]
-        reads = [
-            self._reads.submit(reader.fetch, sample, row, column, same_everywhere)
-            for sample, row in zip(samples, rows, strict=True)
-        ]
-        self._line.orders.put(_Batch(turn, request, column, rows, reader.flips(samples), reads))
+        shares = [self._read(stream, request) for stream in self._reader.streams]
+        self._line.orders.put(_Batch(turn, request, shares))
         return turn
 
     def finish(self, turn: int) -> Decoded:
@@ -210,13 +238,20 @@ class DaliDecoder:
         self._reads.shutdown(wait=False, cancel_futures=True)
         self._thread.join(_GRACE)
 
+    def _read(self, stream: StreamReader, request: Request) -> _Share:
+        """Start reading what a stream shows."""
+        columns, side = stream.source.stored(request.resolution)
+        samples = request.samples
+        reads = [self._reads.submit(stream.fetch, sample, columns, same_everywhere) for sample in samples]
+        return _Share(stream, samples, columns, side, stream.flips(samples), reads)
+
     def _next(self) -> _Finished:
         while True:
-            progress = self._line.progress
+            progress = self._progress()
             try:
                 finished = self._line.results.get(timeout=self._timeout)
             except queue.Empty:
-                if self._line.progress == progress:
+                if self._progress() == progress:
                     raise self._hangs() from None
                 continue
             if isinstance(finished, BaseException):
@@ -224,12 +259,16 @@ class DaliDecoder:
                 raise finished
             return finished
 
+    def _progress(self) -> tuple[int, int]:
+        """Grows with every part that is done, and with every sign of life from a shard that is on its way."""
+        return self._line.progress, HEART.beats
+
     def _hangs(self) -> Failure:
-        row = self._line.waits_for
-        doing = "DALI decodes" if row is None else f"reading {self._reader.where(row)}"
+        waits_for = self._line.waits_for
+        doing = "DALI decodes" if waits_for is None else f"reading {waits_for[0].where(waits_for[1])}"
         return Failure(
             f"no image was decoded for {self._timeout:g} s, while {doing}; look at the "
-            f"{'machine' if row is None else 'disk or file system that holds the shards'}, or raise data.timeout"
+            f"{'machine' if waits_for is None else 'disk or file system that holds the shards'}, or raise data.timeout"
         )
 
 
@@ -237,7 +276,7 @@ class _Line:
     """The decoding thread: parts of batches wait for their bytes, go through DALI, and are put together.
 
     Args:
-        reader: What examines and replaces what DALI cannot decode.
+        reader: Knows which domains there are.
         make: Makes a pipeline.
         place: Where batches are put together.
         part: The most samples that go through DALI at once.
@@ -247,7 +286,7 @@ class _Line:
         results: Batches that are done, or what ended the thread.
         ended: Whether nobody waits for anything any more.
         progress: Grows with every part that is done.
-        waits_for: The row whose bytes it waits for.
+        waits_for: The part and the place in it whose bytes it waits for.
     """
 
     def __init__(self, reader: SampleReader, make: Callable[[], DaliPipeline], place: Place, part: int) -> None:
@@ -255,7 +294,7 @@ class _Line:
         self.results: queue.SimpleQueue[_Finished | BaseException] = queue.SimpleQueue()
         self.ended = False
         self.progress = 0
-        self.waits_for: int | None = None
+        self.waits_for: tuple[_Part, int] | None = None
         self._reader, self._make, self._place, self._part = reader, make, place, part
         self._pipeline: DaliPipeline | None = None
         self._waiting: deque[_Part] = deque()
@@ -280,11 +319,18 @@ class _Line:
                 batch = self.orders.get(block=not self._waiting and not self._inside)
                 if batch is None:
                     return
-                count = len(batch.rows)
-                parts = [range(first, min(first + self._part, count)) for first in range(0, count, self._part)]
-                batch.images = self._place.batch(batch.turn, count, batch.request.resolution)
-                batch.left = max(1, len(parts))
-                self._waiting += [_Part(batch, places) for places in parts or [range(0)]]
+                parts = self._parts(batch)
+                batch.left = len(parts)
+                self._waiting += parts
+
+    def _parts(self, batch: _Batch) -> list[_Part]:
+        """Give a batch its memory, and cut it up; an empty one is a part for each stream, too."""
+        count = len(batch.request.samples)
+        batch.images = self._place.batch(batch.turn, count, batch.request.resolution)
+        for share, images in zip(batch.shares, self._reader.split(batch.images), strict=True):
+            share.images = images
+        cuts = [range(first, min(first + self._part, count)) for first in range(0, max(1, count), self._part)]
+        return [_Part(batch, share, places) for share in batch.shares for places in cuts]
 
     def _step(self) -> None:
         """Hand one part over to DALI, or take one out."""
@@ -308,22 +354,24 @@ class _Line:
         self._inside.append(part)
         if self._pipeline is None:
             self._pipeline = self._make()
-        self._pipeline.feed(part.files, [part.batch.flips[place] for place in part.places])
+        domains, flips = len(part.share.columns), [part.share.flips[place] for place in part.places]
+        files = [files[domain] for domain in range(domains) for files in part.files]
+        self._pipeline.feed(files, flips * domains)
 
     def _gather(self, part: _Part) -> None:
         for place in part.places:
-            self.waits_for = part.batch.rows[place]
-            data, report = part.batch.reads[place].result()
-            part.files.append(data)
+            self.waits_for = part, place
+            files, report = part.share.reads[place].result()
+            part.files.append(files)
             part.batch.report.add(report)
         self.waits_for = None
 
     def _take_out(self) -> None:
         part = self._inside[0]
         assert self._pipeline is not None
-        assert part.batch.images is not None
-        side = self._reader.side(part.batch.column)
-        self._place.put(self._pipeline, side, part.batch.images[part.places.start : part.places.stop])
+        assert part.share.images is not None
+        images = part.share.images[:, part.places.start : part.places.stop]
+        self._place.put(self._pipeline, part.share.side, images)
         self._inside.popleft()
         self._inexplicable = 0
         self._count(part)
@@ -351,7 +399,7 @@ class _Line:
             return
         self._inexplicable += 1
         if self._inexplicable > 1:
-            names = ", ".join(self._reader.where(row) for row in lost[0].batch.rows[:2])
+            names = ", ".join(lost[0].where(place) for place in lost[0].places[:2])
             raise Failure(
                 f"DALI fails on images that torchvision can decode, around {names}: {first_line(error)}; "
                 "set data.decoder to torchvision"
@@ -359,15 +407,14 @@ class _Line:
 
     def _examine(self, part: _Part) -> bool:
         """Decode each sample with torchvision, and replace those that it cannot decode either; were there any?"""
-        batch, bad = part.batch, False
-        side = self._reader.side(batch.column)
+        share, bad = part.share, False
 
         def check(data: bytes) -> None:
-            decode_square(data, side)
+            decode_square(data, share.side)
 
         for number, place in enumerate(part.places):
-            data, report = self._reader.fetch(batch.request.samples[place], batch.rows[place], batch.column, check)
-            bad |= data != part.files[number]
-            part.files[number] = data
-            batch.report.add(report)
+            files, report = share.stream.fetch(share.samples[place], share.columns, check)
+            bad |= files != part.files[number]
+            part.files[number] = files
+            part.batch.report.add(report)
         return bad

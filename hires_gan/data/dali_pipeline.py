@@ -174,11 +174,16 @@ class DaliPipeline:
 class Place(Protocol):
     """Where batches are put together."""
 
-    def batch(self, turn: int, count: int, resolution: int) -> Tensor:
-        """Memory for batch number `turn`: uint8 `[count, resolution, resolution, 3]`."""
+    def batch(self, turn: int, samples: int, resolution: int) -> Tensor:
+        """Memory for batch number `turn`: uint8 `[domains * samples, resolution, resolution, 3]`, domain by domain."""
 
     def put(self, pipeline: DaliPipeline, side: int, images: Tensor) -> None:
-        """Take the oldest batch out of a pipeline, halve it to the resolution of `images` and write it there.
+        """Take the oldest images out of a pipeline, halve them to the resolution of their places and write them there.
+
+        Args:
+            pipeline: What decodes.
+            side: Of the images that it decodes.
+            images: Their places, uint8 `[domains, n, r, r, 3]`.
 
         Raises:
             WrongSidesError: If not all of it has the sides that it must have.
@@ -196,21 +201,22 @@ class OnHost:
 
     Args:
         slots: How many of them there are.
-        largest: Bytes of the largest one.
+        largest: Bytes of the largest one in one domain.
+        domains: How many domains there are.
     """
 
-    def __init__(self, slots: int, largest: int) -> None:
-        self._ring = Ring(slots, largest)
+    def __init__(self, slots: int, largest: int, domains: int = 1) -> None:
+        self._ring = Ring(slots, largest, domains)
 
-    def batch(self, turn: int, count: int, resolution: int) -> Tensor:
+    def batch(self, turn: int, samples: int, resolution: int) -> Tensor:
         """A slot of the ring."""
-        return self._ring.images(turn % self._ring.slots, count, resolution)
+        return self._ring.images(turn % self._ring.slots, samples, resolution)
 
     def put(self, pipeline: DaliPipeline, side: int, images: Tensor) -> None:
         """Image by image, so that what is halved stays in the processor's cache."""
         decoded = pipeline.take(None)
         _check_sides(decoded, side)
-        for number, out in enumerate(images):
+        for number, out in enumerate(place for domain in images for place in domain):
             image = from_dlpack(decoded[number])
             while image.shape[0] > out.shape[0]:
                 image = halve(image)
@@ -228,14 +234,16 @@ class OnGpu:
 
     Args:
         device: The GPU.
+        domains: How many domains there are.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, device: torch.device, domains: int = 1) -> None:
+        self._device, self._domains = device, domains
         self._stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
-    def batch(self, turn: int, count: int, resolution: int) -> Tensor:
+    def batch(self, turn: int, samples: int, resolution: int) -> Tensor:
         """New memory, from the stream's own pool."""
+        count = self._domains * samples
         with torch.cuda.stream(self._stream):
             return torch.empty(count, resolution, resolution, 3, dtype=torch.uint8, device=self._device)
 
@@ -247,11 +255,11 @@ class OnGpu:
         _check_sides(decoded, side)
         with torch.cuda.stream(self._stream):
             whole = images
-            if side != images.shape[1]:
-                whole = torch.empty(len(images), side, side, 3, dtype=torch.uint8, device=self._device)
-            feed_ndarray(decoded.as_tensor(), whole, cuda_stream=self._stream)
+            if side != images.shape[2] or not images.is_contiguous():
+                whole = torch.empty(*images.shape[:2], side, side, 3, dtype=torch.uint8, device=self._device)
+            feed_ndarray(decoded.as_tensor(), whole.flatten(0, 1), cuda_stream=self._stream)
             if whole is not images:
-                while whole.shape[1] > images.shape[1]:
+                while whole.shape[2] > images.shape[2]:
                     whole = halve(whole)
                 images.copy_(whole)
 

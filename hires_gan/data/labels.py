@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from hires_gan.data.archives import Reference, read_bytes
+from hires_gan.data.pairs import some
 from hires_gan.data.rejection import Rejected
 from hires_gan.errors import Failure, UsageError
 
@@ -19,7 +20,6 @@ LabelledSource = tuple[str, Sequence[Reference], Mapping[str, str] | None]
 
 MOST_CLASSES = 100_000
 _NUMBER = re.compile(r"0|[1-9]\d{0,8}")
-_NAMED = 3  # how many examples an error names
 
 
 def assign_labels(sources: Sequence[LabelledSource], option: str) -> tuple[list[int] | None, tuple[str, ...] | None]:
@@ -90,10 +90,10 @@ def _from_csv(sources: Sequence[LabelledSource], path: Path) -> list[str]:
             by_path.setdefault(one, set()).add(reference.shown)
     unknown = [row for row in rows if row not in by_path]
     if unknown:
-        raise UsageError(f"{path} names {_some(unknown)}, which no source holds: paths are relative to their source")
+        raise UsageError(f"{path} names {some(unknown)}, which no source holds: paths are relative to their source")
     ambiguous = [row for row in rows if len(by_path[row]) > 1]
     if ambiguous:
-        raise UsageError(f"{path} names {_some(ambiguous)}, which several sources hold: put the source in front")
+        raise UsageError(f"{path} names {some(ambiguous)}, which several sources hold: put the source in front")
     _refuse_missing([reference.shown for reference, paths in images if not paths & rows.keys()], str(path))
     return [next(rows[one] for one in sorted(paths, key=len, reverse=True) if one in rows) for _, paths in images]
 
@@ -138,13 +138,7 @@ def _numbered(values: Sequence[str]) -> tuple[list[int], tuple[str, ...]]:
 
 def _refuse_missing(missing: Sequence[str], where: str) -> None:
     if missing:
-        raise UsageError(f"{where} has no label for {_some(missing)}: every image needs one")
-
-
-def _some(paths: Sequence[str]) -> str:
-    """Name the first few of many."""
-    named = ", ".join(paths[:_NAMED])
-    return named if len(paths) <= _NAMED else f"{named} and {len(paths) - _NAMED} more"
+        raise UsageError(f"{where} has no label for {some(missing)}: every image needs one")
 
 
 def dataset_json(file: Reference, references: Iterable[Reference]) -> OwnLabels | None:

@@ -6,23 +6,31 @@ The loader has no state: it is asked for ranges of sample numbers and gives them
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
 import torch
 
+from hires_gan.data.advice import Advice, advise
 from hires_gan.data.batches import BatchDecoder, Loaded, Request
 from hires_gan.data.dali import DaliDecoder, check_dali
+from hires_gan.data.domains import Domains
+from hires_gan.data.fetcher import ShardFetcher
+from hires_gan.data.lanes import LaneOrder
+from hires_gan.data.opening import resolve_lanes
 from hires_gan.data.processes import ProcessDecoder
 from hires_gan.data.reader import SampleReader
-from hires_gan.data.replacement import CorruptRows, allowed_rows
+from hires_gan.data.replacement import CorruptRows
 from hires_gan.data.settings import DataSettings, automatic_workers
 from hires_gan.data.shards import ShardSet
+from hires_gan.progress import say
 
 __all__ = ["Loaded", "Loader", "Request", "SampleReader", "check_decoder"]
 
 _CPU = torch.device("cpu")
+_AHEAD = 3
+"""Batches that are decoded ahead, where nobody measures and the settings do not say."""
 
 
 class Loader:
@@ -31,13 +39,17 @@ class Loader:
     Use it as a context manager: leaving it ends whatever decodes.
 
     Args:
-        shards: The images.
+        data: The images; a shard set is one of plain images or of pairs.
         settings: The `data` block.
         seed: The run's seed.
-        largest: Bytes of the largest batch that will be asked for.
+        largest: Bytes of the largest batch that will be asked for, in one domain.
         share: How many training processes this machine runs; what is `auto` divides the cores among them.
         device: Where the run trains; DALI decodes there.
         corrupt: Where corrupt samples are counted; by default the loader's own.
+        lanes: Into how many lanes the order of a streamed set is cut; by default what the settings say, where auto
+            knows of no batch.
+        typical: A batch like those that will be asked for, at the highest resolution: what is auto is decided by a
+            measurement of what it costs, and said. By default the number of cores decides.
 
     Attributes:
         reader: The order of the samples, and what reads them.
@@ -47,17 +59,26 @@ class Loader:
 
     def __init__(
         self,
-        shards: ShardSet,
+        data: Domains | ShardSet,
         settings: DataSettings,
         seed: int,
         largest: int,
         share: int = 1,
         device: torch.device = _CPU,
         corrupt: CorruptRows | None = None,
+        lanes: int | None = None,
+        typical: Request | None = None,
     ) -> None:
-        self.reader = SampleReader(shards, seed, settings.mirror, allowed_rows(settings.max_corrupt, len(shards)))
-        self.corrupt = CorruptRows(shards, settings.max_corrupt) if corrupt is None else corrupt
-        self.decoder = _start(self.reader, settings, largest, share, device)
+        lanes = resolve_lanes(settings.stream.lanes, 1) if lanes is None else lanes
+        self.reader = SampleReader(data, seed, settings.mirror, settings.max_corrupt, lanes)
+        self.corrupt = CorruptRows(settings.max_corrupt) if corrupt is None else corrupt
+        advice = _decide(self.reader, settings, share, device, typical)
+        self.decoder = _start(self.reader, settings, advice, largest, device)
+        self._fetchers = [
+            (stream.order, ShardFetcher(stream.shards, settings.stream.downloads))
+            for stream in self.reader.streams
+            if isinstance(stream.order, LaneOrder)
+        ]
 
     def __enter__(self) -> Self:
         return self
@@ -66,8 +87,10 @@ class Loader:
         self.close()
 
     def close(self) -> None:
-        """End whatever decodes."""
+        """End whatever decodes and fetches."""
         self.decoder.close()
+        for _, fetcher in self._fetchers:
+            fetcher.close()
 
     def batches(self, requests: Iterator[Request]) -> Iterator[Loaded]:
         """Give the requested batches in order, while the next ones are being decoded.
@@ -83,6 +106,7 @@ class Loader:
         """
         pending: deque[tuple[Request, int]] = deque()
         for request in requests:
+            self._want([*(begun.samples for begun, _ in pending), request.samples])
             pending.append((request, self.decoder.begin(request)))
             # One slot is the caller's; the batches in all the others are decoded meanwhile.
             if len(pending) == self.decoder.slots:
@@ -90,18 +114,25 @@ class Loader:
         while pending:
             yield self._finish(*pending.popleft())
 
+    def _want(self, batches: Sequence[range]) -> None:
+        """Let the shards of streamed sets be fetched that these batches need, and those behind them, oldest first."""
+        for order, fetcher in self._fetchers:
+            numbers = (number for samples in batches for number in order.shards_ahead(samples))
+            fetcher.want(list(dict.fromkeys(numbers)))
+
     def _finish(self, request: Request, turn: int) -> Loaded:
         decoded = self.decoder.finish(turn)
         self.corrupt.add(decoded.report)
-        return Loaded(request.samples, decoded.images, self.reader.labels(request.samples, decoded.report))
+        labels = self.reader.labels(request.samples, decoded.report)
+        return Loaded(request.samples, self.reader.domains, decoded.images, labels)
 
 
-def check_decoder(settings: DataSettings, shards: ShardSet, device: torch.device) -> None:
+def check_decoder(settings: DataSettings, data: Domains | ShardSet, device: torch.device) -> None:
     """Make sure that what the settings ask for can decode here, and say what decodes if it is not the default.
 
     Args:
         settings: The `data` block.
-        shards: The images.
+        data: The images.
         device: Where the run trains.
 
     Raises:
@@ -109,14 +140,28 @@ def check_decoder(settings: DataSettings, shards: ShardSet, device: torch.device
         Failure: If DALI is asked for on a GPU whose driver is too old for it.
     """
     if settings.decoder != "torchvision":
-        check_dali(settings, shards, device)
+        check_dali(settings, data, device)
+
+
+def _decide(
+    reader: SampleReader, settings: DataSettings, share: int, device: torch.device, typical: Request | None
+) -> Advice:
+    """How many workers, threads and batches ahead, where the settings leave it open."""
+    if typical is not None:
+        advice = advise(reader, settings, share, typical.resolution, len(typical.samples), device)
+        if advice.sentence:
+            say(advice.sentence)
+        return advice
+    automatic = automatic_workers(share)
+    workers = automatic if settings.workers == "auto" else settings.workers
+    threads = automatic if settings.threads == "auto" else settings.threads
+    return Advice(workers, threads, _AHEAD if settings.prefetch == "auto" else settings.prefetch, "")
 
 
 def _start(
-    reader: SampleReader, settings: DataSettings, largest: int, share: int, device: torch.device
+    reader: SampleReader, settings: DataSettings, advice: Advice, largest: int, device: torch.device
 ) -> BatchDecoder:
     """The one place that knows which decoders there are."""
     if settings.decoder == "torchvision":
-        count = automatic_workers(share) if settings.workers == "auto" else settings.workers
-        return ProcessDecoder(reader, settings.prefetch + 1, largest, count, settings.timeout)
-    return DaliDecoder(reader, settings, largest, share, device)
+        return ProcessDecoder(reader, advice.prefetch + 1, largest, advice.workers, settings.timeout)
+    return DaliDecoder(reader, settings, advice, largest, device)

@@ -1,10 +1,11 @@
-"""Any image file -> 8-bit RGB of the right size -> the bytes that go into a shard. Pure functions."""
+"""Any image files of a sample -> 8-bit RGB of the right size -> the bytes that go into a shard. Pure functions."""
 
 from __future__ import annotations
 
 import io
+import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,8 +13,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from hires_gan.data.colour import ORIENTATIONS, apply_profile, orientation, profile_effect, to_rgb
-from hires_gan.data.manifest import IMAGE
-from hires_gan.data.rejection import Rejected
+from hires_gan.data.rejection import Rejected, blaming
 from hires_gan.data.writer import Encoded
 
 Crop = Literal["center", "none", "tiles"]
@@ -27,6 +27,7 @@ DEFAULT_MAX_PIXELS = 178_956_970
 PNG_LEVEL_LIMIT = 64
 """Up to this size a level is always PNG: JPEG would blur the little that there is."""
 _JPEG_QUALITY = 95
+_QUARTER_TURNS = {5, 6, 7, 8}  # EXIF orientations that exchange width and height
 _PNG_EFFORT = 4  # of 9: half the time of zlib's default 6, and files 1 % larger
 _FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
@@ -49,30 +50,79 @@ class PictureOptions:
     max_pixels: int = DEFAULT_MAX_PIXELS
 
 
-def samples(data: bytes, options: PictureOptions, counts: Counter[str]) -> Iterator[dict[str, Encoded]]:
-    """Turn one image file into the files of its samples: one, or one per tile.
+def samples(files: Mapping[str, bytes], options: PictureOptions, counts: Counter[str]) -> Iterator[dict[str, Encoded]]:
+    """Turn the image files of one sample into the files of a shard: one sample, or one per tile.
+
+    What is cut out is the same part of every picture.
 
     Args:
-        data: The whole image file.
-        options: What to make of it.
-        counts: Is told everything noteworthy that was done.
+        files: The whole image files by the names of the pictures: one `image`, or the pictures of a pair.
+        options: What to make of them.
+        counts: Is told everything noteworthy that was done to each image.
+
+    Yields:
+        The files of all columns of one sample.
 
     Raises:
-        Rejected: The file is no image, is damaged, or does not fit the options.
+        Rejected: A file is no image, is damaged, or does not fit the options; or the pictures do not fit each other.
     """
-    picture = open_picture(data, options.max_pixels)
-    if _keeps_bytes(picture, data, options):
-        counts["kept"] += 1
-        counts["profile_ignored"] += profile_effect(picture) == "ignored"
-        yield _with_levels(Encoded("jpg", data), np.asarray(picture.convert("RGB")), options)
-        return
-    kind = _kind(picture, data, options.encode)
-    for tile in crops(normalise(picture, counts), options.crop, options.resolution):
-        if tile.width < options.resolution:
-            counts["enlarged"] += 1
-        array = np.asarray(resize(tile, options.resolution, options.filter))
-        main = encode(array, kind)
-        yield _with_levels(main, array if kind == "png" else decode(main.data), options)
+    pictures: dict[str, Image.Image] = {}
+    for name, data in files.items():
+        with blaming(name):
+            pictures[name] = open_picture(data, options.max_pixels)
+    check_sizes({name: upright_size(picture) for name, picture in pictures.items()}, options.crop)
+    made = [_columns(name, pictures[name], data, options, counts) for name, data in files.items()]
+    for parts in zip(*made, strict=True):  # of equal sizes come equally many tiles
+        yield {column: file for part in parts for column, file in part.items()}
+
+
+def _columns(
+    name: str, picture: Image.Image, data: bytes, options: PictureOptions, counts: Counter[str]
+) -> Iterator[dict[str, Encoded]]:
+    """Make the columns of one picture, for each sample that it is a part of."""
+    with blaming(name):
+        if _keeps_bytes(picture, data, options):
+            counts["kept"] += 1
+            counts["profile_ignored"] += profile_effect(picture) == "ignored"
+            yield _with_levels(name, Encoded("jpg", data), np.asarray(picture.convert("RGB")), options)
+            return
+        kind = _kind(picture, data, options.encode)
+        for tile in crops(normalise(picture, counts), options.crop, options.resolution):
+            if tile.width < options.resolution:
+                counts["enlarged"] += 1
+            array = np.asarray(resize(tile, options.resolution, options.filter))
+            main = encode(array, kind)
+            yield _with_levels(name, main, array if kind == "png" else decode(main.data), options)
+
+
+def check_sizes(sizes: Mapping[str, tuple[int, int]], crop: Crop) -> None:
+    """Refuse pictures of which a crop would not show the same part.
+
+    Central squares show the same part of pictures with the same proportions, whatever their sizes (which are whole
+    numbers, so that a pixel of the smaller picture is allowed for). Tiles have a size in pixels.
+
+    Args:
+        sizes: Width and height by the name of each picture, upright.
+        crop: How they will be cropped.
+
+    Raises:
+        Rejected: They do not fit each other.
+    """
+    for one, other in itertools.pairwise(sizes):
+        (width, height), (wide, high) = sizes[one], sizes[other]
+        if crop == "tiles":
+            fits, need = sizes[one] == sizes[other], "--crop tiles needs equal sizes"
+        else:
+            most = max(width, height, wide, high)
+            fits, need = abs(width * high - wide * height) <= most, "the same proportions are needed"
+        if not fits:
+            raise Rejected(f"'{one}' has {width}x{height} pixels and '{other}' {wide}x{high}: {need}")
+
+
+def upright_size(picture: Image.Image) -> tuple[int, int]:
+    """Return width and height as they will be when the picture is turned as its EXIF data says."""
+    width, height = picture.size
+    return (height, width) if orientation(picture) in _QUARTER_TURNS else (width, height)
 
 
 def open_picture(data: bytes, max_pixels: int) -> Image.Image:
@@ -177,14 +227,14 @@ def halve(array: np.ndarray) -> np.ndarray:
     return ((total + 1 + ((total >> 2) & 1)) >> 2).astype(np.uint8)
 
 
-def _with_levels(main: Encoded, array: np.ndarray, options: PictureOptions) -> dict[str, Encoded]:
-    """Add the smaller copies to a sample; each is what repeated halving makes of the decoded main image."""
-    sample = {IMAGE: main}
+def _with_levels(name: str, main: Encoded, array: np.ndarray, options: PictureOptions) -> dict[str, Encoded]:
+    """Add the smaller copies of a picture; each is what repeated halving makes of the decoded full one."""
+    sample = {name: main}
     kind: Literal["jpeg", "png"] = "jpeg" if main.extension == "jpg" else "png"
     for level in sorted(options.levels, reverse=True):
         while len(array) > level:
             array = halve(array)
-        sample[f"{IMAGE}.{level}"] = encode(array, "png" if level <= PNG_LEVEL_LIMIT else kind)
+        sample[f"{name}.{level}"] = encode(array, "png" if level <= PNG_LEVEL_LIMIT else kind)
     return sample
 
 

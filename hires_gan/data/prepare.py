@@ -13,16 +13,16 @@ import io
 import itertools
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from hires_gan.cores import usable_cores
-from hires_gan.data.archives import Reference
 from hires_gan.data.claims import Claims
 from hires_gan.data.command import Command, PrepareOptions, command, read_command
-from hires_gan.data.conversion import Converted, image_workers
+from hires_gan.data.conversion import Converted, convert_all
 from hires_gan.data.manifest import MANIFEST, Manifest, read_manifest
+from hires_gan.data.pairs import Inputs, Item, refuse_unmatched
 from hires_gan.data.ranks import ALONE, Rank
 from hires_gan.data.report import REJECTED, PrepareReport
 from hires_gan.data.shard_records import Records, ShardRecord
@@ -55,6 +55,7 @@ class _Job:
     """One process's part in making a set."""
 
     out: Path
+    inputs: Inputs
     listing: Listing
     options: PrepareOptions
     rank: Rank
@@ -63,32 +64,35 @@ class _Job:
     made: int = field(default=0)
 
     @classmethod
-    def begin(cls, out: Path, listing: Listing, options: PrepareOptions, rank: Rank) -> _Job:
-        shards = -(-len(listing.references) // options.images_per_shard)
+    def begin(cls, out: Path, inputs: Inputs, listing: Listing, options: PrepareOptions, rank: Rank) -> _Job:
+        shards = -(-len(listing.items) // options.images_per_shard)
         records = Records(out, shards, listing.labels is not None)
-        return cls(out, listing, options, rank, records, Claims(out / WORK, rank))
+        return cls(out, inputs, listing, options, rank, records, Claims(out / WORK, rank))
 
-    def images(self, number: int) -> list[Reference]:
-        """The images of a shard."""
+    def items(self, number: int) -> list[Item]:
+        """The images, or pairs, of a shard."""
         first = number * self.options.images_per_shard
-        return self.listing.references[first : first + self.options.images_per_shard]
+        return self.listing.items[first : first + self.options.images_per_shard]
 
     def count(self, numbers: Sequence[int]) -> int:
-        """How many images these shards are made of."""
-        return sum(len(self.images(number)) for number in numbers)
+        """How many images, or pairs, these shards are made of."""
+        return sum(len(self.items(number)) for number in numbers)
 
     def key(self, place: int, sample: int) -> str:
-        """The key of an image's sample, by the image's place in the listing."""
+        """The key of an item's sample, by the item's place in the listing."""
         room = self.options.keys_per_image
-        digits = max(_KEY_DIGITS, len(str(len(self.listing.references) * room - 1)))
+        digits = max(_KEY_DIGITS, len(str(len(self.listing.items) * room - 1)))
         return f"{place * room + sample:0{digits}d}"
 
 
-def prepare(sources: Sequence[str], out: Path, options: PrepareOptions, rank: Rank = ALONE) -> PrepareReport:
+def prepare(
+    sources: Sequence[str] | Mapping[str, str], out: Path, options: PrepareOptions, rank: Rank = ALONE
+) -> PrepareReport:
     """Turn images into a shard set; started again with the same arguments, go on where it was.
 
     Args:
-        sources: Folders, archives, shard sets or patterns; see `list_sources`.
+        sources: Folders, archives, shard sets or patterns; see `list_sources`. For pairs, whose pictures have names:
+            the source of each picture by its name, or sources that hold all of them and `options.columns`.
         out: The folder to write; new, empty, or left by an interrupted start.
         options: What to make of the images.
         rank: Which of several processes this is that make the set together.
@@ -98,16 +102,18 @@ def prepare(sources: Sequence[str], out: Path, options: PrepareOptions, rank: Ra
         Failure: Too many images were rejected, the disk is full, a worker was killed, or an archive is damaged.
     """
     start = time.monotonic()
+    inputs = Inputs.of(sources, options.columns)
     if (out / MANIFEST).is_file():
-        return _already_complete(sources, out, options, rank, start)
+        return _already_complete(inputs, out, options, rank, start)
     _refuse_foreign(out)
     job: _Job | None = None
     with working_folder(out, rank.alone) as work:
         try:
             if not _is_finished(out):
-                listing = list_sources(sources, options.labels, work / "scratch")
-                _claim(work, command(sources, options, listing), rank)
-                job = _Job.begin(out, listing, options, rank)
+                listing = list_sources(inputs, options.labels, work / "scratch")
+                refuse_unmatched(inputs, listing.items, options.max_rejected)
+                _claim(work, command(inputs, options, listing), rank)
+                job = _Job.begin(out, inputs, listing, options, rank)
                 return _work(job, start)
         except _OvertakenError:
             pass
@@ -115,7 +121,7 @@ def prepare(sources: Sequence[str], out: Path, options: PrepareOptions, rank: Ra
             if not _is_finished(out):
                 given_up = job is not None and not (work / BEGUN).exists()
                 raise (_ended(out) if given_up else disk_failure(out, _still_needed(job), error)) from None
-        return _already_complete(sources, out, options, rank, start, job.made if job else 0)
+        return _already_complete(inputs, out, options, rank, start, job.made if job else 0)
 
 
 def _is_finished(out: Path) -> bool:
@@ -125,11 +131,11 @@ def _is_finished(out: Path) -> bool:
 
 
 def _already_complete(
-    sources: Sequence[str], out: Path, options: PrepareOptions, rank: Rank, start: float, made: int = 0
+    inputs: Inputs, out: Path, options: PrepareOptions, rank: Rank, start: float, made: int = 0
 ) -> PrepareReport:
     """Answer for a finished folder: the same command has nothing to do, any other must not overwrite it."""
     earlier = read_command(out / COMMAND)
-    now = command(sources, options, None)
+    now = command(inputs, options, None)
     if earlier is None or (changed := earlier.differences(now, contents=False)):
         why = "; ".join(changed) if earlier else f"it has no {COMMAND} to compare with"
         raise UsageError(f"{out} holds a finished shard set of another command ({why}): choose another --out")
@@ -201,7 +207,7 @@ def _work(job: _Job, start: float) -> PrepareReport:
     missing = job.records.look()
     done = job.count(job.records.finished)
     if done:
-        say(f"continuing in {job.out}: {done:,} of {len(job.listing.references):,} images are done")
+        say(f"continuing in {job.out}: {done:,} of {len(job.listing.items):,} {job.inputs.noun} are done")
     if job.claims.others:
         worlds = " and ".join(map(str, job.claims.others))
         say(f"what an earlier start with --world-size {worlds} left half-done is made again: end it if it still runs")
@@ -214,7 +220,7 @@ def _work(job: _Job, start: float) -> PrepareReport:
         _finish(job)
     return PrepareReport(
         out=job.out,
-        images=len(job.listing.references),
+        images=len(job.listing.items),
         samples=job.records.samples,
         rejected=len(job.records.rejected),
         counts=job.records.counts,
@@ -226,6 +232,7 @@ def _work(job: _Job, start: float) -> PrepareReport:
         made=job.made,
         missing=len(missing),
         holders=holders,
+        noun=job.inputs.noun,
     )
 
 
@@ -234,25 +241,26 @@ def _make_shards(job: _Job, missing: Sequence[int]) -> bool:
     taken: deque[int] = deque()
     images = job.count(missing)
     cores = job.options.processes or max(1, usable_cores() // job.rank.neighbours)
-    workers = image_workers(job.options.picture_options(), min(cores, images))
+    options, items = job.options.picture_options(), _take(job, missing, taken)
+    converted = convert_all(options, job.inputs.names, items, min(cores, images))
     title, total = ("prepare", images) if job.rank.alone else (f"prepare, {job.rank}", None)
     any_made = False
     try:
-        with contextlib.closing(workers.map(_take(job, missing, taken))) as results, contextlib.ExitStack() as stack:
+        with contextlib.closing(converted) as results, contextlib.ExitStack() as stack:
             for first in results:
                 if not any_made:
-                    bar = stack.enter_context(ProgressBar(title, total))
+                    bar = stack.enter_context(ProgressBar(title, total, job.inputs.noun))
                     any_made = True
                 number = taken.popleft()
-                rest = itertools.islice(results, len(job.images(number)) - 1)
+                rest = itertools.islice(results, len(job.items(number)) - 1)
                 _make_shard(job, number, itertools.chain([first], rest), bar)
     finally:
         job.claims.give_all_back()
     return any_made
 
 
-def _take(job: _Job, missing: Sequence[int], taken: deque[int]) -> Iterator[Reference]:
-    """Claim one shard after another, as the workers come to it, and yield its images."""
+def _take(job: _Job, missing: Sequence[int], taken: deque[int]) -> Iterator[Item]:
+    """Claim one shard after another, as the workers come to it, and yield what it is made of."""
     for number in job.claims.order(missing):
         if not job.claims.take(number):
             continue
@@ -261,7 +269,7 @@ def _take(job: _Job, missing: Sequence[int], taken: deque[int]) -> Iterator[Refe
             continue
         job.records.drop(number)
         taken.append(number)
-        yield from job.images(number)
+        yield from job.items(number)
 
 
 def _make_shard(job: _Job, number: int, results: Iterator[Converted], bar: ProgressBar) -> None:
@@ -269,19 +277,19 @@ def _make_shard(job: _Job, number: int, results: Iterator[Converted], bar: Progr
     labels, options = job.listing.labels, job.options
     rejected: list[tuple[str, str]] = []
     counts: Counter[str] = Counter()
-    images, begin = job.images(number), number * options.images_per_shard
-    with ShardWriter(job.out, number, options.columns, labels is not None, begin) as writer:
+    columns, begin = options.shard_columns(job.inputs.names), number * options.images_per_shard
+    with ShardWriter(job.out, number, columns, labels is not None, begin) as writer:
         # zip would draw one result too many at the end of the images
         for place, converted in enumerate(results, begin):
             for index, sample in enumerate(converted.samples):
                 writer.write(sample, labels[place] if labels is not None else None, job.key(place, index))
             if converted.rejected is not None:
-                rejected.append((images[place - begin].shown, converted.rejected))
+                rejected.append(converted.rejected)
             counts += converted.counts
             bar.advance()
         entry = writer.seal() if writer.count else None
         record = ShardRecord(entry=entry, rejected=tuple(rejected), counts=dict(counts), attempt=writer.attempt)
-        _check_copies(job, images)
+        _check_copies(job, job.items(number))
         if job.records.add(number, record):
             _check_going_on(job)
             if entry is not None:
@@ -290,10 +298,10 @@ def _make_shard(job: _Job, number: int, results: Iterator[Converted], bar: Progr
     job.claims.give_back(number)
 
 
-def _check_copies(job: _Job, images: Sequence[Reference]) -> None:
+def _check_copies(job: _Job, items: Sequence[Item]) -> None:
     """Refuse rejections whose cause is that another process took the decompressed archives away."""
     scratch = job.out / WORK / "scratch"
-    paths = {Path(image.path) for image in images}
+    paths = {Path(file.path) for item in items for file in item if file is not None}
     gone = [path for path in paths if path.is_relative_to(scratch) and not path.exists()]
     if gone:
         _check_going_on(job)
@@ -311,7 +319,7 @@ def _check_going_on(job: _Job) -> None:
 def _still_needed(job: _Job | None) -> int | None:
     """Estimate the bytes of the missing shards from those that are there."""
     done = job.count(job.records.finished) if job else 0
-    return job.records.bytes * (len(job.listing.references) - done) // done if job and done else None
+    return job.records.bytes * (len(job.listing.items) - done) // done if job and done else None
 
 
 def _finish(job: _Job) -> None:
@@ -321,7 +329,7 @@ def _finish(job: _Job) -> None:
         Failure: Too many images were rejected, or all.
     """
     out, options = job.out, job.options
-    rejected, images = job.records.rejected, len(job.listing.references)
+    rejected, images, noun = job.records.rejected, len(job.listing.items), job.inputs.noun
     if rejected:
         write_atomically(out / REJECTED, _csv(rejected))
     else:
@@ -329,17 +337,17 @@ def _finish(job: _Job) -> None:
     reasons = f"the reasons stand in {out / REJECTED}"
     if not job.records.samples:
         clear(out)
-        raise Failure(f"none of the {images} images could be used: {reasons}")
+        raise Failure(f"none of the {images} {noun} could be used: {reasons}")
     if len(rejected) > options.max_rejected * images:
         raise Failure(
-            f"{len(rejected)} of {images} images were rejected, more than the share of {options.max_rejected:g} that "
+            f"{len(rejected)} of {images} {noun} were rejected, more than the share of {options.max_rejected:g} that "
             f"--max-rejected allows: {reasons}; run the same command with a larger share to finish without them"
         )
     write_atomically(out / COMMAND, (out / WORK / BEGUN).read_bytes())
     manifest = Manifest(
         resolution=options.resolution,
         count=job.records.samples,
-        columns=options.columns,
+        columns=options.shard_columns(job.inputs.names),
         filter=options.filter,
         label_names=job.listing.label_names,
         shards=job.records.entries,

@@ -19,14 +19,14 @@ class ProcessDecoder:
     Args:
         reader: What decodes.
         slots: How many batches there are in the ring.
-        largest: Bytes of the largest batch that will be asked for.
+        largest: Bytes of the largest batch that will be asked for, in one domain.
         count: Worker processes; 0 decodes in this one, when a batch is finished.
         timeout: Seconds without an answer from any worker after which one is said to hang.
     """
 
     def __init__(self, reader: SampleReader, slots: int, largest: int, count: int, timeout: float) -> None:
         self.reader, self.slots = reader, slots
-        self.ring = Ring(slots, largest)
+        self.ring = Ring(slots, largest, len(reader.domains))
         self.workers = WorkerPool(reader, self.ring, count, timeout) if count else None
         self._turns = itertools.count()
         self._begun: dict[int, tuple[Request, Tensor]] = {}

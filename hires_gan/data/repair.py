@@ -25,7 +25,9 @@ from typing import NamedTuple
 import numpy as np
 from pydantic import ValidationError
 
-from hires_gan.data.check import WORK, CheckReport, check_shards, in_processes
+from hires_gan.cores import usable_cores
+from hires_gan.data.check import WORK, CheckReport, check_shards
+from hires_gan.data.looks import Looks, in_decoders, look_at_huge
 from hires_gan.data.manifest import (
     LABEL,
     MANIFEST,
@@ -72,6 +74,8 @@ class Job(NamedTuple):
     """The name of a new tar, should there have to be one."""
     above: int
     """Samples with keys up to this one belong to the shards before."""
+    looks: Looks | None = None
+    """What is known about the images of a huge one."""
 
 
 class Mended(NamedTuple):
@@ -226,18 +230,26 @@ def repair_shards(work: Path, found: CheckReport, workers: int | None = None) ->
     """
     folder, before = found.folder, found.manifest
     jobs = _jobs(found)
-    with (
-        ProgressBar("repair", sum(job.entry.samples for job in jobs), "samples", lasting=bool(jobs)) as bar,
-        contextlib.closing(in_processes(functools.partial(mend, folder, Layout.of(before)), jobs, workers)) as results,
-    ):
-        mended: dict[str, Mended | None] = {}
-        for job, result in zip(jobs, results, strict=True):
-            mended[job.entry.name] = result
-            bar.advance(job.entry.samples)
+    mended = _mended(folder, before, jobs, workers or usable_cores())
     after = _new_manifest(found, mended)
     report = RepairReport(folder, before, after, _notes(found, mended), found.extra)
     _commit(folder, work, before, after)
     return report
+
+
+def _mended(folder: Path, manifest: Manifest, jobs: Sequence[Job], processes: int) -> dict[str, Mended | None]:
+    """Mend every shard that needs it; the images of huge ones are looked at before, by all processes."""
+    samples = sum(job.entry.samples for job in jobs)
+    with ProgressBar("repair", samples, "samples", lasting=bool(jobs)) as bar:
+        huge = look_at_huge(folder, [(job.source, job.entry.name) for job in jobs], len(manifest.columns), processes)
+        whole = (job._replace(looks=huge.pop(job.entry.name, None)) for job in jobs)
+        one = functools.partial(mend, folder, Layout.of(manifest))
+        mended: dict[str, Mended | None] = {}
+        with contextlib.closing(in_decoders(one, whole, min(processes, len(jobs)))) as results:
+            for job, result in zip(jobs, results, strict=True):
+                mended[job.entry.name] = result
+                bar.advance(job.entry.samples)
+    return mended
 
 
 def _jobs(found: CheckReport) -> list[Job]:
@@ -318,7 +330,7 @@ def mend(folder: Path, layout: Layout, job: Job) -> Mended | None:
         Failure: Something cannot be read or written.
     """
     try:
-        scan = scan_shard(folder, job.entry, layout, job.source)
+        scan = scan_shard(folder, job.entry, layout, job.source, job.looks)
         samples = [sample for sample in scan.good if int(sample.key) > job.above]
         return _write(folder, layout, job, scan, samples) if samples else None
     except OSError as error:

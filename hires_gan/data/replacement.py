@@ -1,7 +1,7 @@
 """What becomes of a corrupt sample: the next good row is shown instead, it is counted, and too many stop the run.
 
 Row r is replaced by r + 1, r + 2, ... (the first row follows the last) until one is good: a function of the row alone,
-so that a run that goes on from a checkpoint sees what it would have seen.
+so that a run that goes on from a checkpoint sees what it would have seen. Of a pair, all images are replaced together.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from hires_gan.data.shards import ShardSet
 from hires_gan.errors import Failure
 from hires_gan.progress import say
 
@@ -25,11 +24,15 @@ class CorruptRow:
         row: Its number in the set.
         name: Its shard and key, for people.
         problem: What is wrong with it, its place included.
+        folder: The set.
+        total: How many samples that set has.
     """
 
     row: int
     name: str
     problem: str
+    folder: str
+    total: int
 
 
 @dataclass
@@ -37,13 +40,13 @@ class Report:
     """What happened while the samples of a batch, or of a part of it, were read.
 
     Attributes:
-        shown: By sample number, the row that is shown in place of its own.
+        shown: By the numbers of the stream and of the sample, the row that is shown in place of its own.
         corrupt: The rows that were passed over, however often they have been reported before.
         retries: What was read again after a passing fault of the file system: one sentence for each time.
         given_up: Whether the reader found more corrupt rows than are allowed, and left places of the batch empty.
     """
 
-    shown: dict[int, int] = field(default_factory=dict)
+    shown: dict[tuple[int, int], int] = field(default_factory=dict)
     corrupt: list[CorruptRow] = field(default_factory=list)
     retries: list[str] = field(default_factory=list)
     given_up: bool = False
@@ -65,48 +68,49 @@ class CorruptRows:
     """The corrupt samples that this process has found so far, in all of its loaders.
 
     Args:
-        shards: The images.
-        allowed: The share of the set's rows that may be corrupt, 0 to 1.
+        allowed: The share of a set's samples that may be corrupt, 0 to 1; it holds for each set by itself.
 
     Attributes:
         retries: How often something was read again after a passing fault of the file system.
     """
 
-    def __init__(self, shards: ShardSet, allowed: float) -> None:
-        self._folder, self._total, self._allowed = shards.folder, len(shards), allowed
-        self._rows: dict[int, CorruptRow] = {}
+    def __init__(self, allowed: float) -> None:
+        self._allowed = allowed
+        self._found: dict[str, dict[int, CorruptRow]] = {}
         self._said: set[str] = set()
         self.retries = 0
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return sum(len(rows) for rows in self._found.values())
 
     def add(self, report: Report) -> None:
         """Count what a batch's report names, and say what has not been said before.
 
         Raises:
-            Failure: If there are more corrupt samples than are allowed.
+            Failure: If there are more corrupt samples in a set than are allowed.
         """
         for corrupt in report.corrupt:
-            if corrupt.row not in self._rows:
-                self._rows[corrupt.row] = corrupt
+            rows = self._found.setdefault(corrupt.folder, {})
+            if corrupt.row not in rows:
+                rows[corrupt.row] = corrupt
                 say(f"skipped a corrupt sample: {corrupt.problem}")
         self.retries += len(report.retries)
         for retry in report.retries:
             if retry not in self._said:
                 self._said.add(retry)
                 say(retry)
-        if len(self) > allowed_rows(self._allowed, self._total):
-            raise self._too_many()
+        for rows in self._found.values():
+            found = list(rows.values())
+            if len(found) > allowed_rows(self._allowed, found[0].total):
+                raise self._too_many(found)
         assert not report.given_up
 
-    def _too_many(self) -> Failure:
-        found = [corrupt.name for corrupt in self._rows.values()]
-        named = "; ".join(found[:_NAMED]) + ("; ..." if len(found) > _NAMED else "")
-        share = len(found) / self._total
+    def _too_many(self, found: list[CorruptRow]) -> Failure:
+        folder, total = found[0].folder, found[0].total
+        named = "; ".join(corrupt.name for corrupt in found[:_NAMED]) + ("; ..." if len(found) > _NAMED else "")
         return Failure(
-            f"{len(found)} of the {self._total} samples in {self._folder} have turned out corrupt, a share of "
-            f"{share:.2g}, and data.max_corrupt allows {self._allowed:g}: {named}. Copy the shards again and go on, or "
-            f"drop what is damaged with `hires-gan shards check {self._folder} --repair` (that makes another data set, "
-            f"for a new run), or raise data.max_corrupt"
+            f"{len(found)} of the {total} samples in {folder} have turned out corrupt, a share of "
+            f"{len(found) / total:.2g}, and data.max_corrupt allows {self._allowed:g}: {named}. Copy the shards again "
+            f"and go on, or drop what is damaged with `hires-gan shards check {folder} --repair` (that makes another "
+            f"data set, for a new run), or raise data.max_corrupt"
         )

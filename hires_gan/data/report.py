@@ -28,7 +28,7 @@ class PrepareReport:
     out: Path
     """The shard folder."""
     images: int
-    """Images that the sources hold."""
+    """Images that the sources hold, or pairs of them."""
     samples: int
     """Samples in the shards that are finished."""
     rejected: int
@@ -53,6 +53,8 @@ class PrepareReport:
     """Shards that other ranks are still making: the set is not finished."""
     holders: str = ""
     """Who is making them."""
+    noun: str = "images"
+    """What becomes of samples: images, or pairs."""
 
     def lines(self) -> list[str]:
         """Return the summary for people."""
@@ -75,4 +77,4 @@ class PrepareReport:
             notes.append(f"  {self.rejected:,} rejected: the reasons stand in {self.out / REJECTED}")
         if not self.rank.alone:
             notes.append(f"  {own}, and finished the set")
-        return [f"{self.out}: {self.images:,} images -> {size}, in {self.seconds:.0f} s", *notes]
+        return [f"{self.out}: {self.images:,} {self.noun} -> {size}, in {self.seconds:.0f} s", *notes]

@@ -18,16 +18,17 @@ _ALIGNMENT = 4096
 
 
 class Ring:
-    """`slots` pieces of shared memory, each of `slot_bytes` bytes.
+    """`slots` pieces of shared memory, each for the images of a batch in all of its domains.
 
     Args:
         slots: How many.
-        slot_bytes: The size of one; rounded up to whole pages.
+        largest: Bytes of the largest batch in one domain; all of them together are rounded up to whole pages.
+        domains: How many there are.
     """
 
-    def __init__(self, slots: int, slot_bytes: int) -> None:
-        self.slots = slots
-        self.slot_bytes = max(1, -(-slot_bytes // _ALIGNMENT)) * _ALIGNMENT
+    def __init__(self, slots: int, largest: int, domains: int = 1) -> None:
+        self.slots, self.domains = slots, domains
+        self.slot_bytes = max(1, -(-domains * largest // _ALIGNMENT)) * _ALIGNMENT
         descriptor = os.memfd_create("hires_gan_ring", os.MFD_CLOEXEC)
         os.ftruncate(descriptor, slots * self.slot_bytes)
         self._open(descriptor)
@@ -43,14 +44,25 @@ class Ring:
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickled only to a process that is being started: the descriptor is handed over, not the memory."""
-        return {"slots": self.slots, "slot_bytes": self.slot_bytes, "descriptor": DupFd(self._descriptor)}
+        plain = {"slots": self.slots, "domains": self.domains, "slot_bytes": self.slot_bytes}
+        return plain | {"descriptor": DupFd(self._descriptor)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.slots, self.slot_bytes = state["slots"], state["slot_bytes"]
+        self.slots, self.domains, self.slot_bytes = state["slots"], state["domains"], state["slot_bytes"]
         self._open(state["descriptor"].detach())
 
-    def images(self, slot: int, count: int, resolution: int) -> Tensor:
-        """The slot as uint8 `[count, resolution, resolution, 3]`: a view of the shared memory; `count` may be 0."""
+    def images(self, slot: int, samples: int, resolution: int) -> Tensor:
+        """The slot as the images of a batch: a view of the shared memory.
+
+        Args:
+            slot: Which one.
+            samples: How many the batch has; may be 0.
+            resolution: Of the images.
+
+        Returns:
+            uint8 `[domains * samples, resolution, resolution, 3]`, domain by domain.
+        """
+        count = self.domains * samples
         size = count * resolution * resolution * 3
         assert size <= self.slot_bytes
         return self._bytes.narrow(0, slot * self.slot_bytes, size).view(count, resolution, resolution, 3)

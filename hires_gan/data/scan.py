@@ -6,7 +6,6 @@ import errno
 import hashlib
 import os
 import stat
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,12 +13,11 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from hires_gan.data.manifest import INDEX_ROW, LABEL, Manifest, ShardEntry, index_name, labels_name, side
+from hires_gan.data.looks import Looks, look
+from hires_gan.data.manifest import INDEX_ROW, LABEL, Manifest, ShardEntry, column_of, index_name, labels_name, side
 from hires_gan.data.tar_walk import BLOCK, Damage, Member, is_key, walk
-from hires_gan.errors import Failure
 
 LABEL_ENDING = "cls"
-_IMAGE_ENDINGS = ("jpg", "png")
 
 
 class Problem(NamedTuple):
@@ -100,7 +98,9 @@ class Scan:
         return [sample for sample in self.samples if not sample.bad]
 
 
-def scan_shard(folder: Path, entry: ShardEntry, layout: Layout, source: str | None = None) -> Scan:
+def scan_shard(
+    folder: Path, entry: ShardEntry, layout: Layout, source: str | None = None, looks: Looks | None = None
+) -> Scan:
     """Look at everything in a shard.
 
     A tar with the manifest's sha256 is right; its index and labels are compared with it. In any other a sample is good
@@ -111,6 +111,7 @@ def scan_shard(folder: Path, entry: ShardEntry, layout: Layout, source: str | No
         entry: The shard as the manifest has it.
         layout: What the manifest says about every sample.
         source: Name of a file that has the entry's sha256, if the shard's own has not.
+        looks: What is known about images in this tar; whatever is missing is found out here.
 
     Raises:
         FileNotFoundError: The tar is not there.
@@ -119,7 +120,7 @@ def scan_shard(folder: Path, entry: ShardEntry, layout: Layout, source: str | No
     with open_regular(folder / (source or entry.name)) as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
         scan = Scan(sha256, os.fstat(file.fileno()).st_size, sha256 == entry.sha256)
-        _Scanner(folder, entry, layout, file, scan).run()
+        _Scanner(folder, entry, layout, file, scan, looks or {}).run()
     return scan
 
 
@@ -139,8 +140,10 @@ def expected_index(samples: list[Sample], layout: Layout) -> np.ndarray:
 class _Scanner:
     """Fills a `Scan`."""
 
-    def __init__(self, folder: Path, entry: ShardEntry, layout: Layout, file: IO[bytes], scan: Scan) -> None:
-        self.entry, self.layout, self.scan = entry, layout, scan
+    def __init__(
+        self, folder: Path, entry: ShardEntry, layout: Layout, file: IO[bytes], scan: Scan, looks: Looks
+    ) -> None:
+        self.entry, self.layout, self.scan, self.looks = entry, layout, scan, looks
         self._descriptor = file.fileno()
         self._index = self._read_beside(folder / index_name(entry.name))
         self._raw_labels = self._read_beside(folder / labels_name(entry.name)) if layout.classes is not None else None
@@ -184,12 +187,9 @@ class _Scanner:
 
     def _assign(self, sample: Sample, member: Member) -> None:
         """Find the column of a file, by its name."""
-        level, _, kind = member.ending.rpartition(".")
-        column = LABEL_ENDING if member.ending == LABEL_ENDING else level
-        if kind in _IMAGE_ENDINGS:  # 64.png is image.64, and png the image itself
-            column = f"image.{level}" if level.isdecimal() else level or "image"
+        column = LABEL_ENDING if member.ending == LABEL_ENDING else column_of(member.ending)
         wanted = {*self.layout.columns, *([LABEL_ENDING] if self.layout.classes is not None else [])}
-        if column not in wanted:
+        if column not in wanted or column is None:
             self._add("member", sample.key, "", f"{member.name!r} is of no column that the manifest names")
             self.scan.untidy = True
         elif column in sample.members:
@@ -225,12 +225,9 @@ class _Scanner:
         return row
 
     def _look_at_image(self, sample: Sample, column: str) -> None:
-        # this imports torch, which takes seconds that a command with processes of its own need not wait for
-        from hires_gan.data.decoders import decode
-
         member = sample.members[column]
-        data = self._read(member.offset, member.size)
-        sample.crc32[column] = found = zlib.crc32(data)
+        seen = self.looks.get((member.offset, member.size)) or look(self._read(member.offset, member.size))
+        sample.crc32[column] = found = seen.crc32
         place = self._places.get(member.offset)
         if not self.scan.intact and place is not None:
             cell = self._rows[place]
@@ -238,14 +235,11 @@ class _Scanner:
                 detail = f"{member.size} bytes with crc32 {found:08x}, the index says {cell['size']} and "
                 self._spoil(sample, "crc32", column, f"{detail}{int(cell['crc32']):08x}")
                 return
-        try:
-            height, width = decode(data).shape[:2]
-        except Failure as failure:
-            self._spoil(sample, "decode", column, str(failure))
-            return
         wanted = side(column, self.layout.resolution)
-        if (height, width) != (wanted, wanted):
-            self._spoil(sample, "size", column, f"{width}x{height} pixels, {wanted}x{wanted} by the manifest")
+        if seen.fault:
+            self._spoil(sample, "decode", column, seen.fault)
+        elif (seen.height, seen.width) != (wanted, wanted):
+            self._spoil(sample, "size", column, f"{seen.width}x{seen.height} pixels, {wanted}x{wanted} by the manifest")
 
     def _look_at_label(self, sample: Sample, number: int, classes: int) -> None:
         member = sample.members.get(LABEL_ENDING)

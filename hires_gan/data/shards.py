@@ -6,35 +6,23 @@ import bisect
 import contextlib
 import functools
 import itertools
-import mmap
 import os
-import resource
-import struct
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from hires_gan.data.manifest import (
-    IMAGE,
-    LABEL,
-    Manifest,
-    ShardEntry,
-    files_of,
-    index_name,
-    key,
-    labels_name,
-    read_manifest,
-)
+from hires_gan.data.manifest import IMAGE, Manifest, ShardEntry, files_of, key, read_manifest, sizes_of
+from hires_gan.data.shard_cache import ShardCache
+from hires_gan.data.shard_files import CachedFiles, FolderFiles, ShardFiles, vanished
+from hires_gan.data.store import Address
 from hires_gan.data.tar_walk import BLOCK, Member, is_key, parse_header
 from hires_gan.errors import Failure, UsageError
 from hires_gan.progress import say
 
 __all__ = ["IMAGE", "CorruptSample", "Location", "Manifest", "ShardEntry", "ShardSet", "key", "read_manifest"]
-
-_ROW = struct.Struct("<QII")
 
 
 class CorruptSample(Failure):
@@ -69,7 +57,7 @@ class Location(NamedTuple):
 
 
 class ShardSet:
-    """A folder of shards, opened for reading samples by their row.
+    """A folder of shards, or one elsewhere whose shards are fetched, opened for reading samples by their row.
 
     Opening reads the manifest and compares the files' sizes with it, and says once in a process which other tars lie in
     the folder; the index of a shard is mapped when a sample of it is first asked for. Files stay open per process, the
@@ -82,34 +70,52 @@ class ShardSet:
     Raises:
         UsageError: There is no such folder, or it holds no shard set.
         Failure: The manifest cannot be read or is newer than this program, or a file is missing or has another size.
+
+    Attributes:
+        folder: Where the set is, for people; a path, or what stands for one.
+        manifest: What the shards are.
+        cache: Where the shards of a streamed set are kept; None for a folder.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._adopt(Path(folder), read_manifest(Path(folder)))
+        folder = Path(folder)
+        manifest = read_manifest(folder)
+        self._adopt(folder, manifest, FolderFiles(folder, manifest))
         for shard in self.manifest.shards:
-            self._check_sizes(shard)
+            _check_sizes(folder, manifest, shard)
         with contextlib.suppress(PermissionError):  # a folder that may be entered but not listed
-            _mention_strangers(self.folder, tuple(strangers(self.folder, self.manifest, (".tar",))))
+            _mention_strangers(folder, tuple(strangers(folder, manifest, (".tar",))))
 
-    def _adopt(self, folder: Path, manifest: Manifest) -> None:
-        self.folder, self.manifest = folder, manifest
-        self._paths = [folder / shard.name for shard in manifest.shards]
+    @classmethod
+    def through(cls, cache: ShardCache) -> ShardSet:
+        """Open a streamed set: a shard is fetched into the cache when a sample of it is first asked for.
+
+        Args:
+            cache: Of the set.
+        """
+        shards = cls.__new__(cls)
+        shards._adopt(Address(cache.store.address), cache.manifest, CachedFiles(cache), cache)
+        return shards
+
+    def _adopt(
+        self, folder: Path | Address, manifest: Manifest, files: ShardFiles, cache: ShardCache | None = None
+    ) -> None:
+        self.folder, self.manifest, self.cache, self._files = folder, manifest, cache, files
         self._starts = list(itertools.accumulate((shard.samples for shard in manifest.shards), initial=0))
         self._columns = {column: number for number, column in enumerate(manifest.columns)}
-        names = [shard.name for shard in manifest.shards]
-        indexes = [folder / index_name(name) for name in names]
-        labels = [folder / labels_name(name) for name in names]
-        classes = len(manifest.label_names or ())
-        limit = _open_files_limit()
-        self._index: Callable[[int], mmap.mmap] = functools.lru_cache(limit)(functools.partial(_map_index, indexes))
-        self._file: Callable[[int], _OpenFile] = functools.lru_cache(limit)(functools.partial(_open_file, self._paths))
-        self._labels: Callable[[int], np.ndarray] = functools.cache(functools.partial(_read_labels, labels, classes))
 
-    def __reduce__(self) -> tuple[Callable[[Path, str], ShardSet], tuple[Path, str]]:
+    def __reduce__(self) -> tuple[Callable[..., ShardSet], tuple[object, ...]]:
+        if self.cache is not None:
+            return ShardSet.through, (self.cache,)
         return _reopened, (self.folder, self.manifest.model_dump_json())
 
     def __len__(self) -> int:
         return self.manifest.count
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the set is elsewhere, and its shards are fetched when they are needed."""
+        return self.cache is not None
 
     @property
     def resolution(self) -> int:
@@ -133,8 +139,8 @@ class ShardSet:
                 f"{self.folder} has no column '{column}', only {', '.join(self._columns)}: "
                 "prepare the images again with the --levels that are wanted"
             )
-        position = (within * len(self._columns) + number) * _ROW.size
-        return Location(self._paths[shard], *_ROW.unpack_from(self._index(shard), position))
+        row_of_index = self._files.row(shard, within * len(self._columns) + number)
+        return Location(self._files.path(shard), *row_of_index)
 
     def read(self, row: int, column: str = IMAGE) -> bytes:
         """Return the encoded bytes of a sample's column, after their crc32 was compared with the index.
@@ -144,14 +150,23 @@ class ShardSet:
             column: One of the manifest's columns.
 
         Raises:
-            CorruptSample: The bytes are not those that were written.
+            CorruptSample: The bytes are not those that were written; of a streamed set not even in a fresh copy.
             UsageError: The set has no such column.
+            Failure: The shard cannot be fetched.
         """
+        try:
+            return self._read(row, column)
+        except (CorruptSample, OSError):
+            if not self._files.renew(self._find(row)[0]):
+                raise
+        return self._read(row, column)
+
+    def _read(self, row: int, column: str) -> bytes:
         location = self.locate(row, column)
         shard, _ = self._find(row)
         if location.offset + location.size > self.manifest.shards[shard].bytes:
             raise self._corrupt(row, column, "its index points behind the end of the shard")
-        data = self._file(shard).read(location.offset, location.size)
+        data = self._files.read(shard, location.offset, location.size)
         if len(data) < location.size:
             raise self._corrupt(row, column, f"the file ends after {len(data)} of its {location.size} bytes")
         found = zlib.crc32(data)
@@ -171,7 +186,7 @@ class ShardSet:
             UsageError: The set has no such column.
         """
         location = self.locate(row, column)
-        return self._file(self._find(row)[0]).read(location.offset, min(size, location.size))
+        return self._files.read(self._find(row)[0], location.offset, min(size, location.size))
 
     def key_of(self, row: int) -> str:
         """Return the key by which a person finds a sample in its tar.
@@ -185,7 +200,7 @@ class ShardSet:
         shard, _ = self._find(row)
         try:
             offset = self.locate(row, self.manifest.columns[0]).offset - BLOCK
-            header = self._file(shard).read(offset, BLOCK) if offset >= 0 else b""
+            header = self._files.read(shard, offset, BLOCK) if offset >= 0 else b""
         except (OSError, OverflowError, Failure):
             return f"row {row}"
         found = parse_header(header, offset)
@@ -199,7 +214,7 @@ class ShardSet:
         """
         self._need_labels()
         shard, within = self._find(row)
-        return int(self._labels(shard)[within])
+        return int(self._files.labels(shard)[within])
 
     @functools.cached_property
     def label_counts(self) -> np.ndarray | None:
@@ -208,8 +223,9 @@ class ShardSet:
             return None
         classes = len(self.manifest.label_names)
         counts = np.zeros(classes, np.int64)
-        for shard in range(len(self._paths)):
-            counts += np.bincount(self._labels(shard), minlength=classes)
+        self._files.prepare_labels()
+        for shard in range(len(self.manifest.shards)):
+            counts += np.bincount(self._files.labels(shard), minlength=classes)
         return counts
 
     def _find(self, row: int) -> tuple[int, int]:
@@ -218,21 +234,6 @@ class ShardSet:
             raise IndexError(f"row {row} of a set of {len(self)} samples")
         shard = bisect.bisect_right(self._starts, row) - 1
         return shard, row - self._starts[shard]
-
-    def _check_sizes(self, shard: ShardEntry) -> None:
-        expected = {shard.name: shard.bytes, index_name(shard.name): shard.samples * len(self._columns) * _ROW.size}
-        if self.manifest.label_names is not None:
-            expected[labels_name(shard.name)] = shard.samples * LABEL.itemsize
-        for name, size in expected.items():
-            try:
-                found = (self.folder / name).stat().st_size
-            except OSError as error:
-                raise _vanished(self.folder / name, error) from None
-            if found != size:
-                raise Failure(
-                    f"{self.folder / name} has {found} bytes where its manifest says {size}: it was cut short or "
-                    "changed; copy it again, or prepare the images again"
-                )
 
     def _need_labels(self) -> None:
         if self.manifest.label_names is None:
@@ -250,54 +251,17 @@ class ShardSet:
         )
 
 
-class _OpenFile:
-    """A file descriptor that is closed with its last reference: a thread may still read what the cache let go."""
-
-    def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def read(self, offset: int, size: int) -> bytes:
-        """Return `size` bytes from `offset`, fewer only at the end of the file."""
-        data = os.pread(self._descriptor, size, offset)
-        while len(data) < size:  # a network file system may answer in parts
-            more = os.pread(self._descriptor, size - len(data), offset + len(data))
-            if not more:
-                break
-            data += more
-        return data
-
-    def __del__(self) -> None:
-        if hasattr(self, "_descriptor"):
-            os.close(self._descriptor)
-
-
-def _map_index(paths: Sequence[Path], shard: int) -> mmap.mmap:
-    try:
-        with paths[shard].open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise _vanished(paths[shard], error) from None
-
-
-def _open_file(paths: Sequence[Path], shard: int) -> _OpenFile:
-    try:
-        return _OpenFile(paths[shard])
-    except OSError as error:
-        raise _vanished(paths[shard], error) from None
-
-
-def _read_labels(paths: Sequence[Path], classes: int, shard: int) -> np.ndarray:
-    """Read a shard's labels: int32 [samples]. Four bytes a sample are not worth a file descriptor."""
-    try:
-        labels = np.fromfile(paths[shard], LABEL)
-    except OSError as error:
-        raise _vanished(paths[shard], error) from None
-    if labels.size and not 0 <= labels.min() <= labels.max() < classes:
-        raise Failure(
-            f"{paths[shard]} holds labels from {labels.min()} to {labels.max()}, the manifest names {classes} classes: "
-            "the file was changed; copy it again, or prepare the images again"
-        )
-    return labels
+def _check_sizes(folder: Path, manifest: Manifest, shard: ShardEntry) -> None:
+    for name, size in sizes_of(manifest, shard).items():
+        try:
+            found = (folder / name).stat().st_size
+        except OSError as error:
+            raise vanished(folder / name, error) from None
+        if found != size:
+            raise Failure(
+                f"{folder / name} has {found} bytes where its manifest says {size}: it was cut short or "
+                "changed; copy it again, or prepare the images again"
+            )
 
 
 def strangers(folder: Path, manifest: Manifest, endings: tuple[str, ...]) -> list[str]:
@@ -328,18 +292,6 @@ def _mention_strangers(folder: Path, names: tuple[str, ...]) -> None:
 def _reopened(folder: Path, manifest: str) -> ShardSet:
     """Rebuild a set in another process from what the first already checked."""
     shards = ShardSet.__new__(ShardSet)
-    shards._adopt(folder, Manifest.model_validate_json(manifest))
+    checked = Manifest.model_validate_json(manifest)
+    shards._adopt(folder, checked, FolderFiles(folder, checked))
     return shards
-
-
-def _vanished(path: Path, error: OSError) -> Failure:
-    return Failure(
-        f"{path} belongs to the shard set but cannot be opened ({error.strerror}): "
-        "copy it again, or prepare the images again"
-    )
-
-
-def _open_files_limit() -> int:
-    """Shards and indexes to keep open each: together at most half of what the process may open."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return 1024 if soft == resource.RLIM_INFINITY else max(8, min(1024, soft // 4))

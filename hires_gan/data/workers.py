@@ -7,14 +7,17 @@ import multiprocessing
 import signal
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from hires_gan.data.heartbeat import HEART
 from hires_gan.data.replacement import Report
 from hires_gan.data.ring import Ring
 from hires_gan.errors import Failure
@@ -36,16 +39,46 @@ class Fills(Protocol):
         """The place of a row, for people."""
 
 
+def server() -> ForkServerContext:
+    """What starts the processes of the input: a server that has imported torch once for all of them."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["hires_gan.data.loader"])
+    return context
+
+
+@contextmanager
+def stop_signals_blocked() -> Iterator[None]:
+    """Start processes in here that are to take no notice of stop signals from their first moment on.
+
+    Blocked here, these signals stay blocked in a server that this starts, and in its workers from the beginning; but
+    starting Python's resource tracker, which the server needs, unblocks them: it has to run before.
+    """
+    resource_tracker.ensure_running()
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+def leave_signals_to_parent() -> None:
+    """A signal to the whole group is for the trainer, which still needs its batches for the step it finishes."""
+    for stop in _STOP_SIGNALS:
+        signal.signal(stop, signal.SIG_IGN)
+
+
 def work(reader: Fills, ring: Ring, board: Ring, orders: Connection, number: int, count: int) -> None:
     """A worker's life: for every order decode one's share, say so; end when the parent has ended."""
-    cell = board.cell(number)
+    cell, beats = board.cell(2 * number), board.cell(2 * number + 1)
 
     def reading(row: int) -> None:
         cell.fill_(row)
 
-    # A signal to the whole process group is for the trainer, which still needs its batches for the step it finishes.
-    for stop in _STOP_SIGNALS:
-        signal.signal(stop, signal.SIG_IGN)
+    def beating() -> None:
+        beats.add_(1)
+
+    HEART.tell(beating)
+    leave_signals_to_parent()
     torch.set_num_threads(1)
     while True:
         try:
@@ -73,34 +106,29 @@ class WorkerPool:
         reader: What they decode with.
         ring: What they decode into.
         count: How many there are, at least 1.
-        timeout: Seconds without an answer from any worker after which one is said to hang.
+        timeout: Seconds without an answer from any worker after which one is said to hang; one that waits for a
+            shard that is on its way, or for a store that is tried again, is left in peace.
     """
 
     def __init__(self, reader: Fills, ring: Ring, count: int, timeout: float) -> None:
         self._reader, self._timeout = reader, timeout
-        self._board = Ring(count, 8)
+        # For each worker, the row that it reads, and its signs of life while it waits for a shard.
+        self._board = Ring(2 * count, 8)
         self._reports: defaultdict[int, Report] = defaultdict(Report)
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["hires_gan.data.loader"])
+        context = server()
         self._pipes: list[Connection] = []
         self._processes = []
         self._answered = [-1] * count
-        # Blocked here, these signals stay blocked in a server that this starts, and in its workers from the beginning;
-        # but starting Python's resource tracker, which the server needs, unblocks them: it has to run before.
-        resource_tracker.ensure_running()
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
-        try:
+        with stop_signals_blocked():
             for number in range(count):
                 ours, theirs = context.Pipe()
-                self._board.cell(number).fill_(_NOTHING)
+                self._board.cell(2 * number).fill_(_NOTHING)
                 arguments = (reader, ring, self._board, theirs, number, count)
                 process = context.Process(target=work, args=arguments, name=f"decode-{number}", daemon=True)
                 process.start()
                 theirs.close()
                 self._pipes.append(ours)
                 self._processes.append(process)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         # At its end Python sends SIGTERM to daemons and waits for them: ours would never end while the pipes are open.
         atexit.register(self.close)
 
@@ -124,13 +152,18 @@ class WorkerPool:
             Failure: With the worker's own message, or naming the worker that died or hangs.
         """
         while late := [n for n, answered in enumerate(self._answered) if answered < turn]:
+            beats = [self._beats(number) for number in late]
             ready = wait([self._pipes[n] for n in late], self._timeout)
-            if not ready:
-                raise self._hangs(late[0])
+            still = [number for number, before in zip(late, beats, strict=True) if self._beats(number) == before]
+            if not ready and still:
+                raise self._hangs(still[0])
             for number in late:
                 if self._pipes[number] in ready:
                     self._receive(number)
         return self._reports.pop(turn, Report())
+
+    def _beats(self, number: int) -> int:
+        return int(self._board.cell(2 * number + 1))
 
     def _receive(self, number: int) -> None:
         try:
@@ -143,7 +176,7 @@ class WorkerPool:
         self._reports[turn].add(report)
 
     def _hangs(self, number: int) -> Failure:
-        row = int(self._board.cell(number))
+        row = int(self._board.cell(2 * number))
         reading = "" if row == _NOTHING else f", while it reads {self._reader.where(row)}"
         return Failure(
             f"data worker {number} (process {self._processes[number].pid}) has not answered for {self._timeout:g} s"

@@ -21,6 +21,7 @@ from hires_gan.data.manifest import (
     MANIFEST,
     Manifest,
     ShardEntry,
+    ending_of,
     files_of,
     index_name,
     key,
@@ -59,7 +60,7 @@ class ShardWriter:
     Args:
         folder: The shard folder; it exists.
         number: Of the shard.
-        columns: What each sample holds, `image` first.
+        columns: What each sample holds, whole pictures before their levels.
         labelled: Whether each sample has a label.
         first_row: The number that keys count from where `write` is given none.
 
@@ -90,7 +91,7 @@ class ShardWriter:
 
     def write(self, files: Mapping[str, Encoded], label: int | None, sample_key: str | None = None) -> None:
         """Append a sample: the file of every column, its label in a labelled set, its key if it is not the row."""
-        members = {_member(column, files[column].extension): files[column].data for column in self.columns}
+        members = {ending_of(column, files[column].extension): files[column].data for column in self.columns}
         if self.labelled:
             assert label is not None
             self._labels.append(label)
@@ -99,7 +100,7 @@ class ShardWriter:
         self._tar.write({"__key__": sample_key or key(self.first_row + self.count), **members})
         for column in self.columns:
             data = files[column].data
-            self._rows.append((offsets[_member(column, files[column].extension)], len(data), zlib.crc32(data)))
+            self._rows.append((offsets[ending_of(column, files[column].extension)], len(data), zlib.crc32(data)))
         self.count += 1
 
     def finish(self) -> ShardEntry:
@@ -170,12 +171,6 @@ class _HashingFile:
         # closing flushes: after a failed write it fails once more, and the first reason is the one to report
         with contextlib.suppress(OSError):
             self._file.close()
-
-
-def _member(column: str, extension: str) -> str:
-    """Return what follows the key in a member's name: `jpg` for `image`, `64.png` for `image.64`."""
-    _, _, level = column.partition(".")
-    return f"{level}.{extension}" if level else extension
 
 
 def _data_offsets(start: int, members: Mapping[str, bytes]) -> dict[str, int]:

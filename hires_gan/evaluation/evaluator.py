@@ -57,7 +57,7 @@ class Evaluator:
             )
         self.settings, self.shards, self.data = settings, shards, data
         self.resolution, self.device = resolution, device
-        self.corrupt = CorruptRows(shards, data.max_corrupt) if corrupt is None else corrupt
+        self.corrupt = CorruptRows(data.max_corrupt) if corrupt is None else corrupt
         self.count = min(settings.count, len(shards))
         self._real: Descriptors | None = None
 

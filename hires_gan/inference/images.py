@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hires_gan.errors import Failure
+from hires_gan.inference.files import write_whole
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -66,12 +66,35 @@ def save_png(path: Path, pixels: Pixels) -> None:
     Raises:
         Failure: If it cannot be written.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(partial, format="PNG")
-        partial.rename(path)
-    except OSError as error:
-        raise Failure(
-            f"cannot write {path}: {error.strerror or error}; make room, or choose a folder that can be written"
-        ) from error
+    write_whole(path, lambda partial: Image.fromarray(pixels).save(partial, format="PNG"))
+
+
+def pixels_of(images: Tensor) -> Pixels:
+    """uint8 `[1, 3, r, r]` -> uint8 `[r, r, 3]`."""
+    pixels: Pixels = images[0].permute(1, 2, 0).cpu().numpy()
+    return pixels
+
+
+class Table:
+    """A picture of cells in rows and columns, of which no more is in memory than it shows.
+
+    Args:
+        rows: How many.
+        columns: How many.
+        side: Of a cell's image, in pixels.
+        most: The longest side of the picture; images are reduced by the smallest whole factor at which it fits.
+
+    Attributes:
+        pixels: uint8 `[rows * cell, columns * cell, 3]`; cells that are not set are white.
+    """
+
+    def __init__(self, rows: int, columns: int, side: int, most: int = 4096) -> None:
+        self.factor = min(side, math.ceil(max(rows, columns) * side / most))
+        self.cell = math.ceil(side / self.factor)
+        self.pixels: Pixels = np.full((rows * self.cell, columns * self.cell, 3), 255, np.uint8)
+
+    def put(self, row: int, column: int, pixels: Pixels) -> None:
+        """Set one cell to an image, uint8 `[side, side, 3]`."""
+        small = pixels if self.factor == 1 else np.asarray(Image.fromarray(pixels).reduce(self.factor))
+        top, left = row * self.cell, column * self.cell
+        self.pixels[top : top + self.cell, left : left + self.cell] = small

@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from hires_gan import checkpoint
 from hires_gan.errors import Failure, UsageError
 from hires_gan.recipes.families import build_for_inference
 from hires_gan.recipes.settings import RecipeSettings
+
+_RECIPE: TypeAdapter[RecipeSettings] = TypeAdapter(RecipeSettings)
 
 
 def find(reference: str | Path) -> checkpoint.Checkpoint:
@@ -58,7 +60,7 @@ def build(saved: checkpoint.Checkpoint) -> nn.Module:
     """The averaged generator of an opened checkpoint, on the CPU."""
     configuration = saved.state["configuration"]
     try:
-        settings = RecipeSettings.model_validate(configuration["recipe"])
+        settings: RecipeSettings = _RECIPE.validate_python(configuration["recipe"])
     except ValidationError as error:
         name = configuration["recipe"].get("name")
         raise Failure(
@@ -66,6 +68,7 @@ def build(saved: checkpoint.Checkpoint) -> nn.Module:
             f"({error.error_count()} of them); use the version that wrote it, {saved.state.get('versions')}"
         ) from error
     dtype = torch.float64 if configuration["precision"] == "fp64" else torch.float32
-    network = build_for_inference(settings, dtype, saved.state["inference"])
+    clamped = configuration["precision"] in ("bf16", "fp16")
+    network = build_for_inference(settings, dtype, saved.state["inference"], clamped)
     checkpoint.load_exactly(network, saved.tensors("generator.average"), "generator.average")
     return network.eval().requires_grad_(False)

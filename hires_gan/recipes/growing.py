@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from hires_gan.networks.progressive import Growth
+import torch
+from torch import Tensor
+
+from hires_gan.networks.growth import Growth
+from hires_gan.networks.layers import double_nearest, halve_box
 from hires_gan.recipes.optimizer_settings import GrowingScheduleSettings
 from hires_gan.recipes.protocol import OptimizerPlan, Stage, stage_at, steps_until
 from hires_gan.settings import IntByResolution, at_resolution
@@ -14,7 +18,7 @@ def growing_stages(
     schedule: GrowingScheduleSettings,
     resolution: int,
     batch: IntByResolution,
-    group: int,
+    group: Callable[[int], int],
     optimizers: Callable[[Growth], Mapping[str, OptimizerPlan]],
 ) -> list[Stage]:
     """Every stage from the schedule's first resolution to the full one, which is trained without end.
@@ -23,7 +27,7 @@ def growing_stages(
         schedule: When which resolution is trained.
         resolution: The full resolution.
         batch: The global batch, by resolution.
-        group: Samples that must go through the networks together.
+        group: How many samples of a batch must go through the networks together.
         optimizers: One plan per player, at a growth; its `alpha` is 0 where the stage is a fade.
     """
     stages: list[Stage] = []
@@ -39,7 +43,7 @@ def growing_stages(
             nominal += kimg * 1000
             end = None if last and not fade else steps_until(start, nominal, size)
             plans = optimizers(Growth(side, 0.0 if fade else 1.0))
-            stages.append(Stage(start, end, side, size, min(group, size), fade, plans))
+            stages.append(Stage(start, end, side, size, group(size), fade, plans))
             start = end if end is not None else start
         if last:
             return stages
@@ -59,3 +63,10 @@ def describe_growth(growth: Growth) -> str:
     """The resolution and, during a fade, how much of it is blended in."""
     fade = f" fade {growth.alpha:.0%}" if growth.alpha < 1 else ""
     return f"{growth.resolution}x{growth.resolution}{fade}"
+
+
+def cross_fade(images: Tensor, alpha: float) -> Tensor:
+    """Blend real images with their own half resolution, as the networks blend their newest block."""
+    if alpha >= 1.0:
+        return images.detach()
+    return torch.lerp(double_nearest(halve_box(images)), images, alpha).detach()

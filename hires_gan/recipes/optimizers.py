@@ -1,6 +1,10 @@
-"""Adam's plans: the settings at a resolution, corrected where a player is regularised lazily."""
+"""What the recipes make of their settings alike: Adam's plan at a resolution, and where half precision is used."""
 
 from __future__ import annotations
+
+from typing import Protocol
+
+import torch
 
 from hires_gan.recipes.optimizer_settings import OptimizerSettings
 from hires_gan.recipes.protocol import OptimizerPlan
@@ -26,3 +30,17 @@ def optimizer_plan(
     first, second = settings.betas
     rate = at_resolution(settings.learning_rate, resolution)
     return OptimizerPlan(rate * ratio, (first**ratio, second**ratio), settings.eps, live)
+
+
+class LowPrecision(Protocol):
+    """The settings of a family whose highest resolutions may compute in half precision."""
+
+    @property
+    def resolution(self) -> int: ...  # noqa: D102
+    @property
+    def low_precision_resolutions(self) -> int: ...  # noqa: D102
+
+
+def low_precision(settings: LowPrecision, dtype: torch.dtype) -> dict[int, torch.dtype]:
+    """The highest resolutions compute in `dtype`, the rest in that of the parameters."""
+    return {settings.resolution >> i: dtype for i in range(settings.low_precision_resolutions)}

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hires_gan.losses import ADVERSARIAL, clip_weights, drift, gradient_penalty, gradient_square
-from hires_gan.networks.layers import double_nearest, halve_box
-from hires_gan.networks.progressive import Discriminator, Generator, Growth, Width
+from hires_gan.networks.growth import Growth, Width
+from hires_gan.networks.progressive import Discriminator, Generator
 from hires_gan.randomness import Purpose, RandomSource, SampleRandom
-from hires_gan.recipes.growing import describe_growth, growing_stages, growth_at
+from hires_gan.recipes.growing import cross_fade, describe_growth, growing_stages, growth_at
 from hires_gan.recipes.optimizer_settings import OptimizerSettings
-from hires_gan.recipes.optimizers import optimizer_plan
+from hires_gan.recipes.optimizers import low_precision, optimizer_plan
 from hires_gan.recipes.progressive_settings import ProgressiveSettings, WassersteinClippedLoss
 from hires_gan.recipes.protocol import LabelDistribution, OptimizerPlan, Outcome, Phase, Step
 from hires_gan.settings import IntByResolution
@@ -50,8 +50,7 @@ class Progressive:
             self.generator = build_generator(settings, dtype, len(labels.counts) if labels else 0)
             self.discriminator = build_discriminator(settings, dtype, len(labels.counts) if labels else 0)
         self.players: dict[str, nn.Module] = {"generator": self.generator, "discriminator": self.discriminator}
-        group = settings.discriminator.group_size
-        self.stages = growing_stages(settings.schedule, settings.resolution, batch, group, self._optimizers)
+        self.stages = growing_stages(settings.schedule, settings.resolution, batch, settings.group, self._optimizers)
 
     def growth(self, nimg: int) -> Growth:
         """How far the networks have grown at `nimg`."""
@@ -158,7 +157,7 @@ class Progressive:
 def build_generator(settings: ProgressiveSettings, dtype: torch.dtype, classes: int) -> Generator:
     """The generator of the settings; `dtype` is that of its highest resolutions, float64 that of everything."""
     width = Width(settings.generator.fmap_base, settings.generator.fmap_max)
-    dtypes = _dtypes(settings, dtype)
+    dtypes = low_precision(settings, dtype)
     network = Generator(settings.resolution, settings.generator.latent_size, classes, width, dtypes)
     return network.double() if dtype == torch.float64 else network
 
@@ -166,21 +165,9 @@ def build_generator(settings: ProgressiveSettings, dtype: torch.dtype, classes: 
 def build_discriminator(settings: ProgressiveSettings, dtype: torch.dtype, classes: int) -> Discriminator:
     """The discriminator of the settings, likewise."""
     width = Width(settings.discriminator.fmap_base, settings.discriminator.fmap_max)
-    dtypes = _dtypes(settings, dtype)
+    dtypes = low_precision(settings, dtype)
     network = Discriminator(settings.resolution, classes, width, settings.discriminator.group_size, dtypes)
     return network.double() if dtype == torch.float64 else network
-
-
-def cross_fade(images: Tensor, alpha: float) -> Tensor:
-    """Blend real images with their own half resolution, as the networks blend their newest block."""
-    if alpha >= 1.0:
-        return images.detach()
-    return torch.lerp(double_nearest(halve_box(images)), images, alpha).detach()
-
-
-def _dtypes(settings: ProgressiveSettings, dtype: torch.dtype) -> dict[int, torch.dtype]:
-    """The highest resolutions compute in `dtype`, the rest in that of the parameters."""
-    return {settings.resolution >> i: dtype for i in range(settings.low_precision_resolutions)}
 
 
 def _classification(logits: Tensor | None, labels: Tensor | None) -> Tensor:

@@ -113,3 +113,12 @@ class ProgressiveSettings(Settings):
     def _starts_below_the_end(self) -> Self:
         check_growth(self.schedule, self.resolution, self.generator_optimizer, self.discriminator_optimizer)
         return self
+
+    @property
+    def first_resolution(self) -> int:
+        """The resolution at which training starts."""
+        return self.schedule.start_resolution
+
+    def group(self, batch: int) -> int:
+        """How many consecutive samples of a batch go through the networks together."""
+        return min(self.discriminator.group_size, batch)

@@ -24,12 +24,36 @@ class Batch:
     """Real images on the device that computes.
 
     Attributes:
-        images: `[n, 3, r, r]`, float32 or float64 in [-1, 1].
-        labels: int64 `[n]`, or None for data without labels.
+        images: `[k * n, 3, r, r]` of n samples in k domains, float32 or float64 in [-1, 1]: the n images of the first
+            domain, then those of the second. Plain images are one domain.
+        labels: int64 `[n]`, or None for data without labels, and for domains.
+        domains: What the domains are called.
     """
 
     images: Tensor
     labels: Tensor | None
+    domains: tuple[str, ...] = ("image",)
+
+    def __len__(self) -> int:
+        """How many samples there are: n."""
+        return len(self.images) // len(self.domains)
+
+    def domain(self, name: str) -> Tensor:
+        """The images of one domain: `[n, 3, r, r]`, a view.
+
+        Raises:
+            ValueError: If there is no such domain.
+        """
+        if name not in self.domains:
+            raise ValueError(f"domain is {name!r}; this batch has {', '.join(self.domains)}")
+        first = self.domains.index(name) * len(self)
+        return self.images[first : first + len(self)]
+
+    def part(self, samples: slice) -> Batch:
+        """Some of the samples, with their images of all domains."""
+        labels = None if self.labels is None else self.labels[samples]
+        parts = [self.domain(name)[samples] for name in self.domains]
+        return Batch(parts[0] if len(parts) == 1 else torch.cat(parts), labels, self.domains)
 
 
 @dataclass(frozen=True)
@@ -47,10 +71,12 @@ class Outcome:
     Attributes:
         losses: Named terms, each `[n]`, one value per sample, already weighted: their sum is minimised.
         statistics: Named values to watch, each `[n]`, without gradient.
+        averages: Named values that only `Recipe.advance` is told the means of, each `[n, ...]`, without gradient.
     """
 
     losses: Mapping[str, Tensor]
     statistics: Mapping[str, Tensor] = field(default_factory=dict)
+    averages: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -62,12 +88,14 @@ class Phase:
         player: The module that learns; the others are frozen meanwhile.
         function: From a step to its outcome, without collectives.
         after: Called behind the optimizer's step (weight clipping).
+        interval: Every how many steps of a stage it is due, beginning with the first.
     """
 
     name: str
     player: str
     function: Callable[[Step], Outcome]
     after: Callable[[], None] | None = None
+    interval: int = 1
 
 
 @dataclass(frozen=True)
@@ -106,6 +134,13 @@ class Stage:
 def stage_at(stages: Sequence[Stage], nimg: int) -> int:
     """The index of the stage in which the step that begins at `nimg` lies."""
     return max(i for i, stage in enumerate(stages) if stage.start <= nimg)
+
+
+def due_phases(phases: Sequence[Phase], stages: Sequence[Stage], nimg: int) -> list[Phase]:
+    """Those of the phases that are due in the step that begins at `nimg`."""
+    stage = stages[stage_at(stages, nimg)]
+    step = (nimg - stage.start) // stage.batch
+    return [phase for phase in phases if step % phase.interval == 0]
 
 
 def steps_until(start: int, nominal: float, batch: int) -> int:
@@ -149,13 +184,18 @@ class Recipe(Protocol):
         """The phases that are due in the step that begins at `nimg`, in order."""
 
     def advance(self, nimg: int, means: Mapping[str, Tensor]) -> None:
-        """Update what depends on the averaged losses and statistics of the step that ended at `nimg`."""
+        """Update what depends on the means of the step that ended at `nimg`.
+
+        Args:
+            nimg: Images shown.
+            means: `loss/NAME`, `statistics/NAME` and `average/NAME`, over the global batch, on the device.
+        """
 
     def sample(self, network: nn.Module, samples: Tensor, nimg: int) -> Tensor:
         """Images `[n, 3, r, r]` in [-1, 1] of fixed latents number `samples`, from the averaged network."""
 
     def describe(self, nimg: int) -> str:
-        """Where the schedule stands, in a few words for the status line."""
+        """Where the schedule stands, in a few words for the status line; asked at every step, so it reads no tensor."""
 
     def inference(self, nimg: int) -> dict[str, Any]:
         """What `generate` must know besides the weights, as plain JSON values."""

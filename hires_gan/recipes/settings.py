@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from hires_gan.recipes.progressive_settings import ProgressiveSettings
+from typing import Annotated
 
-RecipeSettings = ProgressiveSettings
-"""The settings of any family; a union told apart by `name` once there are several."""
+from pydantic import Field
+
+from hires_gan.recipes.progressive_settings import ProgressiveSettings
+from hires_gan.recipes.stylegan2_settings import StyleGAN2Settings
+from hires_gan.recipes.stylegan_settings import StyleGANSettings
+
+RecipeSettings = Annotated[ProgressiveSettings | StyleGANSettings | StyleGAN2Settings, Field(discriminator="name")]
+"""The settings of any family, told apart by `name`."""

@@ -72,11 +72,12 @@ class SingleProcess:
             micro: How many samples go through the networks at once: whole groups of the stage, or all.
 
         Returns:
-            The mean over the global batch of every loss and statistic, as scalars on the device.
+            The means over the global batch, on the device: scalars `loss/NAME` and `statistics/NAME`, and tensors
+            `average/NAME`.
         """
         # A smaller group would not fail but give other results: the networks take what is there as one group.
-        assert micro % self.group == 0 or micro >= len(batch.images)
-        samples = torch.arange(first, first + len(batch.images), device=self.device)
+        assert micro % self.group == 0 or micro >= len(batch)
+        samples = torch.arange(first, first + len(batch), device=self.device)
         micro = min(micro, len(samples))
         means: Means = {}
         bad = torch.zeros_like(self.nonfinite)
@@ -108,8 +109,8 @@ class SingleProcess:
             outcome = phase.function(_part(batch, samples, slice(start, start + micro), self.random))
             total = torch.stack([loss.sum() for loss in outcome.losses.values()]).sum()
             (total / micro).backward()  # type: ignore[no-untyped-call]
-            for name, values in _named(phase, outcome):
-                means[name] = means.get(name, 0) + values.detach().sum() / size
+            for name, values in _named(outcome).items():
+                means[name] = means.get(name, 0) + values.detach().sum(0) / size
         return means
 
     @contextmanager
@@ -184,10 +185,9 @@ def _like(value: Tensor, parameter: Tensor) -> Tensor:
 
 
 def _part(batch: Batch, samples: Tensor, part: slice, random: RandomSource) -> Step:
-    labels = None if batch.labels is None else batch.labels[part]
-    return Step(Batch(batch.images[part], labels), SampleRandom(random, samples[part]))
+    return Step(batch.part(part), SampleRandom(random, samples[part]))
 
 
-def _named(phase: Phase, outcome: Outcome) -> list[tuple[str, Tensor]]:
-    losses = [(f"loss/{name}", value) for name, value in outcome.losses.items()]
-    return losses + [(f"statistics/{name}", value) for name, value in outcome.statistics.items()]
+def _named(outcome: Outcome) -> dict[str, Tensor]:
+    kinds = {"loss": outcome.losses, "statistics": outcome.statistics, "average": outcome.averages}
+    return {f"{kind}/{name}": value for kind, values in kinds.items() for name, value in values.items()}

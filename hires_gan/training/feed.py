@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ class Feed:
         self._stream: torch.cuda.Stream | None = None
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._ahead: tuple[Tensor, Tensor | None] | None = None
+        self._ahead: Loaded | None = None
         self.waited = 0.0
 
     def take(self) -> Batch:
@@ -39,16 +40,16 @@ class Feed:
             StopIteration: If the loader has no more.
         """
         if self._stream is None:
-            images, labels = self._fetch()
+            loaded = self._fetch()
         else:
-            images, labels = self._ahead or self._copy(self._stream)
+            loaded = self._ahead or self._copy(self._stream)
             torch.cuda.current_stream(self._device).wait_stream(self._stream)
             # Made on the other stream: the allocator must not reuse the memory before this one is done with it.
-            for tensor in (images, labels):
+            for tensor in (loaded.images, loaded.labels):
                 if tensor is not None:
                     tensor.record_stream(torch.cuda.current_stream(self._device))
             self._ahead = None
-        return Batch(images.to(self._dtype).div_(127.5).sub_(1.0), labels)
+        return Batch(loaded.images.to(self._dtype).div_(127.5).sub_(1.0), loaded.labels, loaded.domains)
 
     def copy_ahead(self) -> None:
         """Start to copy the next batch to a GPU; called once the step is launched, so that both go on together."""
@@ -58,17 +59,18 @@ class Feed:
             except StopIteration:
                 self._ahead = None
 
-    def _fetch(self) -> tuple[Tensor, Tensor | None]:
+    def _fetch(self) -> Loaded:
         start = time.perf_counter()
         loaded = next(self._batches)
         self.waited += time.perf_counter() - start
-        return loaded.images, loaded.labels
+        return loaded
 
-    def _copy(self, stream: torch.cuda.Stream) -> tuple[Tensor, Tensor | None]:
+    def _copy(self, stream: torch.cuda.Stream) -> Loaded:
         """Copy through pinned memory, so that the loader's own memory is free again at once."""
-        images, labels = self._fetch()
+        loaded = self._fetch()
         with torch.cuda.stream(stream):
-            return self._moved(images), None if labels is None else self._moved(labels)
+            labels = None if loaded.labels is None else self._moved(loaded.labels)
+            return replace(loaded, images=self._moved(loaded.images), labels=labels)
 
     def _moved(self, tensor: Tensor) -> Tensor:
         """The tensor on the device; one that was decoded there is ready for the current stream, see `Loaded`."""

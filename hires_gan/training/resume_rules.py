@@ -14,7 +14,9 @@ MAY_CHANGE_ON_RESUME: Final = (
     "run.resume",
     "run.total_kimg",
     "run.stop_after_nonfinite",
-    "data.shards",  # the manifest's hash decides whether it is the same data
+    "data.shards",  # the manifests' hash decides whether it is the same data, names and order of the domains included
+    "data.domains*",
+    "data.stream.*",  # the order's lanes are checked as they are resolved
     "data.decoder",
     "data.workers",
     "data.threads",

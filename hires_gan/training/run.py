@@ -14,19 +14,21 @@ import torch
 from pydantic import ValidationError
 
 from hires_gan import checkpoint
-from hires_gan.data.demo import resolve_shards
-from hires_gan.data.loader import Loader, check_decoder
+from hires_gan.data.domains import Domains, open_data
+from hires_gan.data.loader import Loader, Request, check_decoder
+from hires_gan.data.opening import describe_order, order_of, resolve_lanes
 from hires_gan.data.replacement import CorruptRows
-from hires_gan.data.shards import ShardSet
 from hires_gan.errors import Failure, UsageError
 from hires_gan.evaluation.evaluator import Evaluator
 from hires_gan.ops.selection import choose, explain
 from hires_gan.progress import say
 from hires_gan.recipes.families import build_recipe
 from hires_gan.recipes.protocol import LabelDistribution, stage_at
+from hires_gan.settings import at_resolution
 from hires_gan.tracking.flavour import ModelCard
 from hires_gan.tracking.tracker import Tracker
 from hires_gan.training.backends import SingleProcess
+from hires_gan.training.initial_weights import open_initial, start_from
 from hires_gan.training.launch import DTYPES, join_launch, make_deterministic, use_full_float32
 from hires_gan.training.resume_rules import refuse_changes
 from hires_gan.training.run_folder import RunFolder
@@ -58,39 +60,41 @@ def train(plan: Plan, resolved: str) -> bool:
         make_deterministic()
     choose(plan.ops.backend, plan.ops.require_native, device)
     say(explain(device))
-    shards = ShardSet(resolve_shards(plan.data.shards))
-    labels = check_data(plan, shards)
-    check_decoder(plan.data, shards, device)
+    data = open_data(plan.data)
+    labels = check_data(plan, data)
+    check_decoder(plan.data, data, device)
+    order = choose_order(plan, data)
     folder = RunFolder(plan.run.dir / plan.run.name)
     try:
-        saved = find_checkpoint(plan, resolved, folder, shards)
+        saved = find_checkpoint(plan, resolved, folder, data, order)
+        initial = open_initial(plan) if saved is None else None
         config = folder.write_config(resolved)
         recipe = build_recipe(plan.recipe, plan.batch.size, DTYPES[plan.precision], plan.run.seed, labels)
+        backend = SingleProcess(recipe, device, plan.run.seed)
+        if initial is not None:
+            start_from(initial, backend)
         tracker = start_tracking(plan, folder, saved, config)
     except BaseException:
         folder.discard_if_new()
         raise
-    backend = SingleProcess(recipe, device, plan.run.seed)
     resolution = plan.recipe.resolution
-    corrupt = CorruptRows(shards, plan.data.max_corrupt)
-    evaluator = Evaluator(plan.evaluation, shards, plan.data, resolution, device, corrupt)
-    state = describe_run(plan, shards, tracker.run_id)
+    corrupt = CorruptRows(plan.data.max_corrupt)
+    evaluator = Evaluator(plan.evaluation, data.sources[0].shards, plan.data, resolution, device, corrupt)
+    state = describe_run(plan, data, tracker.run_id) | {"order": order}
     trainer = Trainer(plan, folder, recipe, backend, evaluator, tracker, corrupt, state)
-    return _run(trainer, shards, saved)
+    return _run(trainer, data, saved)
 
 
-def _run(trainer: Trainer, shards: ShardSet, saved: checkpoint.Checkpoint | None) -> bool:
+def _run(trainer: Trainer, data: Domains, saved: checkpoint.Checkpoint | None) -> bool:
     """Run the trainer, and say in `status.json` and in MLflow how it ended."""
-    plan, folder, tracker = trainer.plan, trainer.folder, trainer.tracker
-    largest = largest_batch(trainer.recipe.stages, trainer.total)
+    folder, tracker = trainer.folder, trainer.tracker
     try:
         with trainer.stop:
             if saved is not None:
                 trainer.restore(saved)
                 say(f"going on from {saved.folder}, {saved.nimg / 1000:.1f} kimg")
             folder.write_status("running", trainer.progress.nimg)
-            device, corrupt = trainer.backend.device, trainer.corrupt
-            with Loader(shards, plan.data, plan.run.seed, largest, device=device, corrupt=corrupt) as loader:
+            with open_loader(trainer, data) as loader:
                 finished = trainer.run(loader)
             if finished:
                 log_model(trainer)
@@ -109,6 +113,22 @@ def _run(trainer: Trainer, shards: ShardSet, saved: checkpoint.Checkpoint | None
     return finished
 
 
+def open_loader(trainer: Trainer, data: Domains) -> Loader:
+    """Start to decode for a run."""
+    plan = trainer.plan
+    resolution = plan.recipe.resolution
+    return Loader(
+        data,
+        plan.data,
+        plan.run.seed,
+        largest_batch(trainer.recipe.stages, trainer.total),
+        device=trainer.backend.device,
+        corrupt=trainer.corrupt,
+        lanes=lanes_of(plan),
+        typical=Request(range(at_resolution(plan.batch.size, resolution)), resolution),
+    )
+
+
 def out_of_memory(trainer: Trainer, error: BaseException) -> Failure:
     """What to do about a GPU that is too small."""
     stage = trainer.recipe.stages[stage_at(trainer.recipe.stages, trainer.progress.nimg)]
@@ -120,32 +140,78 @@ def out_of_memory(trainer: Trainer, error: BaseException) -> Failure:
     )
 
 
-def check_data(plan: Plan, shards: ShardSet) -> LabelDistribution | None:
+def check_data(plan: Plan, data: Domains) -> LabelDistribution | None:
     """Make sure that the data can serve the recipe; say what is worth knowing.
 
     Raises:
-        UsageError: If the images are too small, or labels are asked for and there are none.
+        UsageError: If the recipe trains on something else than these domains, the images are too small, or labels are
+            asked for and there are none.
     """
-    if shards.resolution < plan.recipe.resolution:
+    if not data.is_plain:
         raise UsageError(
-            f"recipe.resolution is {plan.recipe.resolution}, but the images in {plan.data.shards} have "
-            f"{shards.resolution}; prepare them again at --resolution {plan.recipe.resolution}, or lower it"
+            f"recipe {plan.recipe.name} trains on plain images, but the data have the domains "
+            f"{', '.join(data.names)}: name one shard set of plain images, as data.shards"
         )
-    if shards.resolution > plan.recipe.resolution:
-        say(f"images of {shards.resolution} pixels are reduced to {plan.recipe.resolution} by 2x2 box averages")
+    data.check_resolution(plan.recipe.resolution)
     sizes = [plan.batch.size] if isinstance(plan.batch.size, int) else plan.batch.size.values()
-    if max(sizes) > len(shards):
-        say(f"a batch of {max(sizes)} is larger than the data set of {len(shards)} images: some appear in it twice")
+    for source in data.sources:
+        found, images = source.shards.resolution, f"images{data.of(source)}"
+        if found > plan.recipe.resolution:
+            say(f"{images} of {found} pixels are reduced to {plan.recipe.resolution} by 2x2 box averages")
+        if max(sizes) > len(source.shards):
+            say(
+                f"a batch of {max(sizes)} is larger than the data set of {len(source.shards)} {images}: some appear in "
+                "it twice"
+            )
     if not plan.recipe.labels:
         return None
-    if shards.label_counts is None:
+    counts = data.sources[0].shards.label_counts
+    if counts is None:
         raise UsageError(
-            f"recipe.labels is true, but {plan.data.shards} has no labels; prepare it with --labels, or set it to false"
+            f"recipe.labels is true, but {data.location} has no labels; prepare it with --labels, or set it to false"
         )
-    return LabelDistribution(tuple(int(count) for count in shards.label_counts))
+    return LabelDistribution(tuple(int(count) for count in counts))
 
 
-def find_checkpoint(plan: Plan, resolved: str, folder: RunFolder, shards: ShardSet) -> checkpoint.Checkpoint | None:
+def lanes_of(plan: Plan) -> int:
+    """Into how many lanes the order of streamed shards is cut: by the batch of the full resolution, the longest."""
+    return resolve_lanes(plan.data.stream.lanes, at_resolution(plan.batch.size, plan.recipe.resolution))
+
+
+def choose_order(plan: Plan, data: Domains) -> dict[str, Any]:
+    """The order of the samples, as a checkpoint records it; said, since a resume depends on it.
+
+    Raises:
+        UsageError: If the cache of a streamed source is too small for it.
+    """
+    lanes = lanes_of(plan)
+    orders = [describe_order(order_of(source.shards, plan.run.seed, lanes)) for source in data.sources]
+    for source, one in zip(data.sources, orders, strict=True):
+        say(f"sample order{data.of(source)}: {_order_in_words(one)}")
+    alike = all(one == orders[0] for one in orders)
+    return orders[0] if alike else {"kind": "by source", "sources": orders}
+
+
+def _order_in_words(order: dict[str, Any]) -> str:
+    if order["kind"] == "lanes":
+        return f"{order['lanes']} lanes of streamed shards"
+    return " and ".join(map(_order_in_words, order["sources"])) if "sources" in order else "by offset"
+
+
+def _refuse_other_order(saved: checkpoint.Checkpoint, order: dict[str, Any]) -> None:
+    before = saved.state.get("order", {"kind": "offset"})  # the only one, when checkpoints did not name it yet
+    if before != order:
+        raise UsageError(
+            f"{saved.folder} was trained with the sample order '{_order_in_words(before)}', and now it is "
+            f"'{_order_in_words(order)}': the same images would come in another order; give data.shards and "
+            "data.stream.lanes as they were (a URL is streamed, a folder is read by offset), or start a new run under "
+            "another run.name"
+        )
+
+
+def find_checkpoint(
+    plan: Plan, resolved: str, folder: RunFolder, data: Domains, order: dict[str, Any]
+) -> checkpoint.Checkpoint | None:
     """The checkpoint from which the run goes on, as `run.resume` says.
 
     Raises:
@@ -164,11 +230,13 @@ def find_checkpoint(plan: Plan, resolved: str, folder: RunFolder, shards: ShardS
             f"choose another run.name, or use 'auto' to go on from it"
         )
     refuse_changes(_with_new_keys(saved.state["configuration"], plan), plan.model_dump(mode="json"))
-    if saved.state["data"] != shards.manifest.digest():
+    if saved.state["data"] != data.digest():
+        keys = "data.shards" if plan.data.domains is None else "data.domains"
         raise UsageError(
-            f"the images in {plan.data.shards} are not those that {saved.folder} was trained on (the manifests "
-            f"differ); point data.shards at the same set, or start a new run under another run.name"
+            f"the images in {data.location} are not those that {saved.folder} was trained on (the manifests "
+            f"differ); point {keys} at the same data, or start a new run under another run.name"
         )
+    _refuse_other_order(saved, order)
     return saved
 
 
@@ -194,14 +262,14 @@ def start_tracking(plan: Plan, folder: RunFolder, saved: checkpoint.Checkpoint |
     )
 
 
-def describe_run(plan: Plan, shards: ShardSet, run_id: str) -> dict[str, Any]:
+def describe_run(plan: Plan, data: Domains, run_id: str) -> dict[str, Any]:
     """What every checkpoint says of the run besides its progress."""
     configuration = plan.model_dump(mode="json")
     canonical = json.dumps(configuration, sort_keys=True, separators=(",", ":"))
     return {
         "configuration": configuration,
         "configuration_sha256": hashlib.sha256(canonical.encode()).hexdigest(),
-        "data": shards.manifest.digest(),
+        "data": data.digest(),
         "world_size": 1,
         "mlflow_run_id": run_id,
         "versions": {name: version(name) for name in ("hires-gan", "torch", "torchvision", "accelerate")}

@@ -34,6 +34,9 @@ class RunSettings(Settings):
     resume: Literal["auto", "never", "required"] = "auto"
     """auto: go on from the latest checkpoint, if there is one; never: refuse if there is one; required: if not."""
 
+    init_from: str | None = None
+    """A checkpoint, a run's folder or models:/NAME/VERSION whose weights a new run starts with; null: random ones."""
+
     deterministic: bool = False
     """Use only deterministic kernels, so that a run on a GPU repeats bit for bit too."""
 
@@ -95,6 +98,9 @@ class EmaSettings(Settings):
 
     half_life_batches: Positive | None = None
     """In steps; Progressive GAN's decay of 0.999 is 693."""
+
+    rampup: Positive | None = None
+    """The half-life is never longer than this share of the images shown so far; null: it is, from the start."""
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:

@@ -177,7 +177,7 @@ class Trainer:
         batch = feed.take()
         phases = self.recipe.phases(step.nimg)
         means = self.backend.step(phases, batch, step.nimg, micro_batch(self.plan.batch, stage))
-        self.backend.update_average(average_decay(self.plan.ema, stage.batch))
+        self.backend.update_average(average_decay(self.plan.ema, stage.batch, step.nimg))
         feed.copy_ahead()
         self.progress.nimg = step.end
         self.recipe.advance(step.end, means)
@@ -213,6 +213,8 @@ class Trainer:
     def _sum(self, means: Means, images: int) -> None:
         """Add up on the device: reading the values would make the step wait."""
         for name, mean in means.items():
+            if name.startswith("average/"):  # for the recipe alone
+                continue
             total, count = self._sums.get(name, (torch.zeros_like(mean), 0))
             self._sums[name] = (total + mean.double() * images, count + images)
 
@@ -335,9 +337,13 @@ def micro_batch(settings: BatchSettings, stage: Stage) -> int:
     return min(max(wanted, stage.group), stage.batch)
 
 
-def average_decay(settings: EmaSettings, batch: int) -> float:
-    """The factor by which the running average forgets in one step of `batch` images."""
+def average_decay(settings: EmaSettings, batch: int, nimg: int) -> float:
+    """The factor by which the running average forgets in the step of `batch` images that begins at `nimg`."""
     if settings.half_life_kimg is not None:
-        return half_life_decay(batch, settings.half_life_kimg * 1000)
-    assert settings.half_life_batches is not None
-    return half_life_decay(1, settings.half_life_batches)
+        half_life = settings.half_life_kimg * 1000
+    else:
+        assert settings.half_life_batches is not None
+        half_life = settings.half_life_batches * batch
+    if settings.rampup is not None:
+        half_life = min(half_life, nimg * settings.rampup)
+    return half_life_decay(batch, half_life)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -42,15 +42,15 @@ def row_of(seed: int, count: int, sample: int, stream: int = 0) -> int:
             return place
 
 
-def philox_word(seed: int, purpose: int, sample: int) -> int:
-    """The first word of Philox4x32-10 under the key (seed, purpose) at the counter (sample, 0)."""
-    x0, x1, x2, x3 = sample % 2**32, sample // 2**32, 0, 0
+def philox_word(seed: int, purpose: int, sample: int, number: int = 0) -> int:
+    """A word of Philox4x32-10 under the key (seed, purpose), of those at the counters (sample, 0), (sample, 1), ..."""
+    x0, x1, x2, x3 = sample % 2**32, sample // 2**32, number // 4, 0
     k0, k1 = seed, purpose
     for _ in range(10):
         one, two = 0xD2511F53 * x0, 0xCD9E8D57 * x2
         x0, x1, x2, x3 = two // 2**32 ^ x1 ^ k0, two % 2**32, one // 2**32 ^ x3 ^ k1, one % 2**32
         k0, k1 = (k0 + 0x9E3779B9) % 2**32, (k1 + 0xBB67AE85) % 2**32
-    return x0
+    return (x0, x1, x2, x3)[number % 4]
 
 
 def halved(image: np.ndarray) -> np.ndarray:
@@ -79,18 +79,19 @@ class Definition:
         labels: Their classes, by row.
         seed: The run's seed.
         mirror: Whether every other image is flipped.
+        stream: Which of several sets it is, each in its own order and with its own flips.
     """
 
-    def __init__(self, files: Sequence[bytes], labels: Sequence[int], seed: int, mirror: bool) -> None:
-        self.files, self.labels, self.seed, self.mirror = files, labels, seed, mirror
+    def __init__(self, files: Sequence[bytes], labels: Sequence[int], seed: int, mirror: bool, stream: int = 0) -> None:
+        self.files, self.labels, self.seed, self.mirror, self.stream = files, labels, seed, mirror, stream
         self._known: dict[tuple[int, int, bool], np.ndarray] = {}
 
     def row(self, sample: int) -> int:
-        return row_of(self.seed, len(self.files), sample)
+        return row_of(self.seed, len(self.files), sample, self.stream)
 
     def image(self, sample: int, resolution: int) -> np.ndarray:
         """uint8 `[3, r, r]`."""
-        flip = self.mirror and philox_word(self.seed, MIRROR, sample) >= 2**31
+        flip = self.mirror and philox_word(self.seed, MIRROR, sample, self.stream) >= 2**31
         wanted = (self.row(sample), resolution, flip)
         if wanted not in self._known:
             self._known[wanted] = pixels(self.files[wanted[0]], resolution, flip).transpose(2, 0, 1)
@@ -120,15 +121,30 @@ def write_shards(
     levels: Sequence[dict[int, bytes]] | None = None,
 ) -> Path:
     """Make a shard set of encoded images; `levels` holds each one's smaller copies by their side."""
+    columns = {"image": files}
+    columns |= {
+        f"image.{side}": [copies[side] for copies in levels or ()] for side in sorted(levels[0] if levels else ())
+    }
+    return write_columns(folder, columns, resolution, labels, per_shard)
+
+
+def write_columns(
+    folder: Path,
+    columns: Mapping[str, Sequence[bytes]],
+    resolution: int,
+    labels: Sequence[int] | None = None,
+    per_shard: int = 10,
+) -> Path:
+    """Make a shard set of any columns: a pair's `a` and `b`, or `a.8` for smaller copies; each holds a file per row."""
     folder.mkdir(parents=True, exist_ok=True)
-    sides = sorted(levels[0]) if levels else []
-    columns = ("image", *(f"image.{side}" for side in sides))
-    entries = []
-    for number, first in enumerate(range(0, len(files), per_shard)):
-        with ShardWriter(folder, number, columns, labels is not None, first) as writer:
-            for row in range(first, min(first + per_shard, len(files))):
-                sample = {"image": Encoded("png" if files[row].startswith(b"\x89PNG") else "jpg", files[row])}
-                sample |= {f"image.{side}": Encoded("png", levels[row][side]) for side in sides}
+    entries, count = [], len(next(iter(columns.values())))
+    for number, first in enumerate(range(0, count, per_shard)):
+        with ShardWriter(folder, number, tuple(columns), labels is not None, first) as writer:
+            for row in range(first, min(first + per_shard, count)):
+                files = {name: files[row] for name, files in columns.items()}
+                sample = {
+                    name: Encoded("png" if file.startswith(b"\x89PNG") else "jpg", file) for name, file in files.items()
+                }
                 writer.write(sample, None if labels is None else labels[row])
             entries.append(writer.finish())
     names = None if labels is None else tuple(f"class {label}" for label in range(max(labels) + 1))
@@ -136,8 +152,8 @@ def write_shards(
         folder,
         Manifest(
             resolution=resolution,
-            count=len(files),
-            columns=columns,
+            count=count,
+            columns=tuple(columns),
             filter="box",
             label_names=names,
             shards=tuple(entries),

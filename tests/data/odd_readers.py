@@ -19,7 +19,7 @@ class Marks:
         for place in range(start, len(samples), step):
             for byte in range(3):
                 images[place, 0, 0, byte] = os.getpid() >> (8 * byte) & 0xFF
-        return Report({sample: -sample for sample in samples[start::step]})
+        return Report({(0, sample): -sample for sample in samples[start::step]})
 
 
 class Sleeps:

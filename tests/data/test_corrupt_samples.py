@@ -15,7 +15,7 @@ import pytest
 from input_definition import Definition, noise_files, write_shards
 from PIL import Image
 
-from hires_gan.data import reader
+from hires_gan.data import stream_reader
 from hires_gan.data.loader import Loader, Request
 from hires_gan.data.replacement import CorruptRows, allowed_rows
 from hires_gan.data.settings import DataSettings
@@ -211,7 +211,7 @@ def test_what_an_iteration_that_was_left_has_found_is_not_lost(damaged, decoder)
 
 def test_loaders_of_one_process_count_together(damaged, capfd):
     shards, data = ShardSet(damaged), DataSettings(shards=str(damaged), workers=0, max_corrupt=0.5)
-    corrupt = CorruptRows(shards, 0.5)
+    corrupt = CorruptRows(0.5)
     for _ in range(2):
         with Loader(shards, data, SEED, 60 * SIDE * SIDE * 3, corrupt=corrupt) as loader:
             check(loader, requests(), defined(BAD, mirror=False))
@@ -239,7 +239,7 @@ def here(request, monkeypatch) -> dict[str, Any]:
     """The decoders that read in this process, where faults can be injected; without pauses."""
     if request.param == "dali-cpu":
         pytest.importorskip("nvidia.dali")
-    monkeypatch.setattr(reader, "_PAUSES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(stream_reader, "_PAUSES", (0.0, 0.0, 0.0))
     return DECODERS[request.param]
 
 
@@ -295,7 +295,7 @@ def test_faults_that_stay_or_are_of_another_kind_end_the_run(folder, here, numbe
     failing(monkeypatch, iter([number] * times))
     named = rf"sample 0 of the run \(row \d+, in .*\.tar\): .*{os.strerror(number)}"
     with loader_of(folder, here) as loader, pytest.raises(Failure, match=named):
-        next(loader.batches(iter(requests(step=1))))
+        next(loader.batches(iter(requests(count=1, step=1))))
 
 
 def test_a_vanished_shard_is_no_corrupt_sample(folder, decoder):

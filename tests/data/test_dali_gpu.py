@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from input_definition import Definition, noise_files, write_shards
+from input_definition import Definition, noise_files, write_columns, write_shards
 from PIL import Image
 
+from hires_gan.data.domains import open_data
 from hires_gan.data.loader import Loader, Request, check_decoder
 from hires_gan.data.settings import DataSettings
 from hires_gan.data.shards import ShardSet
@@ -126,6 +127,27 @@ def test_a_bad_file_is_replaced_on_the_gpu_too(tmp_path):
     here = images(write_shards(tmp_path / "good", good, SIDE), wanted)
     for one, other in zip(there, here, strict=True):
         assert (one.int() - other.int()).abs().float().mean() <= 1
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_domains_are_the_definition_on_the_gpu_too(tmp_path, paired):
+    """Pairs, whose images come out of DALI together, and unpaired sets of other sides; whole, halved, in parts."""
+    a, b = noise_files(COUNT, 64, 1), noise_files(COUNT, 64 if paired else 128, 2)
+    if paired:
+        data = {"shards": str(write_columns(tmp_path / "set", {"a": a, "b": b}, 64))}
+    else:
+        folders = {"a": write_shards(tmp_path / "a", a, 64), "b": write_shards(tmp_path / "b", b, 128)}
+        data = {"domains": {name: str(folder) for name, folder in folders.items()}}
+    domains = [Definition(a, [], SEED, True), Definition(b, [], SEED, True, 0 if paired else 1)]
+    wanted = [Request(range(k * 40, k * 40 + 40), side) for k, side in enumerate((64, 8, 32, 64))]
+    settings = DataSettings(decoder="dali", mirror=True, **data)
+    for requests in (wanted, wanted[1:2]):  # the second is small, and goes through DALI in parts
+        largest = max(request.size for request in requests)
+        with Loader(open_data(settings), settings, SEED, largest, device=DEVICE) as loader:
+            for request, batch in zip(requests, loader.batches(iter(requests)), strict=True):
+                expected = [one.images(request.samples, request.resolution) for one in domains]
+                assert batch.images.is_contiguous(memory_format=torch.channels_last)
+                assert np.array_equal(batch.images.cpu().numpy(), np.concatenate(expected))
 
 
 def test_dali_cpu_beside_a_gpu_is_torchvisions_image(tmp_path):

@@ -279,3 +279,26 @@ def test_decoding_in_place_needs_no_second_batch(folder):
         assert batch.images.data_ptr() == loader.decoder.ring.images(0, 4, SIDE).data_ptr()
         decode_into(FILES[0], loader.decoder.ring.images(0, 4, SIDE)[0], False)
         assert np.array_equal(batch.images[0].numpy(), Definition(FILES[:1], [0], 0, False).image(0, SIDE))
+
+
+# --- what is auto -----------------------------------------------------------------------------------------------------
+
+
+def test_a_loader_that_knows_its_batches_measures_what_is_auto_and_says_so(folder, capfd):
+    data = DataSettings(shards=str(folder))
+    with Loader(ShardSet(folder), data, SEED, LARGEST, typical=Request(range(8), SIDE)) as loader:
+        assert "data.workers: auto takes " in capfd.readouterr().err
+        check(loader, list(requests()), DEFINITIONS[False])
+        chosen = len(loader.decoder.pids), loader.decoder.slots
+    assert chosen[0] >= 1
+    assert chosen[1] >= 2
+    fixed = DataSettings(shards=str(folder), workers=0, prefetch=2)
+    with Loader(ShardSet(folder), fixed, SEED, LARGEST, typical=Request(range(8), SIDE)) as loader:
+        assert (len(loader.decoder.pids), loader.decoder.slots) == (0, 3)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_loader_that_does_not_know_goes_by_the_cores(folder, capfd):
+    with Loader(ShardSet(folder), DataSettings(shards=str(folder)), SEED, LARGEST) as loader:
+        assert (len(loader.decoder.pids), loader.decoder.slots) == (automatic_workers(1), 4)
+    assert capfd.readouterr().err == ""

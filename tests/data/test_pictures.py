@@ -43,7 +43,7 @@ def pixels(data: bytes) -> tuple[np.ndarray, Counter[str]]:
 
 def one(data: bytes, **options) -> tuple[dict, Counter[str]]:
     counts: Counter[str] = Counter()
-    (sample,) = samples(data, PictureOptions(**options), counts)
+    (sample,) = samples({"image": data}, PictureOptions(**options), counts)
     return sample, +counts
 
 
@@ -454,6 +454,6 @@ def test_levels_are_what_halving_the_decoded_image_gives(kind, size):
 
 def test_tiles_become_samples():
     counts: Counter[str] = Counter()
-    made = list(samples(saved(noise(70, 40), "PNG"), PictureOptions(16, crop="tiles", levels=(8,)), counts))
+    made = list(samples({"image": saved(noise(70, 40), "PNG")}, PictureOptions(16, crop="tiles", levels=(8,)), counts))
     assert len(made) == 4 * 2
     assert (decode(made[-1]["image"].data) == np.asarray(noise(70, 40))[16:32, 48:64]).all()

@@ -18,7 +18,6 @@ import psutil
 import pytest
 from PIL import Image
 
-from hires_gan.data.conversion import Workers
 from hires_gan.data.pictures import decode, halve
 from hires_gan.data.prepare import PrepareOptions, PrepareReport, prepare
 from hires_gan.data.shards import ShardSet
@@ -376,43 +375,6 @@ def test_a_full_disk_is_one_sentence_and_can_be_continued(tmp_path):
     assert not list((tmp_path / "out").glob("shard-*"))
     report = run(source, tmp_path / "out", resolution=64, levels=(8,), encode="png", shard_images=11)
     assert (report.samples, report.shards) == (31, 3)
-
-
-def die_at_three(item: int) -> int:
-    if item == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return item
-
-
-def no_memory(item: int) -> int:
-    raise MemoryError
-
-
-def test_a_killed_worker_is_one_sentence_and_no_hang():
-    with pytest.raises(Failure, match=r"a worker process was killed .* with fewer --processes"):
-        list(Workers(die_at_three, 2).map(range(50)))
-    for processes in (1, 2):
-        with pytest.raises(Failure, match="not enough memory"):
-            list(Workers(no_memory, processes).map(range(3)))
-
-
-def double(item: int) -> int:
-    time.sleep(0.01 * (item % 3))
-    return 2 * item
-
-
-def test_workers_answer_in_order_and_stay_a_bounded_distance_ahead():
-    drawn = []
-
-    def items():
-        for item in range(40):
-            drawn.append(item)
-            yield item
-
-    results = Workers(double, 2).map(items())
-    assert next(results) == 0
-    assert len(drawn) <= 9
-    assert list(results) == [2 * item for item in range(1, 40)]
 
 
 # --- real photographs -------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from PIL import Image
 
 from hires_gan.data.archives import Reference, read_bytes
 from hires_gan.data.manifest import Manifest
+from hires_gan.data.pairs import Inputs
 from hires_gan.data.rejection import Rejected
 from hires_gan.data.sources import Listing, list_sources
 from hires_gan.data.writer import Encoded, ShardWriter, write_manifest
@@ -56,11 +57,16 @@ def make_tar(path: Path, files: dict[str, bytes], mode: str = "w") -> str:
 
 
 def listing(tmp_path: Path, *sources: str, labels: str = "none") -> Listing:
-    return list_sources(sources, labels, tmp_path / "scratch")
+    return list_sources(Inputs.of(sources), labels, tmp_path / "scratch")
+
+
+def references(listed: Listing) -> list[Reference]:
+    """The single images."""
+    return [reference for (reference,) in listed.items]
 
 
 def contents(listed: Listing) -> dict[str, bytes]:
-    return {reference.name: read_bytes(reference) for reference in listed.references}
+    return {reference.name: read_bytes(reference) for reference in references(listed)}
 
 
 # --- kinds of sources -------------------------------------------------------------------------------------------------
@@ -76,7 +82,7 @@ def test_every_kind_gives_the_same_images_in_the_same_order(tmp_path, kind):
         source = make_tar(tmp_path / f"i.{kind}", FILES, "w:" + kind[4:])
     listed = listing(tmp_path, source)
     assert list(contents(listed).items()) == sorted(FILES.items())
-    assert listed.references[0].shown == f"{source}/a/0.png"
+    assert references(listed)[0].shown == f"{source}/a/0.png"
     assert listed.fingerprint() == listing(tmp_path, make_folder(tmp_path / "again", FILES)).fingerprint()
 
 
@@ -93,7 +99,7 @@ def test_compressed_tar_is_unpacked_once(tmp_path):
     listing(tmp_path, source)
     (copy,) = (tmp_path / "scratch").iterdir()
     before = copy.stat().st_mtime_ns
-    assert len(listing(tmp_path, source).references) == 6
+    assert len(listing(tmp_path, source).items) == 6
     assert copy.stat().st_mtime_ns == before
 
 
@@ -222,7 +228,7 @@ def zip_with_claim(path: Path, size: int) -> str:
 
 @pytest.mark.parametrize(("size", "reason"), [(4_000_000_000, "claims to have 4000000000 bytes"), (5_000, "5001")])
 def test_zip_members_of_absurd_size_are_rejected(tmp_path, size, reason):
-    (reference,) = listing(tmp_path, zip_with_claim(tmp_path / "i.zip", size)).references
+    ((reference,),) = listing(tmp_path, zip_with_claim(tmp_path / "i.zip", size)).items
     with pytest.raises(Rejected, match=reason):
         read_bytes(reference)
 
@@ -231,11 +237,11 @@ def test_damaged_members_are_rejected(tmp_path):
     path = Path(make_zip(tmp_path / "i.zip", {"x.png": png(0)}, zipfile.ZIP_STORED))
     data = path.read_bytes()
     path.write_bytes(data.replace(png(0), png(0)[:-1] + b"?"))
-    (reference,) = listing(tmp_path, str(path)).references
+    ((reference,),) = listing(tmp_path, str(path)).items
     with pytest.raises(Rejected, match="checksum"):
         read_bytes(reference)
     path = Path(make_zip(tmp_path / "l.zip", {"x.png": png(0)}, zipfile.ZIP_LZMA))
-    (reference,) = listing(tmp_path, str(path)).references
+    ((reference,),) = listing(tmp_path, str(path)).items
     with pytest.raises(Rejected, match="method 14 inside the zip"):
         read_bytes(reference)
 
@@ -256,7 +262,7 @@ def test_encrypted_zip_members_are_rejected(tmp_path):
     data = bytearray(path.read_bytes())
     data[data.index(b"PK\x01\x02") + 8] |= 1
     path.write_bytes(data)
-    (reference,) = listing(tmp_path, str(path)).references
+    ((reference,),) = listing(tmp_path, str(path)).items
     with pytest.raises(Rejected, match="is encrypted inside the zip"):
         read_bytes(reference)
 
@@ -312,7 +318,7 @@ def test_bad_labels_of_nvlabs_archives(tmp_path, content, error, message):
     source = make_zip(tmp_path / "i.zip", FILES | {"dataset.json": content})
     with pytest.raises(error, match=message):
         listing(tmp_path, source, labels="own")
-    assert len(listing(tmp_path, source).references) == 6
+    assert len(listing(tmp_path, source).items) == 6
 
 
 def test_class_files_with_names(tmp_path):

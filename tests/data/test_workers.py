@@ -118,8 +118,8 @@ def test_reports_of_all_workers_are_told_once():
     with pool_of(Marks(), 3) as (pool, _):
         for turn in range(2):
             pool.submit(turn, turn, range(7 * turn, 7 * turn + 7), 4)
-        assert pool.wait(1).shown == {sample: -sample for sample in range(7, 14)}  # of this batch alone
-        assert pool.wait(0).shown == {sample: -sample for sample in range(7)}
+        assert pool.wait(1).shown == {(0, sample): -sample for sample in range(7, 14)}  # of this batch alone
+        assert pool.wait(0).shown == {(0, sample): -sample for sample in range(7)}
         assert pool.wait(0).shown == {}
 
 

@@ -12,9 +12,11 @@ from PIL import Image
 import hires_gan
 from hires_gan import checkpoint
 from hires_gan.errors import Failure, UsageError
-from hires_gan.inference.generate import generate, parse_seeds
+from hires_gan.inference.generate import generate
 from hires_gan.inference.images import enlarge, grid, limit_side, save_png, to_uint8
-from hires_gan.networks.progressive import Generator, Growth, Width
+from hires_gan.inference.request import parse_seeds
+from hires_gan.networks.growth import Growth, Width
+from hires_gan.networks.progressive import Generator
 
 RECIPE = {
     "name": "progressive",

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from hires_gan import checkpoint
 from hires_gan.errors import Failure
 from hires_gan.recipes.progressive import Progressive
-from hires_gan.recipes.protocol import Batch, LabelDistribution, OptimizerPlan, Outcome, Phase, Stage, Step
 from hires_gan.recipes.progressive_settings import ProgressiveSettings
+from hires_gan.recipes.protocol import Batch, LabelDistribution, OptimizerPlan, Outcome, Phase, Stage, Step
 from hires_gan.training.backends import SingleProcess
 
 CPU = torch.device("cpu")

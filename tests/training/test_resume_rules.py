@@ -69,6 +69,14 @@ def test_what_may_change_is_not_refused() -> None:
     )
 
 
+def test_where_the_data_lie_may_change_since_their_digest_decides() -> None:
+    before = resolved(data={"shards": None, "domains": {"a": "/a", "b": "/b"}})
+    moved = {"shards": None, "domains": {"a": "s3://bucket/a", "b": "/c"}}
+    refuse_changes(stored(before), resolved(data={**moved, "stream": {"downloads": 2, "cache": "/cache"}}))
+    refuse_changes(stored(before), resolved(data={"shards": "/pairs"}))
+    assert [key for key, *_ in changed_keys(before, resolved(data=moved))] == ["data.domains.a", "data.domains.b"]
+
+
 def test_what_may_not_change_is_named_with_both_values_and_the_remedy() -> None:
     old, new = (
         stored(resolved()),

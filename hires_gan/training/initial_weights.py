@@ -1,0 +1,62 @@
+"""A new run from another's weights: fine-tuning, and going on with what `hires-gan import-nvlabs` read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from hires_gan.checkpoint import Checkpoint, load_exactly
+from hires_gan.errors import UsageError
+from hires_gan.inference.loading import find
+from hires_gan.progress import say
+from hires_gan.training.backends import SingleProcess
+from hires_gan.training.settings import Plan
+
+_NO_ARCHITECTURE = {"group_size", "freeze"}
+"""Keys of the networks' blocks that leave the weights' names and shapes alone."""
+
+
+def open_initial(plan: Plan) -> Checkpoint | None:
+    """The checkpoint that `run.init_from` names, if it names one and its networks are those of the configuration.
+
+    Raises:
+        UsageError: If it is not there, or of another architecture: names what differs.
+        Failure: If it is damaged.
+    """
+    if plan.run.init_from is None:
+        return None
+    saved = find(plan.run.init_from)
+    there, here = saved.state["configuration"]["recipe"], plan.model_dump(mode="json")["recipe"]
+    differences = list(_differences(there, here))
+    if differences:
+        raise UsageError(
+            f"run.init_from is {plan.run.init_from}, whose networks are not those of this configuration: "
+            f"{'; '.join(differences)}. Set these keys to what the weights have"
+        )
+    return saved
+
+
+def start_from(saved: Checkpoint, backend: SingleProcess) -> None:
+    """Take over the weights of all players and the average; nothing else.
+
+    Raises:
+        Failure: If the checkpoint is damaged, or lacks a player.
+    """
+    average = f"{backend.recipe.averaged}.average"
+    parts = {name: saved.tensors(name) for name in (*backend.recipe.players, average)}
+    for name, player in backend.recipe.players.items():
+        load_exactly(player, parts[name], name)
+    load_exactly(backend.average, parts[average], average)
+    say(f"starting from the weights of {saved.folder}, {saved.nimg / 1000:.1f} kimg")
+
+
+def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
+    for key in ("name", "resolution", "labels"):
+        if there.get(key) != here.get(key):
+            yield f"recipe.{key} is {there.get(key)} there and {here.get(key)} here"
+    if there.get("name") != here.get("name"):
+        return
+    for player in ("generator", "discriminator"):
+        for key in here[player].keys() - _NO_ARCHITECTURE:
+            if there[player].get(key) != here[player][key]:
+                yield f"recipe.{player}.{key} is {there[player].get(key)} there and {here[player][key]} here"

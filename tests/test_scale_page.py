@@ -1,0 +1,128 @@
+"""`docs/scale.md`: every figure that the page computes is computed again, and what it says of the code holds."""
+
+from __future__ import annotations
+
+import ast
+import operator
+import re
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from hires_gan.data.command import PrepareOptions
+from hires_gan.data.manifest import INDEX_ROW, LABEL, Manifest, ShardEntry
+from hires_gan.data.opening import resolve_lanes
+from hires_gan.data.stream_settings import StreamSettings
+from hires_gan.data.writer import shard_name, write_manifest
+
+PAGE = (Path(__file__).resolve().parent.parent / "docs" / "scale.md").read_text(encoding="utf-8")
+ROW = re.compile(r"^\| `(\w+)` \| ([^|]+) \| ([^|]+) \|[^|]*\|$", re.MULTILINE)
+UNITS = {
+    "": 1, "%": 1e-2, "million": 1e6, "billion": 1e9,
+    "bytes": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "MB/s": 1e6, "GB/s": 1e9,
+    "µs": 1e-6, "ms": 1e-3, "s": 1, "h": 3600, "days": 1, "images/s": 1, "/s": 1, "USD": 1, "µUSD": 1e-6, "cores": 1,
+}  # fmt: skip
+OPERATORS: dict[type, Callable[[float, float], float]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.Pow: operator.pow,
+}
+
+
+def evaluate(formula: str, known: dict[str, float]) -> float:
+    """Arithmetic over known names."""
+
+    def value(node: ast.expr) -> float:
+        if isinstance(node, ast.BinOp):
+            return OPERATORS[type(node.op)](value(node.left), value(node.right))
+        if isinstance(node, ast.Name):
+            return known[node.id]
+        assert isinstance(node, ast.Constant), ast.dump(node)
+        return float(node.value)
+
+    return value(ast.parse(formula, mode="eval").body)
+
+
+def shown(text: str) -> tuple[float, float]:
+    """The number that a cell shows, and half a unit of its last digit."""
+    number, _, unit = text.strip().partition(" ")
+    digits = Decimal(number.replace(",", ""))
+    return float(digits) * UNITS[unit], 0.5 * 10 ** int(digits.as_tuple().exponent) * UNITS[unit]
+
+
+def figures() -> dict[str, tuple[str, str]]:
+    rows = [(name, origin.strip(), value) for name, origin, value in ROW.findall(PAGE)]
+    assert len({name for name, _, _ in rows}) == len(rows)
+    return {name: (origin, value) for name, origin, value in rows}
+
+
+def computed() -> dict[str, float]:
+    """Each figure by its formula; what is given, measured or in the code as the page shows it."""
+    known: dict[str, float] = {}
+    for name, (origin, value) in figures().items():
+        known[name] = evaluate(origin.strip("`"), known) if origin.startswith("`") else shown(value)[0]
+    return known
+
+
+def test_the_page_is_read_whole():
+    tables = [line for line in PAGE.splitlines() if line.startswith("| ") and not line.startswith(("| name", "| ---"))]
+    assert len(figures()) == len(tables) > 70
+    assert {origin for origin, _ in figures().values() if not origin.startswith("`")} == {"given", "measured", "code"}
+
+
+@pytest.mark.parametrize("name", [name for name, (origin, _) in figures().items() if origin.startswith("`")])
+def test_a_figure_is_what_its_formula_gives(name):
+    text = figures()[name][1]
+    value, half = shown(text)
+    found = computed()[name]
+    assert abs(found - value) <= half * 1.001, f"{name} is {found:.6g}, the page shows {text}"
+
+
+def test_it_would_notice_a_wrong_figure():
+    assert shown("3.52 GB") == (3.52e9, pytest.approx(5e6))
+    assert shown("39,347") == (39347, 0.5)
+    assert evaluate("a * (b - 1) / 2 ** 3", {"a": 4, "b": 5}) == 2
+    with pytest.raises(KeyError):
+        evaluate("unknown + 1", {})
+
+
+def test_names_in_the_text_are_in_the_tables():
+    text = "\n".join(line for line in PAGE.splitlines() if not line.startswith("|"))
+    named = set(re.findall(r"`([a-z_0-9]+)`", text)) - {"prepare"}
+    assert named <= set(figures())
+
+
+def test_what_the_page_says_of_the_code(tmp_path):
+    known = computed()
+    assert known["index_row"] == INDEX_ROW.itemsize
+    assert known["all_labels"] == known["images"] * LABEL.itemsize
+    assert known["default_images"] == PrepareOptions(resolution=1024).images_per_shard
+    assert known["lanes"] == resolve_lanes("auto", int(known["batch"]))
+    assert known["lanes_64"] == resolve_lanes("auto", 64)
+    assert known["downloads"] == StreamSettings().downloads
+    assert "the default is 50 GB" in PAGE
+    assert StreamSettings().cache_gb == 50
+    side = 4**15
+    assert side // 4 < known["images"] <= side == known["network"]
+
+
+def test_a_manifest_has_as_many_bytes_as_the_page_says(tmp_path):
+    """Two manifests of shards like those of the page: the difference is that of their entries."""
+    sizes = []
+    for count in (100, 1100):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        entries = tuple(
+            ShardEntry(name=shard_name(n), samples=10_000, bytes=3_523_040_000 + n, sha256="a" * 64)
+            for n in range(count)
+        )
+        manifest = Manifest(
+            resolution=1024, count=10_000 * count, columns=("image", "image.256"), filter="box", shards=entries
+        )
+        write_manifest(folder, manifest)
+        sizes.append((folder / "manifest.json").stat().st_size)
+    assert (sizes[1] - sizes[0]) / 1000 == pytest.approx(computed()["entry_bytes"], rel=0.02)
