@@ -27,6 +27,7 @@ SHORT = [
     "evaluation.count=4",
     "samples.count=4",
 ]
+STYLED = ["run.total_kimg=0.008", "batch.size=4", "recipe.generator.w_size=16", "recipe.generator.latent_size=16"]
 
 
 def bash_commands() -> list[str]:
@@ -59,6 +60,9 @@ def shortened(command: str) -> list[str]:
     words[0] = str(BIN / "hires-gan")
     if words[1] == "train":
         words += SHORT
+        words += STYLED if "stylegan2" in words[2] else []
+    if words[1] == "project":
+        words += ["--steps", "2"]
     if words[1:3] == ["bench", "input"]:
         words += ["--resolution", "64", "--seconds", "0.5"]
     return words
@@ -89,8 +93,19 @@ def test_the_example_of_the_ops_runs():
 
 def test_the_commands_in_the_table_parse(tmp_path):
     """`hires-gan X` in the table of commands: each is a command with a help page."""
-    table = re.findall(r"^\| `hires-gan (\w+)", README, re.MULTILINE)
-    assert table == ["prepare", "shards", "train", "generate", "config", "bench", "doctor"]
+    table = re.findall(r"^\| `hires-gan ([\w-]+)", README, re.MULTILINE)
+    assert table == [
+        "prepare",
+        "shards",
+        "train",
+        "generate",
+        "project",
+        "export",
+        "import-nvlabs",
+        "config",
+        "bench",
+        "doctor",
+    ]
     for command in table:
         done = subprocess.run([str(BIN / "hires-gan"), command, "--help"], capture_output=True, text=True)
         assert done.returncode == 0
