@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from hires_gan.randomness import Purpose, RandomSource, SampleRandom
+from hires_gan.recipes.families import build_for_inference
 from hires_gan.recipes.protocol import Batch, LabelDistribution, Outcome, Step
 from hires_gan.recipes.stylegan2 import StyleGAN2, build_generator, r1_gamma
 from hires_gan.recipes.stylegan2_settings import StyleGAN2Settings
@@ -362,3 +363,19 @@ def test_the_first_weights_follow_from_the_seed_and_leave_torchs_generator_alone
 def test_maps_that_do_not_reach_the_resolution_are_refused(block: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValidationError, match=sentence):
         StyleGAN2Settings.model_validate(SMALL | block)
+
+
+def test_what_was_trained_in_half_precision_clamps_in_full_too() -> None:
+    model = recipe(dtype=torch.float32)
+    inference = model.inference(0)
+    plain = build_for_inference(model.settings, torch.float32, inference)
+    clamped = build_for_inference(model.settings, torch.float32, inference, clamped=True)
+    for network in (plain, clamped):
+        network.load_state_dict(model.generator.state_dict())
+    latents = torch.randn(2, 6, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(plain(latents), clamped(latents))
+    for network in (plain, clamped):
+        for name, parameter in network.named_parameters():
+            if name.endswith("noise_strength"):
+                torch.nn.init.constant_(parameter, 1e4)
+    assert plain(latents).abs().max() > 10 * clamped(latents).abs().max()
