@@ -20,7 +20,6 @@ import yaml
 from rich.text import Text
 
 from hires_gan.cores import usable_cores
-from hires_gan.data.settings import automatic_workers
 from hires_gan.doctor_dali import dali
 from hires_gan.doctor_devices import GIB, Finding, Status, compiler, cuda, driver, gpu_count, importable_torch, toolkit
 from hires_gan.doctor_ops import compiled
@@ -227,7 +226,7 @@ def _processors(workers: int | Literal["auto"]) -> Finding:
     cores, usable = len(os.sched_getaffinity(0)), usable_cores()
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     found = f"{cores} cores" if usable == cores else f"{cores} cores, of which the container may use {usable}"
-    automatic = automatic_workers(processes)
+    automatic = max(1, usable // processes - 1)
     meaning = "auto (measured when a run starts)" if workers == "auto" else str(workers)
     asked = f"data.workers is {meaning}" + (f" in each of {processes} processes" if processes > 1 else "")
     if automatic * processes > usable and workers != 0:

@@ -80,6 +80,7 @@ class BatchDecoder(Protocol):
 
         Raises:
             Failure: If a sample cannot be read, or what decodes died or hangs.
+            Stopped: If nobody wants it any more, see `waiting`.
         """
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections import defaultdict
@@ -44,6 +45,36 @@ def partial_of(folder: Path, name: str) -> Path:
     return folder / f".{name}.partial"
 
 
+def sums_of(folder: Path, shard: str) -> Path:
+    """Where it stands what a shard's files were when they arrived."""
+    return folder / f".{shard.removesuffix('.tar')}.sums"
+
+
+def read_sums(path: Path) -> dict[str, str]:
+    """The sha256 of each of a shard's files when it arrived; nothing where that is not known."""
+    try:
+        sums = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return sums if isinstance(sums, dict) else {}
+
+
+def write_sums(path: Path, sums: dict[str, str]) -> None:
+    """Note what a shard's files were when they arrived; only under the shard's lock."""
+    partial = path.with_name(f"{path.name}.new")
+    partial.write_text(json.dumps(sums), "utf-8")
+    partial.rename(path)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names of a folder's files outlast a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def kept_shards(root: Path) -> list[Kept]:
     """All shards in a cache, of whatever set, those first that were not used for longest."""
     shards: defaultdict[tuple[str, str], list[tuple[os.DirEntry[str], bool]]] = defaultdict(list)
@@ -66,15 +97,22 @@ def drop(shard: Kept) -> int:
 
     What a process that was killed has left of a download goes as well. Whoever reads the files goes on reading.
     """
-    freed = 0
-    with locked_if_free(lock_of(shard.folder, f"{shard.stem}.tar")) as mine:
-        if mine:
-            # The tar first: without it a shard counts as absent.
-            for name in sorted(shard.whole, key=lambda name: not name.endswith(".tar")):
-                freed += _unlink(shard.folder / name, shard.whole[name])
-            for name, size in shard.arriving.items():
-                freed += _unlink(shard.folder / name, size)
+    # The tar first: without it a shard counts as absent.
+    whole = dict(sorted(shard.whole.items(), key=lambda file: not file[0].endswith(".tar")))
+    return _delete(shard, whole | shard.arriving)
+
+
+def drop_leftovers(shard: Kept) -> int:
+    """Delete what a process that was killed has left of a download, and return how many bytes that were."""
+    freed = _delete(shard, shard.arriving) if shard.arriving else 0
+    if freed:
+        shard.arriving = {}
     return freed
+
+
+def _delete(shard: Kept, files: dict[str, int]) -> int:
+    with locked_if_free(lock_of(shard.folder, f"{shard.stem}.tar")) as mine:
+        return sum(_unlink(shard.folder / name, size) for name, size in files.items()) if mine else 0
 
 
 def _folders(root: Path) -> Iterator[str]:

@@ -15,7 +15,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, wait
 from dataclasses import dataclass, field
 
 import torch
@@ -37,11 +37,13 @@ from hires_gan.data.decoders import decode, decode_square
 from hires_gan.data.domains import Domains, in_one_set
 from hires_gan.data.heartbeat import HEART
 from hires_gan.data.reader import SampleReader
+from hires_gan.data.reading_threads import ReadingThreads
 from hires_gan.data.replacement import Report
 from hires_gan.data.settings import DataSettings
 from hires_gan.data.shards import ShardSet
 from hires_gan.data.stream_reader import StreamReader
-from hires_gan.errors import Failure
+from hires_gan.data.waiting import SLICE, Deadline, Stopped, never
+from hires_gan.errors import Failure, UsageError
 from hires_gan.progress import say
 
 _READERS = 8
@@ -64,7 +66,7 @@ def check_dali(settings: DataSettings, data: Domains | ShardSet, device: torch.d
         device: Where the run trains.
 
     Raises:
-        UsageError: If DALI is not installed.
+        UsageError: If DALI is not installed, or is to decode on a GPU where the run has none.
         Failure: If it cannot be loaded, or the GPU's driver is too old for it.
     """
     gpu = gpu_for(settings, device)
@@ -74,8 +76,6 @@ def check_dali(settings: DataSettings, data: Domains | ShardSet, device: torch.d
         with contextlib.suppress(Failure, OSError):  # the run itself will say it
             if _has_png(in_one_set(data) if isinstance(data, ShardSet) else data):
                 say("these images are PNG files, which DALI decodes on the CPU before it hands them to the GPU")
-    elif settings.decoder == "dali":
-        say(f"data.decoder is dali, but this run trains on the CPU: DALI {version} decodes on the CPU, too")
     else:
         say(f"DALI {version} decodes on the CPU")
 
@@ -86,8 +86,19 @@ def _has_png(data: Domains) -> bool:
 
 
 def gpu_for(settings: DataSettings, device: torch.device) -> torch.device | None:
-    """The GPU on which DALI is to decode, or None for the CPU."""
-    return device if settings.decoder == "dali" and device.type == "cuda" else None
+    """The GPU on which DALI is to decode, or None for the CPU.
+
+    Raises:
+        UsageError: If it is to decode on a GPU and the run trains on none.
+    """
+    if settings.decoder != "dali":
+        return None
+    if device.type != "cuda":
+        raise UsageError(
+            "data.decoder is dali, which decodes on the GPU that trains, but this run trains on the CPU: set "
+            "data.decoder to dali-cpu, or to torchvision"
+        )
+    return device
 
 
 def same_everywhere(data: bytes) -> None:
@@ -99,6 +110,10 @@ def same_everywhere(data: bytes) -> None:
     is_png = data.startswith(_PNG)
     if not (data.startswith(_JPEG) or is_png) or (is_png and data[_PNG_DEPTH] == b"\x10"):
         decode(data)
+
+
+_Files = tuple[tuple[bytes, ...], Report]
+"""What is read of a sample: its files, one for each domain, and what was replaced."""
 
 
 @dataclass
@@ -120,7 +135,7 @@ class _Share:
     columns: tuple[str, ...]
     side: int
     flips: list[bool]
-    reads: list[Future[tuple[tuple[bytes, ...], Report]]]
+    reads: list[Future[_Files]]
     images: Tensor | None = None
 
 
@@ -179,18 +194,26 @@ class DaliDecoder:
         advice: How many threads, and how many batches ahead.
         largest: Bytes of the largest batch that will be asked for, in one domain.
         device: Where the run trains.
+        stopped: Asked again and again while this waits; the wait is given up once it is true.
 
     Raises:
-        UsageError: If DALI is not installed.
+        UsageError: If DALI is not installed, or is to decode on a GPU where the run has none.
         Failure: If it cannot be loaded, or the GPU's driver is too old for it.
     """
 
     def __init__(
-        self, reader: SampleReader, settings: DataSettings, advice: Advice, largest: int, device: torch.device
+        self,
+        reader: SampleReader,
+        settings: DataSettings,
+        advice: Advice,
+        largest: int,
+        device: torch.device,
+        stopped: Callable[[], bool] = never,
     ) -> None:
         gpu = gpu_for(settings, device)
         check_installed(gpu)
         self.slots, self._reader, self._timeout = advice.prefetch + 1, reader, settings.timeout
+        self._stopped = stopped
         sources, domains = reader.data.sources, len(reader.domains)
         part = max(_AT_LEAST, largest // max(source.shards.resolution**2 * 3 for source in sources))
         files = part * max(len(source.domains) for source in sources)
@@ -198,7 +221,7 @@ class DaliDecoder:
         self._place: Place = OnHost(self.slots, largest, domains) if gpu is None else OnGpu(gpu, domains)
         self._turns = itertools.count()
         self._finished: dict[int, _Finished] = {}
-        self._reads = ThreadPoolExecutor(_READERS, "read")
+        self._reads: ReadingThreads[_Files] = ReadingThreads(_READERS)
         self._line = _Line(reader, make, self._place, part)
         self._thread = threading.Thread(target=self._line.run, name="dali", daemon=True)
         self._thread.start()
@@ -222,6 +245,7 @@ class DaliDecoder:
 
         Raises:
             Failure: If a sample cannot be read, or nothing comes for too long.
+            Stopped: If somebody wants it to.
         """
         while turn not in self._finished:
             finished = self._next()
@@ -235,29 +259,39 @@ class DaliDecoder:
         atexit.unregister(self.close)
         self._line.ended = True
         self._line.orders.put(None)
-        self._reads.shutdown(wait=False, cancel_futures=True)
+        self._reads.close()
         self._thread.join(_GRACE)
 
     def _read(self, stream: StreamReader, request: Request) -> _Share:
         """Start reading what a stream shows."""
         columns, side = stream.source.stored(request.resolution)
         samples = request.samples
-        reads = [self._reads.submit(stream.fetch, sample, columns, same_everywhere) for sample in samples]
+        read = functools.partial(stream.fetch, columns=columns, check=same_everywhere)
+        reads = [self._reads.submit(functools.partial(read, sample)) for sample in samples]
         return _Share(stream, samples, columns, side, stream.flips(samples), reads)
 
     def _next(self) -> _Finished:
         while True:
             progress = self._progress()
-            try:
-                finished = self._line.results.get(timeout=self._timeout)
-            except queue.Empty:
-                if self._progress() == progress:
-                    raise self._hangs() from None
-                continue
+            finished = self._result()
             if isinstance(finished, BaseException):
                 self._line.results.put(finished)  # whoever asks again hears it again
                 raise finished
-            return finished
+            if finished is not None:
+                return finished
+            if self._progress() == progress:
+                raise self._hangs()
+
+    def _result(self) -> _Finished | BaseException | None:
+        """What the decoding thread has done, or None if that is nothing for too long."""
+        deadline = Deadline(self._timeout)
+        while True:
+            with contextlib.suppress(queue.Empty):
+                return self._line.results.get(timeout=deadline.slice)
+            if self._stopped():
+                raise Stopped
+            if deadline.passed:
+                return None
 
     def _progress(self) -> tuple[int, int]:
         """Grows with every part that is done, and with every sign of life from a shard that is on its way."""
@@ -334,8 +368,11 @@ class _Line:
 
     def _step(self) -> None:
         """Hand one part over to DALI, or take one out."""
+        goes_in = self._waiting and len(self._inside) < DEPTH and (not self._inside or self._waiting[0].is_read())
+        if goes_in and not self._waiting[0].files:
+            self._gather(self._waiting[0])  # out here: what goes wrong while reading is no fault of DALI's
         try:
-            if self._waiting and len(self._inside) < DEPTH and (not self._inside or self._waiting[0].is_read()):
+            if goes_in:
                 self._hand_over()
             elif self._inside:
                 self._take_out()
@@ -346,8 +383,6 @@ class _Line:
 
     def _hand_over(self) -> None:
         part = self._waiting.popleft()
-        if not part.files:
-            self._gather(part)
         if not part.files or part.batch.report.given_up:  # nothing to decode, or nobody will look at it
             self._count(part)
             return
@@ -361,10 +396,16 @@ class _Line:
     def _gather(self, part: _Part) -> None:
         for place in part.places:
             self.waits_for = part, place
-            files, report = part.share.reads[place].result()
+            files, report = self._read(part.share.reads[place])
             part.files.append(files)
             part.batch.report.add(report)
         self.waits_for = None
+
+    def _read(self, reading: Future[_Files]) -> _Files:
+        while not wait([reading], SLICE).done:
+            if self.ended:
+                raise CancelledError
+        return reading.result()
 
     def _take_out(self) -> None:
         part = self._inside[0]

@@ -129,7 +129,7 @@ def open_data(settings: DataSettings) -> Domains:
             shards = open_shards(location, settings.stream)
         except Failure as error:
             kind = UsageError if isinstance(error, UsageError) else Failure
-            raise kind(f"data.domains.{name}: {error}") from error
+            raise kind(_of_domain(name, str(error))) from error
         twin = found.setdefault(shards.manifest.digest(), name)
         if twin != name:
             raise UsageError(
@@ -139,6 +139,13 @@ def open_data(settings: DataSettings) -> Domains:
             )
         sources.append(_unpaired(name, shards, _shown(shards, location)))
     return Domains(tuple(sources))
+
+
+def _of_domain(name: str, problem: str) -> str:
+    """What is wrong with a domain's set, where it is said as of a set that stands alone."""
+    key = f"data.domains.{name}"
+    renamed = problem.replace("data.shards", key)
+    return renamed if key in renamed else f"{key}: {problem}"
 
 
 def _of(sources: Sequence[Source], domain: str) -> Source:

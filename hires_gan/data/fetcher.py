@@ -102,7 +102,8 @@ def fetch(cache: ShardCache, downloads: int, pipe: Connection) -> None:
             numbers = pipe.recv()
         except (EOFError, ConnectionResetError):
             os._exit(0)  # the threads may be anywhere; what they leave half done is cleared away by the next
-        for number in numbers:  # of what is there, nothing may be dropped for what comes behind it
+        numbers = cache.fitting(numbers)  # of what is there, nothing may be dropped for what comes behind it
+        for number in reversed(numbers):
             cache.touch(number)
         wanted.replace([number for number in numbers if not cache.has(number)])
 

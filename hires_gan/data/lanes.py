@@ -46,15 +46,14 @@ class LaneOrder:
         counts: How many samples each shard holds, at least 1 together.
         lanes: How many segments an epoch is cut into, at least 1.
         stream: Tells apart the orders of several data sets under one seed.
-        ahead: How many shards that follow are named by `shards_ahead`; no part of the order.
 
     Attributes:
         count: How many rows there are.
         lanes: As above.
     """
 
-    def __init__(self, seed: int, counts: Sequence[int], lanes: int, stream: int = 0, ahead: int = 8) -> None:
-        self.count, self.lanes, self._ahead = sum(counts), lanes, ahead
+    def __init__(self, seed: int, counts: Sequence[int], lanes: int, stream: int = 0) -> None:
+        self.count, self.lanes = sum(counts), lanes
         assert self.count > 0
         assert lanes > 0
         self._counts = tuple(counts)
@@ -73,23 +72,25 @@ class LaneOrder:
         inside = Permutation(mix(epoch.key ^ (_SHARD + shard)), self._counts[shard])
         return self._starts[shard] + inside.at(index - before)
 
-    def shards_ahead(self, samples: range) -> list[int]:
+    def shards_ahead(self, *batches: range) -> list[int]:
         """The numbers of the shards that these samples and the next ones of the same lanes need, most urgent first.
 
+        Lanes of equal shards all go on to the next ones at the same place: so all that follow are named, from the
+        moment on when a lane begins its present shard.
+
         Args:
-            samples: Consecutive sample numbers of the run, as one process shows them in one step.
+            batches: Consecutive sample numbers of the run, as one process shows them in each of the next steps.
 
         Returns:
-            First the shards of these samples, in their order; then `ahead` of those that follow in their lanes (where
-            the epoch ends, the lane's first one of the next epoch), those that are reached first before others.
+            First the shards of these samples, in their order; then those that follow in their lanes (where the epoch
+            ends, the lane's first one of the next epoch), those that are reached first before others.
         """
+        samples = list(itertools.chain(*batches))
         wanted = [self._turn(sample) for sample in samples]
         now = [self._epoch(epoch).shards[turn] for epoch, turn, _ in wanted]
         last = {self._lane(sample): sample for sample in samples}
         ahead = sorted((self._following(sample) for sample in last.values()), key=lambda found: found[0])
-        needed = dict.fromkeys(now)
-        following = [shard for _, shard in ahead if shard not in needed]
-        return [*needed, *list(dict.fromkeys(following))[: self._ahead]]
+        return list(dict.fromkeys([*now, *(shard for _, shard in ahead)]))
 
     def _lane(self, sample: int) -> int:
         return sample % self.count % self.lanes

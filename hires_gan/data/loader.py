@@ -5,14 +5,15 @@ The loader has no state: it is asked for ranges of sample numbers and gives them
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
 import torch
 
-from hires_gan.data.advice import Advice, advise
+from hires_gan.data.advice import Advice, advise, suggest, this_machine, wish_of
 from hires_gan.data.batches import BatchDecoder, Loaded, Request
 from hires_gan.data.dali import DaliDecoder, check_dali
 from hires_gan.data.domains import Domains
@@ -22,15 +23,14 @@ from hires_gan.data.opening import resolve_lanes
 from hires_gan.data.processes import ProcessDecoder
 from hires_gan.data.reader import SampleReader
 from hires_gan.data.replacement import CorruptRows
-from hires_gan.data.settings import DataSettings, automatic_workers
+from hires_gan.data.settings import DataSettings
 from hires_gan.data.shards import ShardSet
+from hires_gan.data.waiting import never
 from hires_gan.progress import say
 
 __all__ = ["Loaded", "Loader", "Request", "SampleReader", "check_decoder"]
 
 _CPU = torch.device("cpu")
-_AHEAD = 3
-"""Batches that are decoded ahead, where nobody measures and the settings do not say."""
 
 
 class Loader:
@@ -49,9 +49,11 @@ class Loader:
         lanes: Into how many lanes the order of a streamed set is cut; by default what the settings say, where auto
             knows of no batch.
         typical: A batch like those that will be asked for, at the highest resolution: what is auto is decided by a
-            measurement of what it costs, and said. By default the number of cores decides.
+            measurement of what it costs, and said. By default the number of cores decides, by the same rule.
+        stopped: Asked again and again while this waits for data; the wait is given up once it is true.
 
     Attributes:
+        settings: Those that were given, with the number of workers in place of auto.
         reader: The order of the samples, and what reads them.
         decoder: What decodes.
         corrupt: The corrupt samples that were found so far.
@@ -68,12 +70,14 @@ class Loader:
         corrupt: CorruptRows | None = None,
         lanes: int | None = None,
         typical: Request | None = None,
+        stopped: Callable[[], bool] = never,
     ) -> None:
         lanes = resolve_lanes(settings.stream.lanes, 1) if lanes is None else lanes
         self.reader = SampleReader(data, seed, settings.mirror, settings.max_corrupt, lanes)
         self.corrupt = CorruptRows(settings.max_corrupt) if corrupt is None else corrupt
-        advice = _decide(self.reader, settings, share, device, typical)
-        self.decoder = _start(self.reader, settings, advice, largest, device)
+        advice = _decide(self.reader, settings, share, device, typical, largest)
+        self.settings = settings.model_copy(update={"workers": advice.workers})
+        self.decoder = _start(self.reader, settings, advice, largest, device, stopped)
         self._fetchers = [
             (stream.order, ShardFetcher(stream.shards, settings.stream.downloads))
             for stream in self.reader.streams
@@ -103,6 +107,7 @@ class Loader:
 
         Raises:
             Failure: If a sample cannot be read, too many are corrupt, or what decodes died or hangs.
+            Stopped: If `stopped` became true while this waited.
         """
         pending: deque[tuple[Request, int]] = deque()
         for request in requests:
@@ -115,10 +120,9 @@ class Loader:
             yield self._finish(*pending.popleft())
 
     def _want(self, batches: Sequence[range]) -> None:
-        """Let the shards of streamed sets be fetched that these batches need, and those behind them, oldest first."""
+        """Let the shards of streamed sets be fetched that these batches need, and those behind them."""
         for order, fetcher in self._fetchers:
-            numbers = (number for samples in batches for number in order.shards_ahead(samples))
-            fetcher.want(list(dict.fromkeys(numbers)))
+            fetcher.want(order.shards_ahead(*batches))
 
     def _finish(self, request: Request, turn: int) -> Loaded:
         decoded = self.decoder.finish(turn)
@@ -136,7 +140,7 @@ def check_decoder(settings: DataSettings, data: Domains | ShardSet, device: torc
         device: Where the run trains.
 
     Raises:
-        UsageError: If DALI is asked for and not installed.
+        UsageError: If DALI is asked for and not installed, or on a GPU where there is none.
         Failure: If DALI is asked for on a GPU whose driver is too old for it.
     """
     if settings.decoder != "torchvision":
@@ -144,7 +148,12 @@ def check_decoder(settings: DataSettings, data: Domains | ShardSet, device: torc
 
 
 def _decide(
-    reader: SampleReader, settings: DataSettings, share: int, device: torch.device, typical: Request | None
+    reader: SampleReader,
+    settings: DataSettings,
+    share: int,
+    device: torch.device,
+    typical: Request | None,
+    largest: int,
 ) -> Advice:
     """How many workers, threads and batches ahead, where the settings leave it open."""
     if typical is not None:
@@ -152,16 +161,20 @@ def _decide(
         if advice.sentence:
             say(advice.sentence)
         return advice
-    automatic = automatic_workers(share)
-    workers = automatic if settings.workers == "auto" else settings.workers
-    threads = automatic if settings.threads == "auto" else settings.threads
-    return Advice(workers, threads, _AHEAD if settings.prefetch == "auto" else settings.prefetch, "")
+    side = max(source.shards.resolution for source in reader.data.sources)
+    wish = wish_of(settings, side, math.ceil(largest / (side * side * 3)) * len(reader.domains))
+    return suggest(None, this_machine(share, device.type != "cpu"), wish)
 
 
 def _start(
-    reader: SampleReader, settings: DataSettings, advice: Advice, largest: int, device: torch.device
+    reader: SampleReader,
+    settings: DataSettings,
+    advice: Advice,
+    largest: int,
+    device: torch.device,
+    stopped: Callable[[], bool],
 ) -> BatchDecoder:
     """The one place that knows which decoders there are."""
     if settings.decoder == "torchvision":
-        return ProcessDecoder(reader, advice.prefetch + 1, largest, advice.workers, settings.timeout)
-    return DaliDecoder(reader, settings, advice, largest, device)
+        return ProcessDecoder(reader, advice.prefetch + 1, largest, advice.workers, settings.timeout, stopped)
+    return DaliDecoder(reader, settings, advice, largest, device, stopped)

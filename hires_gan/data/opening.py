@@ -7,7 +7,7 @@ from typing import Literal
 from hires_gan.data.demo import resolve_shards
 from hires_gan.data.lanes import LaneOrder
 from hires_gan.data.order import Order
-from hires_gan.data.shard_cache import ShardCache, default_cache
+from hires_gan.data.shard_cache import ShardCache, default_cache, require_room
 from hires_gan.data.shards import ShardSet
 from hires_gan.data.store import fetch_manifest, is_streamed, open_store
 from hires_gan.data.stream_settings import StreamSettings
@@ -51,9 +51,9 @@ def order_of(shards: ShardSet, seed: int, lanes: int, stream: int = 0) -> Order 
     """
     if shards.cache is None:
         return Order(seed, len(shards), stream)
-    shards.cache.require_room(lanes)
+    require_room([shards.cache], lanes)
     counts = [shard.samples for shard in shards.manifest.shards]
-    return LaneOrder(seed, counts, lanes, stream, ahead=shards.cache.downloads)
+    return LaneOrder(seed, counts, lanes, stream)
 
 
 def describe_order(order: Order | LaneOrder) -> dict[str, str | int]:

@@ -29,6 +29,10 @@ _GRACE = 10.0
 _NOT_EXECUTABLE, _NOT_FOUND = 126, 127
 
 
+_VARIABLE = re.compile(r"[A-Za-z_]\w*=[^$`(]*", re.ASCII | re.DOTALL)
+_PROGRAM = re.compile(r"[A-Za-z0-9_./+-]+")
+
+
 class PipeStore:
     """A command in which {} stands for a file's name, run by /bin/sh for every file.
 
@@ -56,9 +60,12 @@ class PipeStore:
 
     @property
     def address(self) -> str:
-        """The program; its arguments may hold what nobody else should read."""
-        programs = [word for word in self._command.split() if "=" not in word]  # variables may come before it
-        return f"{PREFIX}{programs[0] if programs else ''} ..."
+        """The program's name, if it is clear; all else may hold what nobody else should read."""
+        name = _program(self._command)
+        return f"{PREFIX}{name} ..." if name else f"{PREFIX}..."
+
+    def size(self, name: str, alive: Callable[[], None]) -> None:
+        """A command does not say how much it is going to write."""
 
     def pieces(self, name: str, alive: Callable[[], None]) -> Iterator[bytes]:
         """As `Store.pieces`."""
@@ -122,3 +129,13 @@ def _check_end(process: subprocess.Popen[bytes], said: IO[bytes], name: str) -> 
         raise UsageError(f"the pipe in data.shards cannot be run (exit code {code}){last}")
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     raise Passing(f"the command for {name} {how}{last}")
+
+
+def _program(command: str) -> str:
+    """The base name of what a command runs first, behind plain variables; empty where that is not plain to see."""
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return ""
+    word = next((word for word in words if not _VARIABLE.fullmatch(word)), "")
+    return word.rpartition("/")[2] if _PROGRAM.fullmatch(word) else ""

@@ -7,8 +7,11 @@ so that a run that goes on from a checkpoint sees what it would have seen. Of a 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
+from hires_gan.data.store import remedy
 from hires_gan.errors import Failure
 from hires_gan.progress import say
 
@@ -105,12 +108,27 @@ class CorruptRows:
                 raise self._too_many(found)
         assert not report.given_up
 
+    def rows(self) -> list[dict[str, Any]]:
+        """All that were found so far, for a checkpoint's JSON; no more than `data.max_corrupt` allows."""
+        return [asdict(row) for rows in self._found.values() for row in rows.values()]
+
+    def remember(self, saved: Iterable[Mapping[str, Any]], moved: Mapping[str, str]) -> None:
+        """Count what was found, and said, before the run went on from a checkpoint.
+
+        Args:
+            saved: What `rows` gave.
+            moved: From the folders of the sets as they were to where the same sets are now.
+        """
+        for entry in saved:
+            row = CorruptRow(**entry)
+            row = replace(row, folder=moved.get(row.folder, row.folder))
+            self._found.setdefault(row.folder, {}).setdefault(row.row, row)
+
     def _too_many(self, found: list[CorruptRow]) -> Failure:
         folder, total = found[0].folder, found[0].total
         named = "; ".join(corrupt.name for corrupt in found[:_NAMED]) + ("; ..." if len(found) > _NAMED else "")
         return Failure(
             f"{len(found)} of the {total} samples in {folder} have turned out corrupt, a share of "
-            f"{len(found) / total:.2g}, and data.max_corrupt allows {self._allowed:g}: {named}. Copy the shards again "
-            f"and go on, or drop what is damaged with `hires-gan shards check {folder} --repair` (that makes another "
-            f"data set, for a new run), or raise data.max_corrupt"
+            f"{len(found) / total:.2g}, and data.max_corrupt allows {self._allowed:g}: {named}. To go on, "
+            f"{remedy(folder)} (dropping makes another data set, for a new run); or raise data.max_corrupt"
         )

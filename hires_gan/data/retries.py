@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -55,9 +58,9 @@ def persist(
     Raises:
         Failure: It did not succeed within the patience, or arrived otherwise than the manifest says too often.
     """
-    pause, disagreements = _FIRST_PAUSE, 0
+    step, disagreements = _FIRST_PAUSE, 0
     while True:
-        start = time.monotonic()
+        start, pause = time.monotonic(), step * _jitter(f"{address} {step}")
         try:
             result = attempt()
         except Passing as error:
@@ -68,13 +71,18 @@ def persist(
             tried = time.monotonic() - since
             if tried + pause > patience:
                 raise _given_up(address, tried, error) from None
-            _VOICE.say(f"{address} could not be read ({error}); trying again in {pause:g} s", pause)
+            _VOICE.say(f"{address} could not be read ({error}); trying again in {pause:.2g} s", pause)
         else:
             if since is not None and start - since >= _WORTH_SAYING:
                 _VOICE.say(f"{address} could be read after {start - since:.0f} s", 1.0)
             return result
         _wait(pause, alive)
-        pause = min(2 * pause, _LONGEST_PAUSE)
+        step = min(2 * step, _LONGEST_PAUSE)
+
+
+def _jitter(attempt: str) -> float:
+    """A factor from 0.75 to 1.25, another one in each process: many that fail together do not come back together."""
+    return 0.75 + zlib.crc32(f"{socket.gethostname()} {os.getpid()} {attempt}".encode()) / 2**33
 
 
 def _wait(seconds: float, alive: Callable[[], None]) -> None:

@@ -7,7 +7,6 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from hires_gan.cores import usable_cores
 from hires_gan.data.stream_settings import StreamSettings
 from hires_gan.settings import Settings
 
@@ -45,8 +44,8 @@ class DataSettings(Settings):
     """How shards come from an object store, a web server or a pipe."""
 
     decoder: Literal["torchvision", "dali", "dali-cpu"] = "torchvision"
-    """What turns the files into pixels: torchvision in worker processes; NVIDIA DALI on the device that trains; or DALI
-    on the CPU, also beside a GPU."""
+    """What turns the files into pixels: torchvision in worker processes; dali: NVIDIA DALI on the GPU that trains
+    (there must be one); dali-cpu: DALI on the CPU, also beside a GPU."""
 
     workers: Literal["auto"] | Annotated[int, Field(ge=0, le=256)] = "auto"
     """Processes in which torchvision decodes, per training process; auto: decided at the start, by a measurement of
@@ -80,8 +79,3 @@ class DataSettings(Settings):
                 "that is translated; set the other to null"
             )
         return self
-
-
-def automatic_workers(share: int) -> int:
-    """What `auto` means where nobody measures: the usable cores, divided among the processes that train, less one."""
-    return max(1, usable_cores() // share - 1)

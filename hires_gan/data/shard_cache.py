@@ -5,6 +5,7 @@
     shard-000007.tar, .index, .labels       whole: they get these names when all of them are there, the tar last
     .shard-000007.tar.partial               on its way
     .shard-000007.lock                      held by the one who fetches or drops the shard, and touched meanwhile
+    .shard-000007.sums                      what the sha256 of its files was when they arrived
 """
 
 from __future__ import annotations
@@ -15,10 +16,23 @@ import hashlib
 import math
 import os
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from hires_gan.data.cache_folder import Kept, drop, kept_shards, lock_of, partial_of, total_of
+from hires_gan.data.cache_folder import (
+    Kept,
+    drop,
+    drop_leftovers,
+    kept_shards,
+    lock_of,
+    partial_of,
+    read_sums,
+    sums_of,
+    sync_folder,
+    total_of,
+    write_sums,
+)
 from hires_gan.data.cache_locks import locked
 from hires_gan.data.demo import cache_folder
 from hires_gan.data.heartbeat import HEART
@@ -32,11 +46,17 @@ from hires_gan.progress import say
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 _ROOM_PAUSE = 0.2
 _GB = 10**9
+_HASHED = 1 << 22
+"""Bytes of a file that are hashed between two signs of life."""
 
 
 def default_cache() -> Path:
     """The folder that is used where `data.stream.cache` names none."""
     return cache_folder() / "shards"
+
+
+Copy = tuple[int, int]
+"""Stands for one copy of a shard: the inode of its sums, and when they were written."""
 
 
 class ShardCache:
@@ -78,7 +98,7 @@ class ShardCache:
 
     def has(self, number: int) -> bool:
         """Whether a shard is there, whole."""
-        return not self._absent(sizes_of(self.manifest, self.manifest.shards[number]))
+        return not self._absent(self._sizes(number))
 
     def touch(self, number: int) -> None:
         """Note that a shard is being used: those that were not for longest are dropped first."""
@@ -91,7 +111,7 @@ class ShardCache:
         Raises:
             Failure: It cannot be read, is not what the manifest says, or there is no room for it.
         """
-        self._provide(number, sizes_of(self.manifest, self.manifest.shards[number]))
+        self._provide(number, self._sizes(number))
 
     def ensure_labels(self, number: int) -> None:
         """The same for a shard's labels alone.
@@ -100,67 +120,118 @@ class ShardCache:
             Failure: As `ensure`.
         """
         name = labels_name(self.manifest.shards[number].name)
-        self._provide(number, {name: sizes_of(self.manifest, self.manifest.shards[number])[name]})
+        self._provide(number, {name: self._sizes(number)[name]})
 
-    def renew(self, number: int, inode: int) -> None:
-        """Fetch a shard again whose copy was found damaged, unless somebody has done so already.
+    def copy(self, number: int) -> Copy | None:
+        """Which copy of a shard there is; another one is another value."""
+        try:
+            status = sums_of(self.folder, self.manifest.shards[number].name).stat()
+        except FileNotFoundError:
+            return None
+        return status.st_ino, status.st_mtime_ns
+
+    def is_as_fetched(self, number: int, name: str, data: bytes) -> bool:
+        """Whether a small file of a shard is what once arrived."""
+        return read_sums(self._sums(number)).get(name) == hashlib.sha256(data).hexdigest()
+
+    def renew(self, number: int, copy: Copy | None) -> Copy | None:
+        """Mend a shard's copy in which something was found wrong, unless somebody has done so since.
+
+        Only files that are not (any more) what once arrived are fetched again: what is wrong in the store stays so.
 
         Args:
             number: Of the shard.
-            inode: Of the tar that was read.
+            copy: What `copy` said before the shard was read.
+
+        Returns:
+            The copy, if all of it is what once arrived; None if anything had to be fetched, by whomever.
 
         Raises:
             Failure: As `ensure`.
         """
-        self._provide(number, sizes_of(self.manifest, self.manifest.shards[number]), inode)
-
-    def require_room(self, lanes: int) -> None:
-        """Make sure that the bound is enough for what is read at the same time.
-
-        Args:
-            lanes: How many shards that is.
-
-        Raises:
-            UsageError: It is not.
-        """
-        sizes = sorted((sum(sizes_of(self.manifest, shard).values()) for shard in self.manifest.shards), reverse=True)
-        needed = sum(sizes[: lanes + self.downloads])
-        if needed > self.bound:
-            raise UsageError(
-                f"data.stream.cache_gb is {self.bound / _GB:g}, but {min(lanes, len(sizes))} lanes (data.stream.lanes) "
-                f"and {self.downloads} shards ahead (data.stream.downloads) of {self.store.address} take up to "
-                f"{needed / _GB:.3g} GB: set data.stream.cache_gb to {_rounded_up(needed / _GB):g} or more (the cache "
-                f"is {self.root}, data.stream.cache), or lower data.stream.lanes"
-            )
-
-    def _absent(self, sizes: Mapping[str, int]) -> dict[str, int]:
-        return {name: size for name, size in sizes.items() if _size(self.folder / name) != size}
-
-    def _provide(self, number: int, sizes: Mapping[str, int], damaged: int | None = None) -> None:
-        began, lock = time.monotonic(), lock_of(self.folder, self.manifest.shards[number].name)
-        tar = self.path(number)
-        with self._telling_of_the_disk():
-            self.folder.mkdir(parents=True, exist_ok=True)  # somebody may have cleared the cache
-        with self._telling_of_the_disk(), locked(lock, _Watch(lock).look) as waited:
-            wanted = dict(sizes) if damaged is not None and _inode(tar) == damaged else self._absent(sizes)
+        with self._telling_of_the_disk(), self._holding(number) as since:
+            if self.copy(number) != copy:
+                return None
+            self._discard_damaged(number)
+            wanted = self._absent(self._sizes(number))
             if wanted:
-                # Whoever had it before has failed or died: its time counts as that of the first failed attempt.
-                self._fetch(number, wanted, lock, began if waited else None)
+                self._fetch(number, wanted, since)
+            return None if wanted else copy
 
-    def _fetch(self, number: int, sizes: Mapping[str, int], lock: Path, since: float | None) -> None:
+    def fitting(self, numbers: Sequence[int]) -> list[int]:
+        """The first of these shards, as many as the cache can hold together."""
+        total, found = 0, []
+        for number in numbers:
+            total += sum(self._sizes(number).values())
+            if total > self.bound:
+                break
+            found.append(number)
+        return found
+
+    def room_for(self, lanes: int) -> int:
+        """The most bytes that so many lanes need: each of them its present shard, and the one that follows."""
+        sizes = sorted((sum(sizes_of(self.manifest, shard).values()) for shard in self.manifest.shards), reverse=True)
+        return sum(sizes[: 2 * lanes])
+
+    def _sizes(self, number: int) -> dict[str, int]:
+        return sizes_of(self.manifest, self.manifest.shards[number])
+
+    def _sums(self, number: int) -> Path:
+        return sums_of(self.folder, self.manifest.shards[number].name)
+
+    def _alive(self, number: int) -> Callable[[], None]:
+        lock = lock_of(self.folder, self.manifest.shards[number].name)
+
         def alive() -> None:
             HEART.beat()
             os.utime(lock)
 
+        return alive
+
+    def _absent(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        return {name: size for name, size in sizes.items() if _size(self.folder / name) != size}
+
+    def _provide(self, number: int, sizes: Mapping[str, int]) -> None:
+        with self._telling_of_the_disk(), self._holding(number) as since:
+            wanted = self._absent(sizes)
+            if wanted:
+                self._fetch(number, wanted, since)
+
+    @contextlib.contextmanager
+    def _holding(self, number: int) -> Iterator[float | None]:
+        """Hold a shard's lock; yields since when it could not be had, None if it was free."""
+        began, lock = time.monotonic(), lock_of(self.folder, self.manifest.shards[number].name)
+        self.folder.mkdir(parents=True, exist_ok=True)  # somebody may have cleared the cache
+        with locked(lock, _Watch(lock).look) as waited:
+            # What a killed one left has its full size, and nobody else can drop it while this lock is held.
+            for name in self._sizes(number):
+                partial_of(self.folder, name).unlink(missing_ok=True)
+            # Whoever had it before has failed or died: its time counts as that of the first failed attempt.
+            yield began if waited else None
+
+    def _discard_damaged(self, number: int) -> None:
+        """Delete those of a shard's files that are not what once arrived."""
+        entry, alive = self.manifest.shards[number], self._alive(number)
+        arrived = read_sums(self._sums(number)) | {entry.name: entry.sha256}
+        for name in self._sizes(number):
+            path = self.folder / name
+            if path.exists() and _sha256_of(path, alive) != arrived.get(name):
+                say(f"warning: {path} is not what once arrived from {self.store.address}: it is fetched again")
+                path.unlink(missing_ok=True)
+
+    def _fetch(self, number: int, sizes: Mapping[str, int], since: float | None) -> None:
+        alive, sums = self._alive(number), read_sums(self._sums(number))
         partials = {name: partial_of(self.folder, name) for name in sizes}
         try:
             self._reserve({partials[name]: size for name, size in sizes.items()}, alive)
             for name, size in sizes.items():
                 attempt = _Attempt(self, number, name, size, partials[name], alive)
-                persist(attempt, str(Address(self.store.address) / name), self.patience, alive, since)
+                sums[name] = persist(attempt, str(Address(self.store.address) / name), self.patience, alive, since)
             with locked(self.root / ".lock", alive):  # whoever adds up meanwhile would miss a file or count it twice
+                self._on_disk(lambda: write_sums(self._sums(number), sums))
                 for name in reversed(list(sizes)):  # the tar last: it stands for the whole
                     partials[name].rename(self.folder / name)
+            sync_folder(self.folder)
         finally:
             for partial in partials.values():
                 partial.unlink(missing_ok=True)
@@ -184,7 +255,7 @@ class ShardCache:
 
     def _shrink(self, kept: Sequence[Kept], most: int) -> bool:
         """Drop what was not used for longest until the cache holds at most so many bytes; whether it does."""
-        total = total_of(kept)
+        total = total_of(kept) - sum(drop_leftovers(shard) for shard in kept)
         for shard in kept:
             if total <= most:
                 break
@@ -193,14 +264,24 @@ class ShardCache:
 
     def _allocate(self, sizes: Mapping[Path, int]) -> None:
         """Take the room on the disk at once, so that a full disk shows before anything is fetched."""
-        while True:
+
+        def allocate() -> None:
             try:
                 for path, size in sizes.items():
                     _allocate(path, size)
-                return
-            except OSError as error:
+            except OSError:
                 for path in sizes:
                     path.unlink(missing_ok=True)
+                raise
+
+        self._on_disk(allocate)
+
+    def _on_disk(self, write: Callable[[], None]) -> None:
+        """Write something, dropping shards as long as the disk is full."""
+        while True:
+            try:
+                return write()
+            except OSError as error:
                 if error.errno not in _NO_SPACE or not self.drop_one():
                     raise
 
@@ -244,6 +325,36 @@ class ShardCache:
         )
 
 
+def require_room(caches: Sequence[ShardCache], lanes: int) -> None:
+    """Make sure that a cache can hold what all the sets of a run that share it need at the same time.
+
+    Args:
+        caches: Of each of the sets; one that is read in two orders counts twice.
+        lanes: Into how many lanes the order of each is cut.
+
+    Raises:
+        UsageError: It cannot.
+    """
+    sharing: defaultdict[Path, list[ShardCache]] = defaultdict(list)
+    for cache in caches:
+        sharing[cache.root].append(cache)
+    for group in sharing.values():
+        readers, sets = Counter(cache.folder for cache in group), {cache.folder: cache for cache in group}
+        needed = sum(cache.room_for(lanes * readers[folder]) for folder, cache in sets.items())
+        bound = min(cache.bound for cache in group)
+        if needed > bound:
+            raise _too_small(list(sets.values()), bound, needed, lanes)
+
+
+def _too_small(caches: Sequence[ShardCache], bound: int, needed: int, lanes: int) -> UsageError:
+    return UsageError(
+        f"data.stream.cache_gb is {bound / _GB:g}, but {lanes} lanes (data.stream.lanes) of "
+        f"{' and of '.join(cache.store.address for cache in caches)}, each with its present shard and the one that "
+        f"follows, take up to {needed / _GB:.3g} GB: set data.stream.cache_gb to {_rounded_up(needed / _GB):g} or more "
+        f"(the cache is {caches[0].root}, data.stream.cache), lower data.stream.lanes, or prepare smaller shards"
+    )
+
+
 class _Attempt:
     """One download of one file into a place that is reserved for it.
 
@@ -263,12 +374,12 @@ class _Attempt:
         entry = cache.manifest.shards[number]
         self._sha256 = entry.sha256 if name == entry.name else None
 
-    def __call__(self) -> None:
-        """Fetch it.
+    def __call__(self) -> str:
+        """Fetch it, and return its sha256.
 
         Raises:
             Disagrees: It has another size or sha256.
-            Passing: It did not arrive.
+            Passing: It did not arrive, or not as a whole.
             Failure: It will not.
             OSError: It cannot be written.
         """
@@ -280,10 +391,18 @@ class _Attempt:
                     raise Disagrees(f"it has more than the {self._size:,} bytes that belong to it")
                 digest.update(piece)
                 self._write(file.fileno(), piece)
+            os.fsync(file.fileno())  # a power cut must not leave its name without its bytes
         if count < self._size:
-            raise Disagrees(f"it has {count:,} bytes instead of {self._size:,}")
+            raise self._short(count)
         if self._sha256 is not None and digest.hexdigest() != self._sha256:
             raise Disagrees(f"its sha256 is {digest.hexdigest()} instead of {self._sha256}")
+        return digest.hexdigest()
+
+    def _short(self, count: int) -> Passing:
+        """A connection may end early without an error: only what the store says itself is the file's size."""
+        if self._cache.store.size(self._name, self._alive) == count:
+            return Disagrees(f"it has {count:,} bytes instead of {self._size:,}")
+        return Passing(f"{count:,} of its {self._size:,} bytes came")
 
     def _write(self, descriptor: int, piece: bytes) -> None:
         rest = memoryview(piece)
@@ -322,11 +441,15 @@ def _size(path: Path) -> int | None:
         return None
 
 
-def _inode(path: Path) -> int | None:
-    try:
-        return path.stat().st_ino
-    except FileNotFoundError:
-        return None
+def _sha256_of(path: Path, alive: Callable[[], None]) -> str | None:
+    """Of a file's bytes; None if they cannot be read, as from a bad sector."""
+    digest = hashlib.sha256()
+    with contextlib.suppress(OSError), path.open("rb", buffering=0) as file:
+        while piece := file.read(_HASHED):
+            digest.update(piece)
+            alive()
+        return digest.hexdigest()
+    return None
 
 
 def _allocate(path: Path, size: int) -> None:

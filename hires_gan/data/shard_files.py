@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from hires_gan.data.manifest import LABEL, Manifest, index_name, labels_name
-from hires_gan.data.shard_cache import ShardCache
+from hires_gan.data.shard_cache import Copy, ShardCache
 from hires_gan.data.store import Address
 from hires_gan.errors import Failure
 
@@ -43,8 +43,16 @@ class ShardFiles(Protocol):
     def prepare_labels(self) -> None:
         """Get ready for the labels of all shards."""
 
-    def renew(self, shard: int) -> bool:
-        """Whether there was a better copy of a shard that seems damaged, which is now in its place."""
+    def copy(self, shard: int) -> Copy | None:
+        """Which copy of a shard is there now, if there can be several."""
+
+    def renew(self, shard: int, copy: Copy | None) -> bool:
+        """Whether it is worth reading a shard again in which something was wrong.
+
+        Args:
+            shard: Its number.
+            copy: What `copy` said before it was read.
+        """
 
 
 class FolderFiles:
@@ -85,7 +93,10 @@ class FolderFiles:
     def prepare_labels(self) -> None:
         """They are there."""
 
-    def renew(self, shard: int) -> bool:
+    def copy(self, shard: int) -> None:
+        """There is but one."""
+
+    def renew(self, shard: int, copy: Copy | None) -> bool:
         """There is no other copy."""
         return False
 
@@ -101,8 +112,7 @@ class CachedFiles:
 
     def __init__(self, cache: ShardCache) -> None:
         self._cache = cache
-        self._inodes: dict[int, int] = {}
-        self._renewed: set[int] = set()
+        self._sound: dict[int, Copy | None] = {}
         self._labels: dict[int, np.ndarray] = {}
 
     def path(self, shard: int) -> Path:
@@ -128,7 +138,6 @@ class CachedFiles:
             Failure: The shard cannot be fetched.
         """
         with self._open(shard, str) as descriptor:
-            self._inodes[shard] = os.fstat(descriptor).st_ino
             return _pread(descriptor, offset, size)
 
     def labels(self, shard: int) -> np.ndarray:
@@ -148,21 +157,28 @@ class CachedFiles:
             for _ in threads.map(self.labels, range(len(self._cache.manifest.shards))):
                 pass
 
-    def renew(self, shard: int) -> bool:
-        """Fetch a shard again whose copy seems damaged, once in this process: it may be the local disk's fault."""
-        if shard in self._renewed:
+    def copy(self, shard: int) -> Copy | None:
+        """Which copy of a shard is there now."""
+        return self._cache.copy(shard)
+
+    def renew(self, shard: int, copy: Copy | None) -> bool:
+        """Mend a shard's copy, unless it was found to be what the store has: then so is what is wrong in it."""
+        if copy is not None and self._sound.get(shard) == copy:
             return False
-        self._renewed.add(shard)
-        self._cache.renew(shard, self._inodes.get(shard, -1))
+        self._sound[shard] = self._cache.renew(shard, copy)
         return True
 
     def _read_labels(self, shard: int) -> np.ndarray:
         name = labels_name(self._cache.manifest.shards[shard].name)
         for _ in range(_ATTEMPTS):
+            copy = self._cache.copy(shard)
             try:
                 data = (self._cache.folder / name).read_bytes()
             except FileNotFoundError:
                 self._cache.ensure_labels(shard)
+                continue
+            if not self._cache.is_as_fetched(shard, name, data):
+                self._cache.renew(shard, copy)
                 continue
             place = Address(self._cache.store.address) / name
             return checked_labels(place, np.frombuffer(data, LABEL), len(self._cache.manifest.label_names or ()))

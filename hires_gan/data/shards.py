@@ -17,7 +17,7 @@ import numpy as np
 from hires_gan.data.manifest import IMAGE, Manifest, ShardEntry, files_of, key, read_manifest, sizes_of
 from hires_gan.data.shard_cache import ShardCache
 from hires_gan.data.shard_files import CachedFiles, FolderFiles, ShardFiles, vanished
-from hires_gan.data.store import Address
+from hires_gan.data.store import Address, remedy
 from hires_gan.data.tar_walk import BLOCK, Member, is_key, parse_header
 from hires_gan.errors import Failure, UsageError
 from hires_gan.progress import say
@@ -150,14 +150,16 @@ class ShardSet:
             column: One of the manifest's columns.
 
         Raises:
-            CorruptSample: The bytes are not those that were written; of a streamed set not even in a fresh copy.
+            CorruptSample: The bytes are not those that were written; of a streamed set not even in the store.
             UsageError: The set has no such column.
             Failure: The shard cannot be fetched.
         """
+        shard, _ = self._find(row)
+        copy = self._files.copy(shard)
         try:
             return self._read(row, column)
         except (CorruptSample, OSError):
-            if not self._files.renew(self._find(row)[0]):
+            if not self._files.renew(shard, copy):
                 raise
         return self._read(row, column)
 
@@ -166,6 +168,8 @@ class ShardSet:
         shard, _ = self._find(row)
         if location.offset + location.size > self.manifest.shards[shard].bytes:
             raise self._corrupt(row, column, "its index points behind the end of the shard")
+        if location.size == 0:  # as in a row of zeros, whose crc32 would be right
+            raise self._corrupt(row, column, "its index says that it has no bytes")
         data = self._files.read(shard, location.offset, location.size)
         if len(data) < location.size:
             raise self._corrupt(row, column, f"the file ends after {len(data)} of its {location.size} bytes")
@@ -243,7 +247,7 @@ class ShardSet:
         shard, key = self.manifest.shards[self._find(row)[0]].name, self.key_of(row)
         return CorruptSample(
             f"{self.folder / shard}, sample {key}, column '{column}': {found}; the shard was changed or damaged since "
-            f"it was made: copy it again, or drop what is damaged with `hires-gan shards check {self.folder} --repair`",
+            f"it was made: {remedy(str(self.folder))}",
             shard,
             row,
             column,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import queue
 import re
@@ -79,10 +80,28 @@ class Store(Protocol):
             Failure: It will not work.
         """
 
+    def size(self, name: str, alive: Callable[[], None]) -> int | None:
+        """How many bytes a file has as the store says without reading it; None if it does not say.
+
+        Args:
+            name: Of the file in the set's folder.
+            alive: Called often while this waits.
+        """
+
 
 def is_streamed(location: str) -> bool:
     """Whether `data.shards` names a URL or a pipe; a folder and `demo:NAME` are read where they are."""
     return location.startswith(PIPE) or "://" in location
+
+
+def remedy(folder: str) -> str:
+    """What to do about damaged shards, for the set in a folder or at a store's address."""
+    if is_streamed(folder):
+        return (
+            "check the folder that the set was uploaded from with `hires-gan shards check DIR`, mend it there "
+            "(--repair drops what is damaged), and upload it again"
+        )
+    return f"copy it again, or drop what is damaged with `hires-gan shards check {folder} --repair`"
 
 
 def open_store(location: str, allow_pipe: bool) -> Store:
@@ -171,6 +190,16 @@ class UrlStore:
             raise
         except Exception as error:
             raise judge(error, address, self.protocol) from error
+
+    def size(self, name: str, alive: Callable[[], None]) -> int | None:
+        """As `Store.size`."""
+        with contextlib.suppress(Exception):  # it is asked only where something else has gone wrong already
+            return int(b"".join(watched(functools.partial(self._stated, name), alive)))
+        return None
+
+    def _stated(self, name: str) -> Iterator[bytes]:
+        files, folder = self._place
+        yield str(files.info(f"{folder}/{name}")["size"]).encode()
 
     def _read(self, name: str) -> Iterator[bytes]:
         size = _SMALLEST

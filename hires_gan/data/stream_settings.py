@@ -24,7 +24,7 @@ class StreamSettings(Settings):
     the batch that is at least 32. Part of the order: it stays as it is for a whole run."""
 
     downloads: Annotated[int, Field(ge=1, le=64)] = 8
-    """How many shards are fetched at once, and how many ahead of their use, per training process."""
+    """How many shards are fetched at once, per training process."""
 
     patience: Annotated[float, Field(ge=0)] = 600.0
     """Seconds for which what may pass (a store that is away, or overloaded) is tried again before the run gives up."""

@@ -20,6 +20,7 @@ from torch import Tensor
 from hires_gan.data.heartbeat import HEART
 from hires_gan.data.replacement import Report
 from hires_gan.data.ring import Ring
+from hires_gan.data.waiting import Deadline, Stopped, never
 from hires_gan.errors import Failure
 
 _NOTHING = -1
@@ -108,10 +109,13 @@ class WorkerPool:
         count: How many there are, at least 1.
         timeout: Seconds without an answer from any worker after which one is said to hang; one that waits for a
             shard that is on its way, or for a store that is tried again, is left in peace.
+        stopped: Asked again and again while this waits for them; the wait is given up once it is true.
     """
 
-    def __init__(self, reader: Fills, ring: Ring, count: int, timeout: float) -> None:
-        self._reader, self._timeout = reader, timeout
+    def __init__(
+        self, reader: Fills, ring: Ring, count: int, timeout: float, stopped: Callable[[], bool] = never
+    ) -> None:
+        self._reader, self._timeout, self._stopped = reader, timeout, stopped
         # For each worker, the row that it reads, and its signs of life while it waits for a shard.
         self._board = Ring(2 * count, 8)
         self._reports: defaultdict[int, Report] = defaultdict(Report)
@@ -150,17 +154,26 @@ class WorkerPool:
 
         Raises:
             Failure: With the worker's own message, or naming the worker that died or hangs.
+            Stopped: If somebody wants it to.
         """
         while late := [n for n, answered in enumerate(self._answered) if answered < turn]:
             beats = [self._beats(number) for number in late]
-            ready = wait([self._pipes[n] for n in late], self._timeout)
+            ready = self._ready(late)
             still = [number for number, before in zip(late, beats, strict=True) if self._beats(number) == before]
             if not ready and still:
                 raise self._hangs(still[0])
-            for number in late:
-                if self._pipes[number] in ready:
-                    self._receive(number)
+            for number in ready:
+                self._receive(number)
         return self._reports.pop(turn, Report())
+
+    def _ready(self, late: list[int]) -> list[int]:
+        """Those of the workers that have answered; none, if none does for too long."""
+        pipes = {self._pipes[number]: number for number in late}
+        deadline = Deadline(self._timeout)
+        while not (ready := wait(pipes, deadline.slice)) and not deadline.passed:
+            if self._stopped():
+                raise Stopped
+        return [number for pipe, number in pipes.items() if pipe in ready]
 
     def _beats(self, number: int) -> int:
         return int(self._board.cell(2 * number + 1))

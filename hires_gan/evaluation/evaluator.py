@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 
 import psutil
@@ -12,6 +13,7 @@ from hires_gan.data.loader import Loader, Request
 from hires_gan.data.replacement import CorruptRows
 from hires_gan.data.settings import DataSettings
 from hires_gan.data.shards import ShardSet
+from hires_gan.data.waiting import Stopped
 from hires_gan.errors import Failure, UsageError
 from hires_gan.evaluation.settings import EvaluationSettings
 from hires_gan.evaluation.swd import LOWEST_RESOLUTION, Descriptors, level_distance, mean_distance, memory_needed
@@ -66,8 +68,8 @@ class Evaluator:
 
         Args:
             fakes: Gives generated images at the full resolution.
-            stopped: Asked between batches of images and between levels of the distance; the measurement is given up
-                once it is true.
+            stopped: Asked between batches of images and between levels of the distance, and while the reals are waited
+                for; the measurement is given up once it is true.
 
         Returns:
             Values by metric, with `swd/<resolution>` for the levels of the distance; None if it was given up.
@@ -79,7 +81,7 @@ class Evaluator:
             return {}
         self._check_memory()
         if self._real is None:
-            self._real = self._describe("describing reals", self._reals(), stopped)
+            self._real = self._describe("describing reals", self._reals(stopped), stopped)
         if self._real is None:
             return None
         fake = self._describe("generating and describing fakes", fakes(self.count), stopped)
@@ -96,13 +98,14 @@ class Evaluator:
 
     def _describe(self, title: str, images: Iterator[Tensor], stopped: Callable[[], bool]) -> Descriptors | None:
         descriptors = Descriptors(self.resolution, self.count, self.device)
-        with ProgressBar(title, self.count, lasting=False) as bar:
+        with contextlib.suppress(Stopped), ProgressBar(title, self.count, lasting=False) as bar:
             for part in images:
                 if stopped():
                     return None
                 descriptors.add(part.to(self.device))
                 bar.advance(len(part))
-        return descriptors
+            return descriptors
+        return None
 
     def _compare(self, real: Descriptors, fake: Descriptors, stopped: Callable[[], bool]) -> dict[str, float] | None:
         levels: dict[int, float] = {}
@@ -114,11 +117,11 @@ class Evaluator:
                 bar.advance()
         return {"swd": mean_distance(levels)} | {f"swd/{level}": value for level, value in levels.items()}
 
-    def _reals(self) -> Iterator[Tensor]:
+    def _reals(self, stopped: Callable[[], bool]) -> Iterator[Tensor]:
         chunks = [range(i, min(i + _CHUNK, self.count)) for i in range(0, self.count, _CHUNK)]
         # Whatever decodes for the training: a GPU's decoder differs by a grey level, and runs are to be compared.
         plain = self.data.model_copy(update={"mirror": False, "decoder": "torchvision"})
         largest = Request(chunks[0], self.resolution).size
-        with Loader(self.shards, plain, _ORDER_SEED, largest, corrupt=self.corrupt) as loader:
+        with Loader(self.shards, plain, _ORDER_SEED, largest, corrupt=self.corrupt, stopped=stopped) as loader:
             for loaded in loader.batches(Request(samples, self.resolution) for samples in chunks):
                 yield loaded.images

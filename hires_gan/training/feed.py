@@ -1,8 +1,14 @@
-"""Batches on the device: the next one is copied while the step computes, and the time spent waiting is counted."""
+"""Batches on the device: the next one is copied while the step computes, and the time spent waiting is counted.
+
+Two times are counted: what this process waits for data, its copies into pinned memory included; and what a GPU does,
+whose steps stand still until the batch is decoded and copied there. They may overlap, so the larger one is what the
+data cost at least.
+"""
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -10,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hires_gan.data.loader import Loaded
+from hires_gan.data.waiting import Stopped
 from hires_gan.recipes.protocol import Batch
 
 
@@ -22,7 +29,7 @@ class Feed:
         dtype: float32 or float64.
 
     Attributes:
-        waited: Seconds that `take` has waited for decoded batches so far.
+        waited: Seconds that this process has waited for batches so far.
     """
 
     def __init__(self, batches: Iterator[Loaded], device: torch.device, dtype: torch.dtype) -> None:
@@ -31,6 +38,8 @@ class Feed:
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._ahead: Loaded | None = None
+        self._waits: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
+        self._stalled = 0.0
         self.waited = 0.0
 
     def take(self) -> Batch:
@@ -38,12 +47,13 @@ class Feed:
 
         Raises:
             StopIteration: If the loader has no more.
+            Stopped: If the loader's wait for it was given up.
         """
         if self._stream is None:
             loaded = self._fetch()
         else:
             loaded = self._ahead or self._copy(self._stream)
-            torch.cuda.current_stream(self._device).wait_stream(self._stream)
+            self._wait_for(self._stream)
             # Made on the other stream: the allocator must not reuse the memory before this one is done with it.
             for tensor in (loaded.images, loaded.labels):
                 if tensor is not None:
@@ -56,22 +66,47 @@ class Feed:
         if self._stream is not None and self._ahead is None:
             try:
                 self._ahead = self._copy(self._stream)
-            except StopIteration:
+            except (StopIteration, Stopped):  # the step that is under way is finished all the same
                 self._ahead = None
+
+    def stalled(self) -> float:
+        """Seconds that the GPU's steps have waited for batches so far, as far as they are through; 0 on the CPU."""
+        while self._waits and self._waits[0][1].query():  # type: ignore[no-untyped-call]
+            before, behind = self._waits.popleft()
+            self._stalled += before.elapsed_time(behind) / 1000
+        return self._stalled
+
+    def _wait_for(self, stream: torch.cuda.Stream) -> None:
+        """Let the steps wait for the copies, between two marks whose times are read once both are past."""
+        current = torch.cuda.current_stream(self._device)
+        before = _mark(current)
+        current.wait_stream(stream)
+        self._waits.append((before, _mark(current)))
+        self.stalled()  # so that they do not pile up where nobody asks
 
     def _fetch(self) -> Loaded:
         start = time.perf_counter()
-        loaded = next(self._batches)
-        self.waited += time.perf_counter() - start
-        return loaded
+        try:
+            return next(self._batches)
+        finally:
+            self.waited += time.perf_counter() - start
 
     def _copy(self, stream: torch.cuda.Stream) -> Loaded:
         """Copy through pinned memory, so that the loader's own memory is free again at once."""
-        loaded = self._fetch()
         with torch.cuda.stream(stream):
+            loaded = self._fetch()  # in here, so that it is this stream that waits for what a GPU decodes
+            start = time.perf_counter()
             labels = None if loaded.labels is None else self._moved(loaded.labels)
-            return replace(loaded, images=self._moved(loaded.images), labels=labels)
+            images = self._moved(loaded.images)
+            self.waited += time.perf_counter() - start
+        return replace(loaded, images=images, labels=labels)
 
     def _moved(self, tensor: Tensor) -> Tensor:
         """The tensor on the device; one that was decoded there is ready for the current stream, see `Loaded`."""
         return tensor if tensor.is_cuda else tensor.pin_memory().to(self._device, non_blocking=True)
+
+
+def _mark(stream: torch.cuda.Stream) -> torch.cuda.Event:
+    event: torch.cuda.Event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record(stream)
+    return event

@@ -18,6 +18,7 @@ from hires_gan.data.domains import Domains, open_data
 from hires_gan.data.loader import Loader, Request, check_decoder
 from hires_gan.data.opening import describe_order, order_of, resolve_lanes
 from hires_gan.data.replacement import CorruptRows
+from hires_gan.data.shard_cache import require_room
 from hires_gan.errors import Failure, UsageError
 from hires_gan.evaluation.evaluator import Evaluator
 from hires_gan.ops.selection import choose, explain
@@ -126,6 +127,7 @@ def open_loader(trainer: Trainer, data: Domains) -> Loader:
         corrupt=trainer.corrupt,
         lanes=lanes_of(plan),
         typical=Request(range(at_resolution(plan.batch.size, resolution)), resolution),
+        stopped=lambda: trainer.stop.wanted is not None,
     )
 
 
@@ -185,6 +187,7 @@ def choose_order(plan: Plan, data: Domains) -> dict[str, Any]:
         UsageError: If the cache of a streamed source is too small for it.
     """
     lanes = lanes_of(plan)
+    require_room([source.shards.cache for source in data.sources if source.shards.cache is not None], lanes)
     orders = [describe_order(order_of(source.shards, plan.run.seed, lanes)) for source in data.sources]
     for source, one in zip(data.sources, orders, strict=True):
         say(f"sample order{data.of(source)}: {_order_in_words(one)}")
@@ -270,6 +273,7 @@ def describe_run(plan: Plan, data: Domains, run_id: str) -> dict[str, Any]:
         "configuration": configuration,
         "configuration_sha256": hashlib.sha256(canonical.encode()).hexdigest(),
         "data": data.digest(),
+        "folders": [str(source.shards.folder) for source in data.sources],
         "world_size": 1,
         "mlflow_run_id": run_id,
         "versions": {name: version(name) for name in ("hires-gan", "torch", "torchvision", "accelerate")}

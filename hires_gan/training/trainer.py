@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from hires_gan import checkpoint
 from hires_gan.data.loader import Loader
 from hires_gan.data.replacement import CorruptRows
+from hires_gan.data.waiting import Stopped
 from hires_gan.ema import half_life_decay
 from hires_gan.errors import Failure
 from hires_gan.evaluation.evaluator import Evaluator
@@ -26,7 +28,7 @@ from hires_gan.training.run_folder import RunFolder
 from hires_gan.training.schedule import Cadence, PlannedStep, steps
 from hires_gan.training.settings import BatchSettings, EmaSettings, Plan
 from hires_gan.training.signals import StopRequest
-from hires_gan.training.status import StatusLine, Stopwatch, memory_in_use
+from hires_gan.training.status import Speed, StatusLine, Stopwatch, memory_in_use
 
 _PIXELS_AT_ONCE = 4 * 1024 * 1024
 
@@ -106,6 +108,7 @@ class Trainer:
         self._sums: dict[str, tuple[Tensor, int]] = {}
         self._saved: checkpoint.Checkpoint | None = None
         self._stopwatch = Stopwatch()
+        self._stalled = 0.0
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Go on from a checkpoint.
@@ -120,6 +123,8 @@ class Trainer:
         self.progress = Progress(saved.nimg, self._comparable(state["best"]))
         for name, cadence in self.cadences.items():
             cadence.last = state["cadences"][name]
+        moved = dict(zip(saved.state.get("folders", ()), self.state["folders"], strict=False))
+        self.corrupt.remember(state.get("corrupt", ()), moved)
         self.recipe.load_state_dict(saved.state["recipe"])
         self.backend.nonfinite.fill_(state["nonfinite"])
         self.backend.streak.fill_(state["streak"])
@@ -155,26 +160,33 @@ class Trainer:
         nimg = self.progress.nimg
         requests = (step.request() for step in steps(self.recipe.stages, nimg, self.total))
         feed = Feed(loader.batches(requests), self.backend.device, self._dtype())
+        self._stalled = 0.0
+        self.evaluator.data = loader.settings  # what auto was decided to be holds for the reals, too
         self._enter(stage_at(self.recipe.stages, nimg))
         with StatusLine(self.plan.run.name, nimg, self.total) as status:
-            self._between_steps(status)
-            for step in steps(self.recipe.stages, nimg, self.total):
-                if self.stop.wanted:
-                    break
-                self._step(step, feed)
-                status.advance(self.progress.nimg, self.recipe.describe(self.progress.nimg))
-                self._between_steps(status)
+            self._between_steps(status, feed)
+            with contextlib.suppress(Stopped):  # a signal came before a batch, and nothing of its step was done
+                for step in steps(self.recipe.stages, nimg, self.total):
+                    if self.stop.wanted:
+                        break
+                    self._step(step, feed)
+                    status.advance(self.progress.nimg, self.recipe.describe(self.progress.nimg))
+                    self._between_steps(status, feed)
             if self.stop.wanted and 0 < self.progress.nimg != self.cadences["checkpoint"].last:
                 self._save()
         # A signal behind the last step leaves the last grid and evaluation to the next start.
         return self.progress.nimg >= self.total and self.stop.wanted is None
 
     def _step(self, step: PlannedStep, feed: Feed) -> None:
-        """One step of every phase that is due."""
+        """One step of every phase that is due.
+
+        Raises:
+            Stopped: If a signal came before its batch: nothing of it was done.
+        """
         start, waited = time.perf_counter(), feed.waited
+        batch = feed.take()
         self._enter(step.stage)
         stage = self.recipe.stages[step.stage]
-        batch = feed.take()
         phases = self.recipe.phases(step.nimg)
         means = self.backend.step(phases, batch, step.nimg, micro_batch(self.plan.batch, stage))
         self.backend.update_average(average_decay(self.plan.ema, stage.batch, step.nimg))
@@ -189,11 +201,11 @@ class Trainer:
             self._stage = stage
             self.backend.enter(self.recipe.stages[stage])
 
-    def _between_steps(self, status: StatusLine) -> None:
+    def _between_steps(self, status: StatusLine, feed: Feed) -> None:
         """Log, sample, evaluate and save, whatever is due; after a signal only save."""
         nimg, ended = self.progress.nimg, self.progress.nimg >= self.total
         if self._due("log", ended):
-            self._log(status)
+            self._log(status, feed)
         if self._due("samples", ended):
             self._sample()
         is_best = self._due("evaluation", ended) and self._evaluate()
@@ -218,14 +230,14 @@ class Trainer:
             total, count = self._sums.get(name, (torch.zeros_like(mean), 0))
             self._sums[name] = (total + mean.double() * images, count + images)
 
-    def _log(self, status: StatusLine) -> None:
+    def _log(self, status: StatusLine, feed: Feed) -> None:
         """Send the means since the last time, show the status line, and stop a run that does not learn any more."""
         nimg, stage = self.progress.nimg, self.recipe.stages[self._stage or 0]
         start = time.perf_counter()
         values = torch.stack([total / count for total, count in self._sums.values()]).tolist() if self._sums else []
         # Only now a GPU has done all that was launched: the wait belongs to the steps.
         self._stopwatch.add(0, time.perf_counter() - start, 0.0)
-        speed, memory = self._stopwatch.lap(), memory_in_use(self.backend.device)
+        speed, memory = self._lap(feed), memory_in_use(self.backend.device)
         means = dict(zip(self._sums, values, strict=True))
         self._sums = {}
         self.tracker.log_metrics(
@@ -243,6 +255,13 @@ class Trainer:
         self.folder.write_status("running", nimg)
         self.cadences["log"].done(nimg)
         self._check_finite()
+
+    def _lap(self, feed: Feed) -> Speed:
+        """The speed since the last time, with what data cost: the wait of this process or that of the GPU."""
+        speed, stalled = self._stopwatch.lap(), feed.stalled()
+        waited = max(speed.waited, stalled - self._stalled)
+        self._stalled = stalled
+        return replace(speed, waited=waited)
 
     def _check_finite(self) -> None:
         streak = int(self.backend.longest_streak)
@@ -305,6 +324,7 @@ class Trainer:
             "streak": int(self.backend.streak),
             "best": None if self.progress.best is None else asdict(self.progress.best),
             "cadences": {name: cadence.last for name, cadence in self.cadences.items()},
+            "corrupt": self.corrupt.rows(),
         }
         state = self.state | {
             "progress": progress,

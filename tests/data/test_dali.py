@@ -27,6 +27,7 @@ from hires_gan.data.decoders import reduced
 from hires_gan.data.loader import Loader, Request, check_decoder
 from hires_gan.data.settings import DataSettings
 from hires_gan.data.shards import ShardSet
+from hires_gan.data.stream_reader import StreamReader
 from hires_gan.errors import Failure, UsageError
 
 pytest.importorskip("nvidia.dali")
@@ -216,6 +217,34 @@ print(next(loader.batches(Request(range(k, k + 9), 16) for k in range(99))).imag
     assert (done.returncode, done.stdout) == (0, "torch.Size([9, 3, 16, 16])\n"), done.stderr
 
 
+HANGS = """
+import sys, time
+from pathlib import Path
+from hires_gan.data.loader import Loader, Request
+from hires_gan.data.settings import DataSettings
+from hires_gan.data.shards import ShardSet
+from hires_gan.data.stream_reader import StreamReader
+from hires_gan.data.waiting import Stopped
+StreamReader.fetch = lambda *_, **__: time.sleep(600)
+data = DataSettings(shards=sys.argv[1], decoder="dali-cpu", timeout=1)
+stops = [False, False, True]
+stopped = lambda: sys.argv[2] == "Stopped" and stops.pop(0)
+with Loader(ShardSet(Path(sys.argv[1])), data, 0, 10**6, stopped=stopped) as loader:
+    try:
+        next(loader.batches(iter([Request(range(9), 16)])))
+    except Exception as error:
+        print(type(error).__name__)
+        sys.exit(7)
+"""
+
+
+@pytest.mark.parametrize("how", ["Failure", "Stopped"])
+def test_a_read_that_never_comes_back_keeps_no_process_from_ending(folder, how):
+    command = [sys.executable, "-c", HANGS, str(folder), how]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (7, how + "\n"), done.stderr
+
+
 # --- what goes wrong --------------------------------------------------------------------------------------------------
 
 
@@ -233,6 +262,15 @@ def test_a_fault_of_dali_that_does_not_repeat_changes_nothing(folder, monkeypatc
             assert np.array_equal(batch.images.numpy(), definition.images(range(6 * request, 6 * request + 6), SIDE))
         assert len(loader.corrupt) == 0
     assert next(faults, None) is None
+
+
+def test_a_fault_of_a_reader_is_not_taken_for_one_of_dali(folder, monkeypatch):
+    def broken(*_, **__):
+        raise ValueError("the reader's own words")
+
+    monkeypatch.setattr(StreamReader, "fetch", broken)
+    with loader_of(folder, timeout=20) as loader, pytest.raises(ValueError, match="the reader's own words"):
+        next(loader.batches(numbers()))
 
 
 def test_what_dali_alone_cannot_decode_is_a_sentence(folder, monkeypatch):
@@ -281,10 +319,19 @@ def test_without_dali_it_is_said_what_to_install_or_to_change(folder, decoder, m
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
     named = r"asks for NVIDIA DALI, which is not installed: pip install 'hires-gan\[dali\]', or set data\.decoder to t"
     with pytest.raises(UsageError, match=named):
-        check_decoder(settings_of(folder, decoder), ShardSet(folder), CPU)
+        check_decoder(settings_of(folder, decoder), ShardSet(folder), torch.device("cuda"))
     with pytest.raises(UsageError, match=named):
         loader_of(folder)
     check_decoder(settings_of(folder, "torchvision"), ShardSet(folder), CPU)
+
+
+def test_without_a_gpu_what_decodes_on_one_is_refused(folder):
+    named = r"data\.decoder is dali, .* but this run trains on the CPU: set data\.decoder to dali-cpu, or to torchv"
+    with pytest.raises(UsageError, match=named):
+        check_decoder(settings_of(folder, "dali"), ShardSet(folder), CPU)
+    with pytest.raises(UsageError, match=named):
+        loader_of(folder, decoder="dali")
+    check_decoder(settings_of(folder, "dali-cpu"), ShardSet(folder), CPU)
 
 
 def test_a_dali_that_does_not_load_is_not_called_absent(monkeypatch):

@@ -18,7 +18,7 @@ from hires_gan.data.lanes import LaneOrder
 from hires_gan.data.loader import Loader, Request
 from hires_gan.data.order import Order
 from hires_gan.data.settings import DataSettings
-from hires_gan.errors import Failure
+from hires_gan.errors import Failure, UsageError
 
 SIDE, SEED, LANES = 16, 5, 6
 FAR, NEAR = noise_files(23, SIDE, 1), noise_files(9, SIDE, 2)
@@ -100,6 +100,16 @@ def test_what_fetches_ends_with_the_loader_and_is_named_when_it_dies(tmp_path):
         pid = loader._fetchers[0][1].pid
         next(loader.batches(iter([Request(range(2), SIDE)])))
     assert not psutil.pid_exists(pid)
+
+
+def test_what_is_wrong_with_a_domain_names_its_own_key(tmp_path):
+    for location, named in (
+        ("s3://", r"data\.domains\.a is s3:// and nothing more"),
+        ("pipe:x", r"domains\.a is a pipe"),
+    ):
+        with pytest.raises(UsageError, match=named) as caught:
+            open_data(DataSettings(domains={"a": location, "b": str(tmp_path)}))
+        assert "data.shards" not in str(caught.value)
 
 
 def test_batches_on_their_way_keep_what_they_need_on_the_list(tmp_path, monkeypatch):

@@ -153,15 +153,16 @@ def test_a_lane_reads_one_shard_after_another():
 @given(SEEDS, COUNTS, st.integers(1, 12), st.integers(0, 2000), st.integers(0, 20))
 @settings(max_examples=50, deadline=None)
 def test_shards_ahead_names_what_is_needed_now_and_what_comes_next(seed, counts, lanes, start, size):
-    order = LaneOrder(seed, counts, lanes, ahead=1000)
+    order = LaneOrder(seed, counts, lanes)
     samples = range(start, start + size)
     named = order.shards_ahead(samples)
     assert len(named) == len(set(named))
     now = list(dict.fromkeys(shard_of(counts, order.row(sample)) for sample in samples))
     assert named[: len(now)] == now
     assert set(named) == set(now) | following_literally(order, counts, samples)
-    few = LaneOrder(seed, counts, lanes, ahead=2).shards_ahead(samples)
-    assert few == named[: len(now) + 2]
+    both = order.shards_ahead(samples, range(start + size, start + size + 3))
+    more = [shard_of(counts, order.row(sample)) for sample in range(start + size, start + size + 3)]
+    assert both[: len({*now, *more})] == list(dict.fromkeys([*now, *more]))
 
 
 def following_literally(order: LaneOrder, counts: list[int], samples: range) -> set[int]:
@@ -185,7 +186,7 @@ def following_literally(order: LaneOrder, counts: list[int], samples: range) -> 
 def test_the_sooner_the_first():
     """Of the shards that follow, those come first that a lane reaches first."""
     counts = [100, 130, 70, 110, 90, 95, 105, 120]
-    order = LaneOrder(1, counts, 4, ahead=4)
+    order = LaneOrder(1, counts, 4)
     samples = range(40, 44)
     now, named = [shard_of(counts, order.row(sample)) for sample in samples], order.shards_ahead(samples)
     first_use = {
@@ -196,6 +197,33 @@ def test_the_sooner_the_first():
     assert len(first_use) == 3  # two lanes go on to the same one
     reached = [first_use[shard] // 4 for shard in named if shard in first_use]
     assert reached == sorted(reached)
+
+
+@pytest.mark.parametrize("shards", [64, 1024])
+def test_a_steady_run_over_equal_shards_never_waits_for_the_next_ones(shards):
+    """All 32 lanes go on at the same place. What fetches is hardly faster than what reads."""
+    each, lanes = 30, 32
+    counts = [each] * shards
+    order = LaneOrder(0, counts, lanes)
+    here, named, missed, notice = set(order.shards_ahead(range(lanes))[:lanes]), {}, 0, []
+    fetching = 0.0
+    for step in range(6 * each):  # more than two epochs of the smaller set
+        samples = range(step * lanes, (step + 1) * lanes)
+        now = {shard_of(counts, order.row(sample)) for sample in samples}
+        missed += len(now - here)
+        notice += [step - named.pop(shard) for shard in now if shard in named]
+        wanted = order.shards_ahead(samples)
+        here = set(wanted) & here  # the tightest cache: it holds nothing else
+        for shard in wanted[len(now) :]:
+            named.setdefault(shard, step)
+        fetching += 1.1 * lanes / each  # so many shards arrive in a step
+        missing = [shard for shard in wanted if shard not in here]
+        here |= set(missing[: int(fetching)])
+        fetching -= min(int(fetching), len(missing))
+        fetching = min(fetching, 1.0)
+        assert len(here) <= 2 * lanes
+    assert missed == 0
+    assert min(notice) >= each - 1
 
 
 def test_epochs_seeds_streams_and_lanes_differ():

@@ -19,7 +19,7 @@ from hires_gan.cores import usable_cores
 from hires_gan.data.decoders import decode_into
 from hires_gan.data.loader import Loaded, Loader, Request, SampleReader
 from hires_gan.data.manifest import INDEX_ROW, Manifest, ShardEntry
-from hires_gan.data.settings import DataSettings, automatic_workers
+from hires_gan.data.settings import DataSettings
 from hires_gan.data.shards import ShardSet
 from hires_gan.data.writer import write_manifest
 from hires_gan.errors import Failure
@@ -192,10 +192,12 @@ def test_small_resolutions_read_the_smallest_copy_that_is_large_enough(tmp_path)
             check(loader, [Request(range(9), resolution)], Definition(read, [0] * 3, SEED, True))
 
 
-def test_workers_follow_the_cores():
-    cores = usable_cores()
-    assert automatic_workers(1) == max(1, cores - 1)
-    assert automatic_workers(10 * cores) == 1
+def test_workers_follow_the_cores(folder):
+    data = DataSettings(shards=str(folder))
+    for share in (1, 10 * usable_cores()):
+        with Loader(ShardSet(folder), data, SEED, LARGEST, share) as loader:
+            assert len(loader.decoder.pids) == max(1, usable_cores() // share // 2)  # the other half trains
+            assert loader.settings.workers == len(loader.decoder.pids)
 
 
 # --- what goes wrong --------------------------------------------------------------------------------------------------
@@ -300,5 +302,5 @@ def test_a_loader_that_knows_its_batches_measures_what_is_auto_and_says_so(folde
 
 def test_a_loader_that_does_not_know_goes_by_the_cores(folder, capfd):
     with Loader(ShardSet(folder), DataSettings(shards=str(folder)), SEED, LARGEST) as loader:
-        assert (len(loader.decoder.pids), loader.decoder.slots) == (automatic_workers(1), 4)
+        assert (len(loader.decoder.pids), loader.decoder.slots) == (max(1, usable_cores() // 2), 4)
     assert capfd.readouterr().err == ""

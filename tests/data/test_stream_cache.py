@@ -1,9 +1,8 @@
-"""The cache of a streamed set: its bound, what processes and threads share, damage, and full disks."""
+"""The cache of a streamed set: its bound, what processes and threads share, and full disks."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,8 +19,8 @@ from hires_gan.data.cache_locks import locked, locked_if_free
 from hires_gan.data.heartbeat import HEART
 from hires_gan.data.manifest import sizes_of
 from hires_gan.data.opening import open_shards, order_of
-from hires_gan.data.shard_files import CachedFiles
-from hires_gan.data.shards import CorruptSample, ShardSet
+from hires_gan.data.shard_cache import require_room
+from hires_gan.data.shards import ShardSet
 from hires_gan.data.stream_settings import StreamSettings
 from hires_gan.errors import Failure, UsageError
 
@@ -69,7 +68,7 @@ def size_of(cache: Path) -> int:
     with locked(cache / ".lock", lambda: None):
         for path in cache.rglob("*"):
             try:
-                total += path.stat().st_size if path.is_file() else 0
+                total += path.stat().st_size if path.is_file() and path.suffix != ".sums" else 0
             except FileNotFoundError:
                 continue
     return total
@@ -147,16 +146,34 @@ def _is_link(number: str) -> bool:
 
 
 def test_a_bound_below_what_is_read_at_once_is_refused_with_numbers(server, cache):
-    shards = opened(server, cache, 5.9, downloads=2)
+    shards = opened(server, cache, 5.9)
     needed = 6 * shard_bytes(server) / 1e9
-    says = rf"data\.stream\.cache_gb is .*, but 4 lanes .* and 2 shards ahead .*{server.url} take up to {needed:.3g} GB"
+    says = rf"data\.stream\.cache_gb is .*, but 3 lanes .* of {server.url}, .* take up to {needed:.3g} GB"
     with pytest.raises(UsageError, match=says) as said:
-        order_of(shards, 0, 4)
+        order_of(shards, 0, 3)
     advice = float(str(said.value).partition("set data.stream.cache_gb to ")[2].split()[0])
     assert needed <= advice < 1.1 * needed
-    order_of(shards, 0, 3)
-    order_of(opened(server, cache, 6, downloads=2), 0, 4)
-    order_of(opened(server, cache, 8, downloads=8), 0, 1000)  # the whole set is enough for any number
+    order_of(shards, 0, 2)
+    order_of(opened(server, cache, 6), 0, 3)
+    order_of(opened(server, cache, 8), 0, 1000)  # the whole set is enough for any number
+
+
+def test_sets_that_share_a_cache_need_room_for_all_of_them(server, cache, tmp_path):
+    other = write_shards(tmp_path / "other", FILES[::-1], SIDE, LABELS, per_shard=EACH)
+    with serving(other, tmp_path / "second") as second:
+        for room, fits in ((7.9, False), (8, True)):
+            first, third = opened(server, cache, room), opened(second, cache, room)
+            for one in (first, third):
+                require_room([one.cache], 2)
+            if fits:
+                require_room([first.cache, third.cache], 2)
+                require_room([first.cache, first.cache], 100)  # the whole set
+            else:
+                for caches in ([first.cache, third.cache], [first.cache, first.cache]):
+                    with pytest.raises(UsageError, match=rf"2 lanes .* of {server.url}.* take up to"):
+                        require_room(caches, 2)
+                apart = opened(second, tmp_path / "apart", room)
+                require_room([first.cache, apart.cache], 2)
 
 
 def test_a_shard_larger_than_the_bound_is_refused_even_without_an_order(server, cache):
@@ -271,6 +288,30 @@ def test_what_a_killed_downloader_left_makes_room_for_others(server, cache):
     assert kept(shards) == [0, 1]
 
 
+def test_what_a_killed_downloader_left_of_the_very_shard_is_no_obstacle(server, cache):
+    """It has its full size from the beginning on, and the one who wants the shard holds its lock."""
+    shards = opened(server, cache, 1)
+    (shards.cache.folder / ".shard-000000.tar.partial").write_bytes(
+        bytes(ShardSet(server.served).manifest.shards[0].bytes)
+    )
+    reading = ThreadPoolExecutor(1).submit(shards.read, 0)
+    try:
+        assert reading.result(20) == FILES[0]
+    finally:
+        for path in cache.rglob("*.partial"):  # lets a thread go that waits for ever
+            path.unlink(missing_ok=True)
+    assert kept(shards) == [0]
+
+
+def test_what_killed_downloaders_left_goes_before_what_is_whole(server, cache):
+    shards = opened(server, cache, 2)
+    shards.read(0)
+    (shards.cache.folder / ".shard-000005.tar.partial").write_bytes(bytes(shard_bytes(server)))
+    shards.read(first_of(1))
+    assert kept(shards) == [0, 1]
+    assert server.fetched()["shard-000000.tar"] == 1
+
+
 def test_a_lock_is_held_by_one_thread_and_not_dropped_by_another(tmp_path):
     """`lockf` alone would give it to both, and closing the second descriptor would drop the first one's lock."""
     path = tmp_path / "lock"
@@ -305,77 +346,6 @@ def test_the_next_one_gets_the_lock(tmp_path):
         pass
     with locked_if_free(tmp_path / "lock") as mine:
         assert mine
-
-
-# --- damage -----------------------------------------------------------------------------------------------------------
-
-
-def flip(path: Path, place: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[place] ^= 1
-    path.write_bytes(data)
-
-
-@pytest.mark.parametrize("ending", ["tar", "index"])
-def test_a_copy_that_the_disk_damaged_is_fetched_again(server, cache, ending):
-    shards = opened(server, cache)
-    place = shards.locate(7)
-    flip(place.path.with_suffix(f".{ending}"), place.offset + 9 if ending == "tar" else 2 * 16 + 9)
-    assert [shards.read(row) for row in range(EACH, 2 * EACH)] == FILES[EACH : 2 * EACH]
-    assert server.fetched()["shard-000001.tar"] == 2
-
-
-@pytest.mark.parametrize("ending", ["tar", "index", "labels"])
-def test_a_copy_that_is_cut_short_or_gone_is_fetched_again(server, cache, ending):
-    shards = opened(server, cache)
-    path = shards.locate(7).path.with_suffix(f".{ending}")
-    os.truncate(path, 20)
-    fresh = opened(server, cache)
-    if ending != "labels":
-        assert [fresh.read(row) for row in range(COUNT)] == FILES
-    path.unlink()
-    fresh = opened(server, cache)
-    assert [fresh.read(row) for row in range(COUNT)] == FILES
-    assert [fresh.label(row) for row in range(COUNT)] == LABELS
-
-
-def test_a_sample_that_is_corrupt_in_the_store_is_corrupt_behind_one_more_download(server, cache, folder, tmp_path):
-    """The index is not in the manifest: one that disagrees with its tar arrives as it is."""
-    damaged = tmp_path / "damaged" / "set"
-    shutil.copytree(folder, damaged)
-    flip(damaged / "shard-000001.index", 2 * 16 + 13)
-    with serving(damaged, tmp_path / "second") as second:
-        shards = opened(second, cache)
-        for _ in range(3):
-            with pytest.raises(
-                CorruptSample, match=rf"{second.url}/shard-000001\.tar, sample 000000007, .* its crc32 is"
-            ):
-                shards.read(7)
-        assert shards.read(8) == FILES[8]
-        assert second.fetched()["shard-000001.tar"] == 2
-
-
-def test_two_readers_of_one_damaged_copy_fetch_it_once(server, cache):
-    first, second = opened(server, cache), opened(server, cache)
-    place = first.locate(7)
-    assert second.read(7) == FILES[7]
-    flip(place.path, place.offset + 9)
-    files = [CachedFiles(one.cache) for one in (first, second)]
-    for one in files:
-        one.read(1, 0, 10)
-    assert [one.renew(1) for one in files] == [True, True]
-    assert server.fetched()["shard-000001.tar"] == 2
-
-
-def test_files_that_vanish_between_two_reads_are_fetched_again(server, cache):
-    shards = opened(server, cache)
-    for row in range(COUNT):
-        assert shards.read(row) == FILES[row]
-        if row % 3 == 0:
-            for path in shards.cache.folder.glob("shard-*"):
-                path.unlink()
-        if row % 10 == 9:
-            shutil.rmtree(cache)
 
 
 # --- disks ------------------------------------------------------------------------------------------------------------
@@ -420,7 +390,7 @@ def on_a_small_disk(server, tmp_path: Path, pages: int, hogged: int) -> subproce
 
 def test_a_disk_that_is_full_before_the_bound_drops_shards_and_says_so(server, tmp_path):
     pages_of_a_shard = shard_bytes(server) // 4096 + 3  # each of its files fills whole pages
-    done = on_a_small_disk(server, tmp_path, 4 * pages_of_a_shard + 8, hogged=8)
+    done = on_a_small_disk(server, tmp_path, 4 * pages_of_a_shard + 17, hogged=8)  # sums fill pages as well
     assert done.stdout == "whole\n", done.stderr
     assert done.stderr.count("/disk/cache is full before the cache holds its 50 GB: shards are dropped") == 1
     assert server.fetched()["shard-000000.tar"] == 2

@@ -21,17 +21,18 @@ from shard_server import serving
 
 from hires_gan import checkpoint
 from hires_gan.config import Configuration, to_yaml
+from hires_gan.data.lanes import LaneOrder
 from hires_gan.data.manifest import sizes_of
 from hires_gan.data.shards import ShardSet
 from hires_gan.errors import UsageError
 from hires_gan.training.run import train
 
-RESOLUTION, COUNT, EACH = 16, 84, 6
+RESOLUTION, COUNT, EACH = 16, 120, 6
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Fourteen shards of images in two classes."""
+    """Twenty shards of images in two classes."""
     files, labels = noise_files(COUNT, RESOLUTION), [row % 2 for row in range(COUNT)]
     return write_shards(tmp_path_factory.mktemp("served") / "set", files, RESOLUTION, labels, per_shard=EACH)
 
@@ -46,7 +47,7 @@ def server(folder, tmp_path):
 def settings(server, tmp_path) -> dict[str, Any]:
     """Grows from 4 to 16 within 480 images; the cache holds no more than it must, so that shards come and go."""
     manifest = ShardSet(server.served).manifest
-    room = 11 * sum(sizes_of(manifest, manifest.shards[0]).values()) / 1e9
+    room = 16 * sum(sizes_of(manifest, manifest.shards[0]).values()) / 1e9
     return {
         "run": {"name": "small", "dir": str(tmp_path / "runs"), "total_kimg": 0.48},
         "data": {
@@ -199,6 +200,37 @@ def test_kill_9_and_a_killed_store_change_no_weight(settings, tmp_path, server):
     assert whole.nimg == killed.nimg == 960
     assert killed.state["files"] == whole.state["files"]
     assert list((tmp_path / "cache").rglob("*.partial")) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("decoder", [{"workers": 0}, {"workers": 1}, {"decoder": "dali-cpu", "threads": 1}])
+def test_a_signal_while_the_store_hangs_leaves_a_checkpoint_that_goes_on_exactly(settings, tmp_path, server, decoder):
+    if "decoder" in decoder:
+        pytest.importorskip("nvidia.dali")
+    settings["evaluation"]["every_kimg"] = None
+    settings["checkpoint"]["every_kimg"] = 50
+    settings["tracking"]["every_kimg"] = 0.016
+    settings["data"] |= decoder
+    stream = settings["data"]["stream"] | {"cache_gb": 1}
+    settings["data"]["stream"] = stream
+    assert run(settings, run={"name": "whole"}, data={"stream": stream | {"cache": str(tmp_path / "other")}})
+    needed = [LaneOrder(0, [EACH] * (COUNT // EACH), 8).row(sample) // EACH for sample in range(COUNT)]
+    stops = next(sample for sample in range(COUNT) if needed[sample] not in needed[:16]) // 16 * 16
+    shards = enumerate(ShardSet(server.served).manifest.shards)
+    late = [shard.name for number, shard in shards if number not in needed[:16]]
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(settings))
+    server.fail(hang=dict.fromkeys(late, 600))
+    process = start(config)
+    wait_for(lambda: nimg(tmp_path / "runs" / "small", process) > 0, process)
+    time.sleep(4)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 75, said
+    assert latest(tmp_path).nimg == stops
+    server.fail()
+    assert run(settings)
+    assert latest(tmp_path).state["files"] == latest(tmp_path, "whole").state["files"]
 
 
 @pytest.mark.slow

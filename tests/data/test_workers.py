@@ -18,6 +18,7 @@ from odd_readers import Breaks, Marks, Sleeps
 
 from hires_gan.data import workers
 from hires_gan.data.ring import Ring
+from hires_gan.data.waiting import Stopped
 from hires_gan.data.workers import WorkerPool
 from hires_gan.errors import Failure
 
@@ -102,6 +103,15 @@ def test_a_worker_that_hangs_is_named_with_what_it_reads():
         pool.submit(1, 1, range(100, 101), 4)
         named = r"data worker 0 \(process \d+\) has not answered for 1 s, while it reads row 77; look at the disk"
         with pytest.raises(Failure, match=named):
+            pool.wait(1)
+
+
+def test_a_wait_for_a_worker_that_hangs_is_given_up_when_somebody_wants_it():
+    asked = iter([False, False, True])
+    with pool_of(Sleeps(), 1) as (pool, _):
+        pool._stopped = lambda: next(asked)
+        pool.submit(1, 1, range(100, 101), 4)
+        with pytest.raises(Stopped):
             pool.wait(1)
 
 

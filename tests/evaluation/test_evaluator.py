@@ -54,7 +54,7 @@ def never() -> bool:
 
 def test_reals_against_themselves_are_at_distance_zero(shards: ShardSet, capfd: pytest.CaptureFixture[str]) -> None:
     judge = evaluator(shards)
-    reals = [part.clone() for part in judge._reals()]
+    reals = [part.clone() for part in judge._reals(never)]
     assert judge.measure(lambda count: iter(reals), never) == {"swd": 0.0, "swd/16": 0.0, "swd/32": 0.0}
     other = judge.measure(noise, never)
     assert other is not None
@@ -71,13 +71,16 @@ def test_it_is_given_up_wherever_it_is_stopped(shards: ShardSet) -> None:
         asked += 1
         return asked > allowed
 
-    judge = evaluator(shards)
-    for allowed in range(6):  # before the one part of reals, the 3 of fakes, the 2 levels
+    judge, allowed = evaluator(shards), 1000
+    assert judge.measure(noise, stopped) is not None
+    often = asked
+    assert often > 6  # while the reals are read; and before the one part of them, the 3 of fakes, the 2 levels
+    for allowed in range(often):
         asked = 0
         judge._real = None
         assert judge.measure(noise, stopped) is None
         assert asked == allowed + 1
-    allowed, asked, judge._real = 6, 0, None
+    allowed, asked, judge._real = often, 0, None
     assert judge.measure(noise, stopped) is not None
 
 

@@ -14,7 +14,7 @@ import pytest
 from hires_gan import checkpoint
 from hires_gan.config import Configuration, to_yaml
 from hires_gan.data.shards import ShardSet
-from hires_gan.errors import Failure
+from hires_gan.errors import Failure, UsageError
 from hires_gan.training.run import train
 
 BAD = (0, 7, 8, 39)
@@ -75,8 +75,23 @@ def test_dali_on_the_cpu_trains_the_same_weights(corrupt, tmp_path, capfd):
         assert run(corrupt, run={"name": name, "total_kimg": 0.24}, data=data)
     assert weights(tmp_path / "runs" / "dali") == weights(tmp_path / "runs" / "torchvision")
     assert "decodes on the CPU" in capfd.readouterr().err
-    assert run(corrupt, run={"name": "dali", "total_kimg": 0.272}, data={"decoder": "dali"})
-    assert "data.decoder is dali, but this run trains on the CPU: DALI " in capfd.readouterr().err
+    with pytest.raises(UsageError, match=r"decoder is dali, .* but this run trains on the CPU: set .* to dali-cpu, or"):
+        run(corrupt, run={"name": "other"}, data={"decoder": "dali"})
+    assert not (tmp_path / "runs" / "other").exists()
+
+
+def test_what_was_skipped_counts_on_behind_a_resume_and_is_not_said_again(corrupt, tmp_path, capfd):
+    quiet = {"evaluation": {"every_kimg": None}}
+    assert run(corrupt, **quiet)
+    assert capfd.readouterr().err.count("skipped a corrupt sample: ") == len(BAD)
+    moved = tmp_path / "moved"
+    shutil.move(corrupt["data"]["shards"], moved)
+    for total, location in ((0.496, moved), (0.512, moved)):
+        assert run(corrupt, run={"total_kimg": total}, data={"shards": str(location)}, **quiet)
+        assert values(tmp_path / "runs", "data/skipped")[-1] == len(BAD)
+        assert "skipped a corrupt sample" not in capfd.readouterr().err
+    with pytest.raises(Failure, match=r"4 of the 40 samples in .*moved have turned out corrupt"):
+        run(corrupt, run={"total_kimg": 0.528}, data={"shards": str(moved), "max_corrupt": 0.05}, **quiet)
 
 
 def test_too_many_corrupt_samples_stop_the_run(corrupt, tmp_path):

@@ -1,0 +1,179 @@
+"""Copies in the cache that are not what arrived: mended where the disk is to blame, and left as they are where not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from input_definition import noise_files, write_shards
+from shard_server import serving
+
+from hires_gan.data.manifest import sizes_of
+from hires_gan.data.opening import open_shards
+from hires_gan.data.shard_files import CachedFiles
+from hires_gan.data.shards import CorruptSample, ShardSet
+from hires_gan.data.stream_settings import StreamSettings
+
+SIDE, COUNT, EACH = 16, 40, 5
+FILES = noise_files(COUNT, SIDE)
+LABELS = [row % 3 for row in range(COUNT)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Eight shards of equal size."""
+    return write_shards(tmp_path_factory.mktemp("served") / "set", FILES, SIDE, LABELS, per_shard=EACH)
+
+
+@pytest.fixture
+def server(folder, tmp_path):
+    with serving(folder, tmp_path / "server") as running:
+        yield running
+
+
+@pytest.fixture
+def cache(tmp_path) -> Path:
+    return tmp_path / "cache"
+
+
+def opened(server, cache: Path, shards: float | None = None, **settings: object) -> ShardSet:
+    """The set, with room for so many shards."""
+    bound = 1.0 if shards is None else shards * shard_bytes(server) / 1e9
+    return open_shards(server.url, StreamSettings(cache=cache, cache_gb=bound, patience=20, **settings))
+
+
+def shard_bytes(server) -> int:
+    manifest = ShardSet(server.served).manifest
+    sizes = {sum(sizes_of(manifest, shard).values()) for shard in manifest.shards}
+    assert len(sizes) == 1
+    return sizes.pop()
+
+
+def flip(path: Path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("ending", ["tar", "index"])
+def test_a_copy_that_the_disk_damaged_is_fetched_again(server, cache, ending):
+    shards = opened(server, cache)
+    place = shards.locate(7)
+    flip(place.path.with_suffix(f".{ending}"), place.offset + 9 if ending == "tar" else 2 * 16 + 9)
+    assert [shards.read(row) for row in range(EACH, 2 * EACH)] == FILES[EACH : 2 * EACH]
+    assert server.fetched()[f"shard-000001.{ending}"] == 2
+
+
+@pytest.mark.parametrize("ending", ["tar", "index", "labels"])
+def test_a_copy_that_is_cut_short_or_gone_is_fetched_again(server, cache, ending):
+    shards = opened(server, cache)
+    path = shards.locate(7).path.with_suffix(f".{ending}")
+    os.truncate(path, 20)
+    fresh = opened(server, cache)
+    if ending != "labels":
+        assert [fresh.read(row) for row in range(COUNT)] == FILES
+    path.unlink()
+    fresh = opened(server, cache)
+    assert [fresh.read(row) for row in range(COUNT)] == FILES
+    assert [fresh.label(row) for row in range(COUNT)] == LABELS
+
+
+@pytest.mark.parametrize("ending", ["tar", "index", "labels"])
+def test_zeros_under_a_final_name_are_no_copy(server, cache, ending):
+    """What a power cut leaves of files that nobody has synced: the crc32 of no bytes is that of a row of zeros."""
+    shards = opened(server, cache)
+    path = shards.locate(7).path.with_suffix(f".{ending}")
+    path.write_bytes(bytes(path.stat().st_size))
+    fresh = opened(server, cache)
+    assert [fresh.read(row) for row in range(COUNT)] == FILES
+    assert [fresh.label(row) for row in range(COUNT)] == LABELS
+    assert server.fetched()[path.name] == 2
+    assert server.fetched()["shard-000001.tar"] == 1 + (ending == "tar")
+
+
+def test_bytes_are_on_the_disk_before_their_names(server, cache, monkeypatch):
+    done, sync, rename = [], os.fsync, Path.rename
+
+    def synced(descriptor: int) -> None:
+        sync(descriptor)
+        done.append(("sync", os.readlink(f"/proc/self/fd/{descriptor}")))
+
+    def renamed(path: Path, target: Path) -> Path:
+        done.append(("rename", str(path)))
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "rename", renamed)
+    shards = opened(server, cache)
+    shards.read(0)
+    partials = [path for what, path in done if what == "rename" and path.endswith(".partial")]
+    assert len(partials) == 3
+    assert all(done.index(("sync", path)) < done.index(("rename", path)) for path in partials)
+    assert done[-1] == ("sync", str(shards.cache.folder))
+
+
+def test_many_threads_that_meet_one_damaged_copy_all_get_good_bytes(server, cache):
+    shards = opened(server, cache)
+    place = shards.locate(7)
+    data = place.path.read_bytes()
+    place.path.write_bytes(data[: place.offset] + bytes(len(data) - place.offset))
+    server.fail(pause={"shard-000001.tar": 0.05})  # the others read while one mends
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(shards.read, [7, 8, 9] * 8)) == FILES[7:10] * 8
+    assert server.fetched()["shard-000001.tar"] == 2
+
+
+def test_a_copy_that_is_damaged_again_is_mended_again(server, cache):
+    shards = opened(server, cache)
+    for _ in range(3):
+        place = shards.locate(7)
+        flip(place.path, place.offset + 9)
+        assert shards.read(7) == FILES[7]
+    assert server.fetched()["shard-000001.tar"] == 4
+
+
+def test_a_sample_that_is_corrupt_in_the_store_is_not_downloaded_again(server, cache, folder, tmp_path):
+    """The index is not in the manifest: one that disagrees with its tar arrives as it is."""
+    damaged = tmp_path / "damaged" / "set"
+    shutil.copytree(folder, damaged)
+    flip(damaged / "shard-000001.index", 2 * 16 + 13)
+    with serving(damaged, tmp_path / "second") as second:
+        sets = [opened(second, cache) for _ in range(3)]  # as in several processes
+        for shards in sets * 2:
+            with pytest.raises(
+                CorruptSample, match=rf"{second.url}/shard-000001\.tar, sample 000000007, .* its crc32 is"
+            ):
+                shards.read(7)
+        assert shards.read(8) == FILES[8]
+        assert second.fetched()["shard-000001.tar"] == second.fetched()["shard-000001.index"] == 1
+        place = shards.locate(8)  # and what is damaged here in the same shard is still mended
+        flip(place.path, place.offset + 9)
+        assert opened(second, cache).read(8) == FILES[8]
+        assert second.fetched()["shard-000001.tar"] == 2
+
+
+def test_two_readers_of_one_damaged_copy_fetch_it_once(server, cache):
+    first, second = opened(server, cache), opened(server, cache)
+    place = first.locate(7)
+    assert second.read(7) == FILES[7]
+    flip(place.path, place.offset + 9)
+    files = [CachedFiles(one.cache) for one in (first, second)]
+    copies = [one.copy(1) for one in files]
+    assert [one.renew(1, copy) for one, copy in zip(files, copies, strict=True)] == [True, True]
+    for expected in (True, False):  # once more it is compared, and found to be what the store has
+        assert [one.renew(1, one.copy(1)) for one in files] == [expected, expected]
+    assert server.fetched()["shard-000001.tar"] == 2
+
+
+def test_files_that_vanish_between_two_reads_are_fetched_again(server, cache):
+    shards = opened(server, cache)
+    for row in range(COUNT):
+        assert shards.read(row) == FILES[row]
+        if row % 3 == 0:
+            for path in shards.cache.folder.glob("shard-*"):
+                path.unlink()
+        if row % 10 == 9:
+            shutil.rmtree(cache)

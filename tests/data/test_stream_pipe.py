@@ -1,0 +1,143 @@
+"""Pipes as stores: what is run, tried again and given up, and what of a command is ever shown."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+import threading
+from pathlib import Path
+
+import psutil
+import pytest
+from input_definition import noise_files, write_shards
+
+from hires_gan.data import pipe, retries
+from hires_gan.data.opening import open_shards
+from hires_gan.data.shards import ShardSet
+from hires_gan.data.store import open_store
+from hires_gan.data.stream_settings import StreamSettings
+from hires_gan.errors import Failure, UsageError
+
+SIDE, COUNT = 16, 24
+FILES = noise_files(COUNT, SIDE)
+LABELS = [row % 3 for row in range(COUNT)]
+SECRET = "hunter2-and-more"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return write_shards(tmp_path_factory.mktemp("served") / "set", FILES, SIDE, LABELS, per_shard=5)
+
+
+@pytest.fixture(autouse=True)
+def _everything_is_said(monkeypatch):
+    """What an earlier test said asks for silence, which would swallow what this one looks for."""
+    monkeypatch.setattr(retries, "_VOICE", retries._Voice())
+
+
+@pytest.fixture
+def settings(tmp_path):
+    def make(**changes: object) -> StreamSettings:
+        return StreamSettings(**{"cache": tmp_path / "cache", "patience": 20, **changes})
+
+    return make
+
+
+def is_whole(shards: ShardSet) -> bool:
+    read = [shards.read(row) for row in range(len(shards))] == FILES
+    return read and [shards.label(row) for row in range(len(shards))] == LABELS
+
+
+def later(seconds: float, action) -> threading.Timer:
+    timer = threading.Timer(seconds, action)
+    timer.start()
+    return timer
+
+
+def test_a_pipe_needs_an_opt_in_and_a_place_for_the_name(folder, settings):
+    with pytest.raises(UsageError, match=r"is a pipe, which runs a shell command .* data\.stream\.allow_pipe to true"):
+        open_shards(f"pipe:cat {folder}/{{}}", settings())
+    with pytest.raises(UsageError, match=r"is a pipe without \{\}"):
+        open_shards("pipe:cat x", settings(allow_pipe=True))
+
+
+def test_a_pipe_is_the_set(folder, settings):
+    shards = open_shards(f"pipe:cat {folder}/{{}} | cat", settings(allow_pipe=True))
+    assert str(shards.folder) == "pipe:cat ..."
+    assert is_whole(shards)
+    assert is_whole(pickle.loads(pickle.dumps(shards)))
+
+
+def test_a_name_that_is_no_plain_one_never_reaches_the_shell(tmp_path):
+    opened = open_store("pipe:cat {}", True)
+    for name in ("x; touch y", "../x", "-rf x", "$(id)", "", ".hidden"):
+        with pytest.raises(Failure, match=r"cannot be called"):
+            list(opened.pieces(name, lambda: None))
+
+
+def test_a_pipe_that_fails_is_tried_again_and_then_given_up(folder, settings, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("PIPE_TOKEN", SECRET)
+    command = f"pipe:test -e {tmp_path}/up || {{ echo no $PIPE_TOKEN >&2; exit 3; }}; cat {folder}/{{}}"
+    later(1.0, (tmp_path / "up").touch)
+    assert is_whole(open_shards(command, settings(allow_pipe=True)))
+    (tmp_path / "up").unlink()
+    shutil.rmtree(settings().cache)
+    with pytest.raises(
+        Failure, match=r"could not be read for \d s; the last error: .* ended with exit code 3: no \*\*\*"
+    ):
+        open_shards(command, settings(allow_pipe=True, patience=1))
+    said = capfd.readouterr().err
+    assert "manifest.json ended with exit code 3: no ***); trying again in 0." in said
+    assert SECRET not in said
+
+
+def test_a_pipe_that_cannot_be_run_is_not_tried_again(settings):
+    with pytest.raises(UsageError, match=r"cannot be run \(exit code 127\).*no-such-program"):
+        open_shards("pipe:no-such-program {}", settings(allow_pipe=True))
+
+
+def test_a_pipe_that_hangs_is_ended_with_all_that_it_started(folder, settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipe, "_STALL", 0.5)
+    command = (
+        f"pipe:test -e {tmp_path}/up || {{ sleep 1000 & echo $! >> {tmp_path}/pids; echo $$ >> {tmp_path}/pids; "
+        f"wait; }}; cat {folder}/{{}}"
+    )
+    later(0.8, (tmp_path / "up").touch)
+    assert is_whole(open_shards(command, settings(allow_pipe=True)))
+    for pid in (tmp_path / "pids").read_text().split():
+        assert not psutil.pid_exists(int(pid)) or psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_file_that_comes_short_is_tried_again_as_long_as_the_patience_lasts(folder, settings, tmp_path, monkeypatch):
+    """Also more often than a file that disagrees with the manifest."""
+    monkeypatch.setattr(retries, "_FIRST_PAUSE", 0.02)
+    (tmp_path / "tries").touch()
+    shorten = f"echo >> {tmp_path}/tries; test $(wc -l < {tmp_path}/tries) -gt 5 || {{ head -c 5000; exit 0; }}; cat"
+    command = f"pipe:cat {folder}/{{}} | case {{}} in *0.tar) {shorten};; *) cat;; esac"
+    assert is_whole(open_shards(command, settings(allow_pipe=True)))
+
+
+def test_the_output_of_a_pipe_that_stays_short_is_no_file(folder, settings):
+    shards = open_shards(f"pipe:case {{}} in *.tar) head -c 5000 {folder}/{{}};; *) cat {folder}/{{}};; esac",
+                         settings(allow_pipe=True, patience=1))  # fmt: skip
+    with pytest.raises(Failure, match=r"could not be read for \d s; the last error: 5,000 of its [\d,]+ bytes came"):
+        shards.read(0)
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        ("TOKEN=hunter2 curl -H x {}", "pipe:curl ..."),
+        ("TOKEN='abc hunter2 def' /opt/hunter2/bin/curl {}", "pipe:curl ..."),
+        ('A=1 TOKEN="abc hunter2" curl {}', "pipe:curl ..."),
+        ("TOKEN=abc\\ hunter2 curl {}", "pipe:curl ..."),
+        ("TOKEN=$(echo hunter2 abc) curl {}", "pipe:..."),
+        ("TOKEN=`cat hunter2` curl {}", "pipe:..."),
+        ("TOKEN='hunter2 curl {}", "pipe:..."),
+        ("'hunter2 curl' {}", "pipe:..."),
+        ("<<<hunter2 cat {}", "pipe:..."),
+        ("{}", "pipe:..."),
+    ],
+)
+def test_of_a_command_only_the_programs_name_is_shown(command, shown):
+    assert open_store(f"pipe:{command}", True).address == shown
