@@ -17,7 +17,7 @@ import pytest
 
 from hires_gan import doctor, doctor_dali, doctor_devices, doctor_ops
 from hires_gan.config import Configuration
-from hires_gan.data import dali_pipeline, settings
+from hires_gan.data import dali_pipeline
 from hires_gan.doctor import Check, examine, exit_code, report
 from hires_gan.doctor_devices import Finding
 from hires_gan.ops import build_record, native, self_test
@@ -326,8 +326,7 @@ def test_more_workers_than_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 def test_workers_in_a_container_with_a_quota(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(64)))
-    for module in (doctor, settings):
-        monkeypatch.setattr(module, "usable_cores", lambda: 4)
+    monkeypatch.setattr(doctor, "usable_cores", lambda: 4)
     start = "64 cores, of which the container may use 4"
     assert doctor._processors("auto") == ("ok", f"{start}; data.workers is auto (measured when a run starts)", "")
     assert doctor._processors(4).status == "ok"

@@ -191,7 +191,7 @@ def test_zero_stops_at_the_first_one_and_so_does_the_default_here(damaged, decod
             first = next(k for k in range(COUNT) if defined(set()).row(k) in BAD)
             for _ in range(first):
                 next(batches)
-            key = rf"shard-00000\d\.tar, sample {defined(set()).row(first):09d}\. Copy"
+            key = rf"shard-00000\d\.tar, sample {defined(set()).row(first):09d}\. To go on"
             with pytest.raises(Failure, match=rf"^1 of the {COUNT} samples .* allows 0(\.001)?: {key}"):
                 next(batches)
 

@@ -266,7 +266,7 @@ def test_a_downloader_that_is_killed_is_followed_by_the_next_and_leaves_nothing(
     assert list(cache.rglob("*.partial")) == []
 
 
-def test_one_who_waited_for_a_downloader_that_gave_up_tries_once(server, cache):
+def test_one_who_waited_for_a_downloader_that_gave_up_has_only_what_is_left_of_its_patience(server, cache):
     """Its patience began when it first wanted the shard: together they do not wait twice as long."""
     sets = [open_shards(server.url, StreamSettings(cache=cache, patience=2)) for _ in range(2)]
     server.fail(status={"*": 503})
@@ -275,7 +275,8 @@ def test_one_who_waited_for_a_downloader_that_gave_up_tries_once(server, cache):
         for read in reads:
             with pytest.raises(Failure, match=r"could not be read for \d s; the last error: .*503"):
                 read.result()
-    assert server.fetched()["shard-000000.tar"] <= 3 + 1  # after 0, 0.5 and 1.5 s; the next would be too late
+    # After 0, about 0.5 and 1.5 s; what is left of the two seconds allows the other at most two. Alone it takes three.
+    assert server.fetched()["shard-000000.tar"] <= 3 + 2
 
 
 def test_what_a_killed_downloader_left_makes_room_for_others(server, cache):
