@@ -8,6 +8,8 @@ position): no state, hence nothing to save, and the same numbers in any layout o
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 
 import torch
@@ -169,3 +171,14 @@ class SampleRandom:
     def normal(self, purpose: Purpose, *shape: int) -> Tensor:
         """float32 `[n, *shape]` from N(0, 1)."""
         return self.source.normal(purpose, self.samples, shape)
+
+
+@contextmanager
+def initial_weights(seed: int) -> Iterator[None]:
+    """Within it torch's own generator, from which networks draw their initial weights, starts from the seed.
+
+    Behind it the generator is as it was before.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -10,7 +11,10 @@ from torch import Tensor
 from hires_gan.networks.growth import Growth
 from hires_gan.networks.layers import double_nearest, halve_box
 from hires_gan.recipes.optimizer_settings import GrowingScheduleSettings
+from hires_gan.recipes.optimizers import optimizer_plan
+from hires_gan.recipes.progressive_settings import ProgressiveSettings
 from hires_gan.recipes.protocol import OptimizerPlan, Stage, stage_at, steps_until
+from hires_gan.recipes.stylegan_settings import StyleGANSettings
 from hires_gan.settings import IntByResolution, at_resolution
 
 
@@ -48,6 +52,30 @@ def growing_stages(
         if last:
             return stages
         side *= 2
+
+
+class GrowingPlayer(Protocol):
+    """A network that grows."""
+
+    def live_parameters(self, growth: Growth) -> list[str]:
+        """The names of the parameters that the output at a growth depends on."""
+
+
+def live_optimizers(
+    settings: ProgressiveSettings | StyleGANSettings,
+    generator: GrowingPlayer,
+    discriminator: GrowingPlayer,
+    growth: Growth,
+) -> dict[str, OptimizerPlan]:
+    """Both players' optimizers at a growth, over the parameters that live there."""
+    plans = {
+        "generator": (settings.generator_optimizer, generator),
+        "discriminator": (settings.discriminator_optimizer, discriminator),
+    }
+    return {
+        name: optimizer_plan(optimizer, growth.resolution, tuple(player.live_parameters(growth)))
+        for name, (optimizer, player) in plans.items()
+    }
 
 
 def growth_at(stages: Sequence[Stage], nimg: int) -> Growth:

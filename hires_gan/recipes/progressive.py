@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from hires_gan.losses import ADVERSARIAL, clip_weights, drift, gradient_penalty, gradient_square
 from hires_gan.networks.growth import Growth, Width
 from hires_gan.networks.progressive import Discriminator, Generator
-from hires_gan.randomness import Purpose, RandomSource, SampleRandom
-from hires_gan.recipes.growing import cross_fade, describe_growth, growing_stages, growth_at
-from hires_gan.recipes.optimizer_settings import OptimizerSettings
-from hires_gan.recipes.optimizers import low_precision, optimizer_plan
+from hires_gan.randomness import Purpose, RandomSource, SampleRandom, initial_weights
+from hires_gan.recipes.growing import cross_fade, describe_growth, growing_stages, growth_at, live_optimizers
+from hires_gan.recipes.optimizers import low_precision
 from hires_gan.recipes.progressive_settings import ProgressiveSettings, WassersteinClippedLoss
 from hires_gan.recipes.protocol import LabelDistribution, OptimizerPlan, Outcome, Phase, Step
 from hires_gan.settings import IntByResolution
@@ -45,8 +44,7 @@ class Progressive:
     ) -> None:
         self.settings, self.labels = settings, labels
         self.random = RandomSource(seed)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with initial_weights(seed):
             self.generator = build_generator(settings, dtype, len(labels.counts) if labels else 0)
             self.discriminator = build_discriminator(settings, dtype, len(labels.counts) if labels else 0)
         self.players: dict[str, nn.Module] = {"generator": self.generator, "discriminator": self.discriminator}
@@ -144,14 +142,7 @@ class Progressive:
         return self.labels.draw(random.uniform(purpose)) if self.labels else None
 
     def _optimizers(self, growth: Growth) -> dict[str, OptimizerPlan]:
-        plans: dict[str, tuple[OptimizerSettings, Generator | Discriminator]] = {
-            "generator": (self.settings.generator_optimizer, self.generator),
-            "discriminator": (self.settings.discriminator_optimizer, self.discriminator),
-        }
-        return {
-            name: optimizer_plan(settings, growth.resolution, tuple(network.live_parameters(growth)))
-            for name, (settings, network) in plans.items()
-        }
+        return live_optimizers(self.settings, self.generator, self.discriminator, growth)
 
 
 def build_generator(settings: ProgressiveSettings, dtype: torch.dtype, classes: int) -> Generator:

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from hires_gan.losses import ADVERSARIAL, gradient_square
 from hires_gan.networks.growth import Growth, Width
 from hires_gan.networks.stylegan import Discriminator, Generator
-from hires_gan.randomness import Purpose, RandomSource, SampleRandom
-from hires_gan.recipes.growing import cross_fade, describe_growth, growing_stages, growth_at
-from hires_gan.recipes.optimizer_settings import OptimizerSettings
-from hires_gan.recipes.optimizers import low_precision, optimizer_plan
+from hires_gan.randomness import Purpose, RandomSource, SampleRandom, initial_weights
+from hires_gan.recipes.growing import cross_fade, describe_growth, growing_stages, growth_at, live_optimizers
+from hires_gan.recipes.optimizers import low_precision
 from hires_gan.recipes.protocol import LabelDistribution, OptimizerPlan, Outcome, Phase, Step
 from hires_gan.recipes.stylegan_settings import StyleGANSettings
 from hires_gan.recipes.styles import DISCRIMINATOR, GENERATOR, FakePurposes, Styles, draw_styles
@@ -47,8 +46,7 @@ class StyleGAN:
     ) -> None:
         self.settings, self.labels = settings, labels
         self.random = RandomSource(seed)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with initial_weights(seed):
             self.generator = build_generator(settings, dtype, len(labels.counts) if labels else 0)
             self.discriminator = build_discriminator(settings, dtype, len(labels.counts) if labels else 0)
         self.players: dict[str, nn.Module] = {"generator": self.generator, "discriminator": self.discriminator}
@@ -126,15 +124,7 @@ class StyleGAN:
         return styles, generator.synthesis(styles.ws, noise, growth)
 
     def _optimizers(self, growth: Growth) -> dict[str, OptimizerPlan]:
-        settings = self.settings
-        plans: dict[str, tuple[OptimizerSettings, Generator | Discriminator]] = {
-            "generator": (settings.generator_optimizer, self.generator),
-            "discriminator": (settings.discriminator_optimizer, self.discriminator),
-        }
-        return {
-            name: optimizer_plan(optimizer, growth.resolution, tuple(network.live_parameters(growth)))
-            for name, (optimizer, network) in plans.items()
-        }
+        return live_optimizers(self.settings, self.generator, self.discriminator, growth)
 
 
 def build_generator(settings: StyleGANSettings, dtype: torch.dtype, classes: int) -> Generator:

@@ -17,7 +17,7 @@ from hires_gan.augment.probability import AdaptiveProbability
 from hires_gan.losses import ADVERSARIAL, gradient_square, path_lengths
 from hires_gan.networks.growth import Width
 from hires_gan.networks.stylegan2 import Discriminator, Generator
-from hires_gan.randomness import Purpose, RandomSource, SampleRandom
+from hires_gan.randomness import Purpose, RandomSource, SampleRandom, initial_weights
 from hires_gan.recipes.optimizers import low_precision, optimizer_plan
 from hires_gan.recipes.protocol import LabelDistribution, OptimizerPlan, Outcome, Phase, Stage, Step, due_phases
 from hires_gan.recipes.stylegan2_settings import (
@@ -54,8 +54,7 @@ class StyleGAN2:
     ) -> None:
         self.settings, self.labels = settings, labels
         self.random = RandomSource(seed)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with initial_weights(seed):
             self.generator = build_generator(settings, dtype, len(labels.counts) if labels else 0)
             self.discriminator = build_discriminator(settings, dtype, len(labels.counts) if labels else 0)
         self.players: dict[str, nn.Module] = {"generator": self.generator, "discriminator": self.discriminator}
