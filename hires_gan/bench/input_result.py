@@ -103,8 +103,22 @@ def figures(result: Result) -> dict[str, dict[str, float]]:
 
 
 def table(results: Sequence[Result]) -> list[str]:
-    """The results as lines for people."""
-    return [line for result in results for line in _lines(result)]
+    """The results as lines for people: a table for each resolution, and behind several of them one over all."""
+    lines = [line for result in results for line in _lines(result)]
+    return lines + _over_all(results) if len(results) > 1 else lines
+
+
+def _over_all(results: Sequence[Result]) -> list[str]:
+    """Images per second of the decoders and of our loader with each of them, by resolution."""
+    kinds = {row.name: row.kind for result in results for row in result.rows}
+    ours = [name for name, kind in kinds.items() if kind in ("limit", "loader")]
+    rates = [{row.name: row.images_per_second for row in result.rows} for result in results]
+    lines = [f"{'images/s at':36}" + "".join(f"{f'{one.resolution}x{one.resolution}':>12}" for one in results)]
+    for name in ours:
+        lines.append(
+            f"{name:36}" + "".join(f"{found[name]:>12.1f}" if name in found else f"{'':12}" for found in rates)
+        )
+    return lines
 
 
 def _lines(result: Result) -> list[str]:

@@ -106,12 +106,14 @@ class Advice:
     Attributes:
         workers: Processes in which torchvision decodes.
         threads: Threads in which DALI decodes.
+        readers: Threads that read the files for DALI.
         prefetch: Batches that are decoded ahead.
         sentence: What was measured and is suggested, for people; empty where the settings leave nothing open.
     """
 
     workers: int
     threads: int
+    readers: int
     prefetch: int
     sentence: str
 
@@ -189,6 +191,8 @@ def suggest(measured: Measured | None, machine: Machine, wish: Wish) -> Advice:
       drives the GPU; where the training computes on the CPU, half of them.
     - Workers that wait for the file system more than a quarter of their time leave cores idle: as many more of them as
       keep the cores busy, at most four times as many, and 64.
+    - Threads that read for DALI: as many as there would be workers, which wait for the same file system; beside a GPU
+      no more than the cores of this process, which launch and decode, too.
     - Prefetch: 3 batches, and as many more as are decoded in the time that the slowest image took; bounded by an eighth
       of the available memory.
 
@@ -204,10 +208,12 @@ def suggest(measured: Measured | None, machine: Machine, wish: Wish) -> Advice:
         wanted = math.ceil(busy / max(1 - idle, 1 / _CROWD))
         workers = max(busy, min(wanted, _MOST_WAITING))
     threads = busy if wish.threads is None else wish.threads
+    readers = max(1, min(workers, own) if machine.on_gpu else workers)
     prefetch = wish.prefetch
     if prefetch is None:
         prefetch = _prefetch(measured, machine, wish, workers if wish.decoder == "torchvision" else threads)
-    return Advice(workers, threads, prefetch, _sentence(measured, machine, wish, own, workers, threads, prefetch))
+    sentence = _sentence(measured, machine, wish, own, workers, threads, prefetch)
+    return Advice(workers, threads, readers, prefetch, sentence)
 
 
 def _prefetch(measured: Measured | None, machine: Machine, wish: Wish, workers: int) -> int:

@@ -46,8 +46,6 @@ from hires_gan.data.waiting import SLICE, Deadline, Stopped, never
 from hires_gan.errors import Failure, UsageError
 from hires_gan.progress import say
 
-_READERS = 8
-"""Threads that read; they wait for the file system most of the time."""
 _AT_LEAST = 16
 """Samples that go through DALI at once, where the largest batch is smaller than so many of full size."""
 _GRACE = 5.0
@@ -191,7 +189,7 @@ class DaliDecoder:
     Args:
         reader: The order, and what reads.
         settings: The `data` block.
-        advice: How many threads, and how many batches ahead.
+        advice: How many threads read and decode, and how many batches ahead.
         largest: Bytes of the largest batch that will be asked for, in one domain.
         device: Where the run trains.
         stopped: Asked again and again while this waits; the wait is given up once it is true.
@@ -221,7 +219,7 @@ class DaliDecoder:
         self._place: Place = OnHost(self.slots, largest, domains) if gpu is None else OnGpu(gpu, domains)
         self._turns = itertools.count()
         self._finished: dict[int, _Finished] = {}
-        self._reads: ReadingThreads[_Files] = ReadingThreads(_READERS)
+        self._reads: ReadingThreads[_Files] = ReadingThreads(advice.readers)
         self._line = _Line(reader, make, self._place, part)
         self._thread = threading.Thread(target=self._line.run, name="dali", daemon=True)
         self._thread.start()

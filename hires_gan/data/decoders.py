@@ -101,26 +101,3 @@ def halve(image: Tensor) -> Tensor:
     rows = image[..., 0::2, :, :].to(torch.int16) + image[..., 1::2, :, :]
     total = rows[..., 0::2, :] + rows[..., 1::2, :]
     return ((total + 1 + ((total >> 2) & 1)) >> 2).to(torch.uint8)
-
-
-def reduced(images: Tensor, resolution: int) -> Tensor:
-    """A loaded batch at a lower resolution, on its own device: so that one decoding serves several resolutions.
-
-    Args:
-        images: uint8 `[n, 3, r, r]` in channels_last memory, as the loader gives them.
-        resolution: r divided by a power of two.
-
-    Returns:
-        uint8 `[n, 3, resolution, resolution]` in channels_last memory, what the loader would have given at that
-        resolution from the same files; the batch itself if the resolution is its own.
-
-    Raises:
-        ValueError: If r is no power of two times the resolution.
-    """
-    size = images.shape[-1]
-    if resolution < 1 or size % resolution or not is_power_of_two(size // resolution):
-        raise ValueError(f"resolution is {resolution}; {size}, the images' own, divided by a power of two is allowed")
-    pixels = images.permute(0, 2, 3, 1)
-    while pixels.shape[1] > resolution:
-        pixels = halve(pixels)
-    return pixels.permute(0, 3, 1, 2)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 
-def _nobody() -> None:
-    pass
+def nobody(*said: object) -> None:
+    """Listens, and does nothing: whoever tells of what goes on has to tell somebody."""
 
 
 class Heartbeat:
@@ -18,7 +18,7 @@ class Heartbeat:
 
     def __init__(self) -> None:
         self.beats = 0
-        self._listener: Callable[[], None] = _nobody
+        self._listener: Callable[[], None] = nobody
 
     def beat(self) -> None:
         """Something goes on."""

@@ -6,18 +6,18 @@ from typing import Literal
 
 from hires_gan.data.demo import resolve_shards
 from hires_gan.data.lanes import LaneOrder
+from hires_gan.data.mixed import refuse_mixed
 from hires_gan.data.order import Order
 from hires_gan.data.shard_cache import ShardCache, default_cache, require_room
 from hires_gan.data.shards import ShardSet
 from hires_gan.data.store import fetch_manifest, is_streamed, open_store
-from hires_gan.data.stream_settings import StreamSettings
+from hires_gan.data.stream_settings import GB, StreamSettings
 
 _LANES_AT_LEAST = 32
-_GB = 10**9
 
 
 def open_shards(location: str, stream: StreamSettings) -> ShardSet:
-    """Open a shard set wherever it is.
+    """Open a shard set for training, wherever it is.
 
     Args:
         location: A folder; `demo:NAME`; a URL of the folder that holds the set, such as `s3://bucket/set`; or `pipe:`
@@ -26,14 +26,16 @@ def open_shards(location: str, stream: StreamSettings) -> ShardSet:
 
     Raises:
         UsageError: There is no such set, the location is of no known kind, or something has to be installed for it.
-        Failure: It cannot be read.
+        Failure: It cannot be read, or a folder holds images of other sizes than its manifest says.
     """
     if not is_streamed(location):
-        return ShardSet(resolve_shards(location))
+        shards = ShardSet(resolve_shards(location))
+        refuse_mixed(shards)
+        return shards
     store = open_store(location, stream.allow_pipe)
     manifest = fetch_manifest(store, stream.patience)
     root = default_cache() if stream.cache is None else stream.cache.expanduser()
-    bound = round(stream.cache_gb * _GB)
+    bound = round(stream.cache_gb * GB)
     return ShardSet.through(ShardCache(root, bound, store, manifest, stream.patience, stream.downloads))
 
 

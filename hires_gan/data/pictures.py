@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from hires_gan.data.colour import ORIENTATIONS, apply_profile, orientation, profile_effect, to_rgb
+from hires_gan.data.headers import jpeg_frame
 from hires_gan.data.rejection import Rejected, blaming
 from hires_gan.data.writer import Encoded
 
@@ -279,13 +280,5 @@ def _riff_chunks(data: bytes) -> set[bytes]:
 
 def jpeg_is_baseline(data: bytes) -> bool:
     """Tell whether a JPEG's frame header is SOF0: sequential Huffman coding with 8 bits."""
-    position = 2
-    while position + 4 <= len(data) and data[position] == 0xFF:
-        marker = data[position + 1]
-        if marker == 0xFF:  # fill byte
-            position += 1
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return marker == 0xC0
-        else:
-            position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-    return False
+    frame = jpeg_frame(data)
+    return frame is not None and frame.marker == 0xC0

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import IO
 
+from hires_gan.data import waiting
 from hires_gan.data.store_errors import Passing, without_secrets
 from hires_gan.errors import Failure, UsageError
 
@@ -21,9 +22,6 @@ PREFIX = "pipe:"
 _PLACE = "{}"
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 _PIECE = 1 << 20
-_TICK_MS = 250
-_STALL = 60.0
-"""Seconds without a byte after which a command counts as failed."""
 _GRACE = 10.0
 """Seconds that a command gets to end behind its last byte."""
 _NOT_EXECUTABLE, _NOT_FOUND = 126, 127
@@ -104,9 +102,9 @@ def _read(process: subprocess.Popen[bytes], alive: Callable[[], None]) -> Iterat
     ready.register(descriptor)
     while True:
         alive()
-        if not ready.poll(_TICK_MS):
-            if time.monotonic() - last > _STALL:
-                raise Passing(f"the command wrote nothing for {_STALL:g} s")
+        if not ready.poll(round(waiting.SLICE * 1000)):
+            if time.monotonic() - last > waiting.STALL:
+                raise Passing(f"the command wrote nothing for {waiting.STALL:g} s")
             continue
         data = os.read(descriptor, _PIECE)
         if not data:

@@ -8,15 +8,12 @@ import torch
 from torch import Tensor
 
 from hires_gan.data.domains import Domains, in_one_set
+from hires_gan.data.heartbeat import nobody
 from hires_gan.data.opening import order_of
 from hires_gan.data.replacement import Report, allowed_rows
 from hires_gan.data.shards import ShardSet
 from hires_gan.data.stream_reader import StreamReader
 from hires_gan.randomness import RandomSource
-
-
-def _nobody(place: int) -> None:
-    pass
 
 
 class SampleReader:
@@ -57,7 +54,7 @@ class SampleReader:
         )
 
     def fill(
-        self, images: Tensor, samples: range, start: int, step: int, reading: Callable[[int], None] = _nobody
+        self, images: Tensor, samples: range, start: int, step: int, reading: Callable[[int], None] = nobody
     ) -> Report:
         """Decode a share of a batch: of all samples of the first stream, then of the second, ..., every step-th.
 

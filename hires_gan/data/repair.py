@@ -9,7 +9,6 @@ one finishes the removing, or else takes back what was moved and begins anew.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import hashlib
 import itertools
@@ -27,6 +26,7 @@ from pydantic import ValidationError
 
 from hires_gan.cores import usable_cores
 from hires_gan.data.check import WORK, CheckReport, check_shards
+from hires_gan.data.folder_lock import LOCK, held
 from hires_gan.data.looks import Looks, in_decoders, look_at_huge
 from hires_gan.data.manifest import (
     LABEL,
@@ -47,7 +47,6 @@ from hires_gan.progress import ProgressBar, say
 from hires_gan.settings import Settings
 
 _PLAN = "plan.json"
-_LOCK = "lock"
 _GENERATION = re.compile(r"-r\d+$")
 _SHOWN = 5
 
@@ -136,7 +135,7 @@ def repair_folder(folder: Path) -> Iterator[Path]:
     """
     parse_manifest(folder)  # before anything is made in a folder that is something else
     work = folder / WORK
-    with _locked(work):
+    with held(work, "repaired", "repair a copy on a file system with locks"):
         try:
             _recover(folder, work)
             yield work
@@ -148,38 +147,6 @@ def repair_folder(folder: Path) -> Iterator[Path]:
         finally:
             if not (work / _PLAN).exists():  # else the next repair needs it
                 shutil.rmtree(work, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _locked(work: Path) -> Iterator[None]:
-    """Hold a lock that dies with this process."""
-    while True:
-        try:
-            work.mkdir(exist_ok=True)
-            file = (work / _LOCK).open("wb")
-        except FileNotFoundError:
-            continue  # another repair came to its end in between
-        except OSError as error:
-            raise Failure(f"{work.parent} cannot be repaired: it cannot be written ({error.strerror})") from None
-        with file:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):
-                raise Failure(f"{work.parent} is being repaired by another process: wait for it, or end it") from None
-            except OSError as error:
-                raise Failure(
-                    f"{work}/{_LOCK} cannot be locked ({error.strerror}): repair a copy on a file system with locks"
-                ) from None
-            if _is_at(work / _LOCK, file.fileno()):  # else it is the deleted file of a repair that came to its end
-                yield
-                return
-
-
-def _is_at(path: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 def _read_plan(folder: Path) -> Plan | None:
@@ -204,7 +171,7 @@ def _recover(folder: Path, work: Path) -> None:
         _remove(folder, plan.old if done else plan.new, manifest)
         say(f"{folder}: an interrupted repair was {'finished' if done else 'taken back'}")
     for path in work.iterdir():
-        if path.name != _LOCK and path.name != _PLAN:
+        if path.name != LOCK and path.name != _PLAN:
             path.unlink()
     (work / _PLAN).unlink(missing_ok=True)
 
@@ -436,7 +403,7 @@ def _commit(folder: Path, work: Path, before: Manifest, after: Manifest) -> None
         {name for shard in manifest.shards for name in files_of(shard.name, manifest.label_names is not None)}
         for manifest in (before, after)
     )
-    moved = sorted(path.name for path in work.iterdir() if path.name != _LOCK)
+    moved = sorted(path.name for path in work.iterdir() if path.name != LOCK)
     plan = Plan(manifest=after, new=tuple(sorted(set(moved) - had)), old=tuple(sorted(had - needed)))
     (work / MANIFEST).write_text(after.model_dump_json(indent=1) + "\n", encoding="utf-8")
     _sync(work / MANIFEST)

@@ -11,13 +11,13 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from hires_gan.data.store_errors import Disagrees, Passing
+from hires_gan.data.waiting import SLICE
 from hires_gan.errors import Failure
 from hires_gan.progress import say
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
 _DISAGREEMENTS = 3
 """How often a file may arrive otherwise than the manifest says before it is believed to be so."""
-_TICK = 0.25
 _WORTH_SAYING = 5.0
 """Seconds that something was away, from which on its return is told."""
 
@@ -89,7 +89,7 @@ def _wait(seconds: float, alive: Callable[[], None]) -> None:
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
         alive()
-        time.sleep(min(left, _TICK))
+        time.sleep(min(left, SLICE))
 
 
 def _disagreement(address: str, error: Exception) -> Failure:

@@ -49,7 +49,8 @@ class DataSettings(Settings):
 
     workers: Literal["auto"] | Annotated[int, Field(ge=0, le=256)] = "auto"
     """Processes in which torchvision decodes, per training process; auto: decided at the start, by a measurement of
-    two seconds at most; 0: none."""
+    two seconds at most; 0: none. With DALI as many threads read the files, at least one; beside a GPU no more than a
+    training process has cores."""
 
     threads: Literal["auto"] | Annotated[int, Field(ge=1, le=256)] = "auto"
     """Threads in which DALI decodes, per training process; auto: decided at the start."""

@@ -40,12 +40,12 @@ from hires_gan.data.manifest import Manifest, labels_name, sizes_of
 from hires_gan.data.retries import persist
 from hires_gan.data.store import Address, Store
 from hires_gan.data.store_errors import Disagrees, Passing
+from hires_gan.data.stream_settings import GB
 from hires_gan.errors import Failure, UsageError
 from hires_gan.progress import say
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 _ROOM_PAUSE = 0.2
-_GB = 10**9
 _HASHED = 1 << 22
 """Bytes of a file that are hashed between two signs of life."""
 
@@ -292,7 +292,7 @@ class ShardCache:
         if not self._mentioned_full_disk:
             self._mentioned_full_disk = True
             say(
-                f"warning: the disk of {self.root} is full before the cache holds its {self.bound / _GB:g} GB: shards "
+                f"warning: the disk of {self.root} is full before the cache holds its {self.bound / GB:g} GB: shards "
                 "are dropped, and fetched again if they are still needed; make room, or lower data.stream.cache_gb"
             )
         return True
@@ -348,9 +348,9 @@ def require_room(caches: Sequence[ShardCache], lanes: int) -> None:
 
 def _too_small(caches: Sequence[ShardCache], bound: int, needed: int, lanes: int) -> UsageError:
     return UsageError(
-        f"data.stream.cache_gb is {bound / _GB:g}, but {lanes} lanes (data.stream.lanes) of "
+        f"data.stream.cache_gb is {bound / GB:g}, but {lanes} lanes (data.stream.lanes) of "
         f"{' and of '.join(cache.store.address for cache in caches)}, each with its present shard and the one that "
-        f"follows, take up to {needed / _GB:.3g} GB: set data.stream.cache_gb to {_rounded_up(needed / _GB):g} or more "
+        f"follows, take up to {needed / GB:.3g} GB: set data.stream.cache_gb to {_rounded_up(needed / GB):g} or more "
         f"(the cache is {caches[0].root}, data.stream.cache), lower data.stream.lanes, or prepare smaller shards"
     )
 

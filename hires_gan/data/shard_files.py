@@ -54,6 +54,9 @@ class ShardFiles(Protocol):
             copy: What `copy` said before it was read.
         """
 
+    def close(self) -> None:
+        """Close what is open, and believe nothing that was found out: what is read from now on is opened anew."""
+
 
 class FolderFiles:
     """Files in a folder. They stay open per process, the least recently used are closed.
@@ -66,12 +69,18 @@ class FolderFiles:
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         names = [shard.name for shard in manifest.shards]
         self._paths = [folder / name for name in names]
-        indexes = [folder / index_name(name) for name in names]
         labels = [folder / labels_name(name) for name in names]
-        classes, limit = len(manifest.label_names or ()), _open_files_limit()
-        self._index: Callable[[int], mmap.mmap] = functools.lru_cache(limit)(functools.partial(_map_index, indexes))
-        self._file: Callable[[int], _OpenFile] = functools.lru_cache(limit)(functools.partial(_open_file, self._paths))
+        classes = len(manifest.label_names or ())
+        self._map = functools.partial(_map_index, [folder / index_name(name) for name in names])
+        self._open = functools.partial(_open_file, self._paths)
         self._labels: Callable[[int], np.ndarray] = functools.cache(functools.partial(_read_labels, labels, classes))
+        self.close()
+
+    def close(self) -> None:
+        """Close what is open; the labels are in memory."""
+        limit = _open_files_limit()
+        self._index: Callable[[int], mmap.mmap] = functools.lru_cache(limit)(self._map)
+        self._file: Callable[[int], _OpenFile] = functools.lru_cache(limit)(self._open)
 
     def path(self, shard: int) -> Path:
         """Where the tar lies."""
@@ -167,6 +176,10 @@ class CachedFiles:
             return False
         self._sound[shard] = self._cache.renew(shard, copy)
         return True
+
+    def close(self) -> None:
+        """Nothing is open; a copy that was found to be what the store has may be compared again."""
+        self._sound.clear()
 
     def _read_labels(self, shard: int) -> np.ndarray:
         name = labels_name(self._cache.manifest.shards[shard].name)

@@ -192,6 +192,10 @@ class ShardSet:
         location = self.locate(row, column)
         return self._files.read(self._find(row)[0], location.offset, min(size, location.size))
 
+    def close_files(self) -> None:
+        """Let go of every open file: the next read opens it anew. Whoever reads one at the moment still can."""
+        self._files.close()
+
     def key_of(self, row: int) -> str:
         """Return the key by which a person finds a sample in its tar.
 

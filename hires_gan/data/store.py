@@ -15,6 +15,7 @@ from typing import IO, Any, Protocol
 import fsspec
 from fsspec.config import conf
 
+from hires_gan.data import waiting
 from hires_gan.data.manifest import MANIFEST, Manifest, manifest_from
 from hires_gan.data.pipe import PREFIX as PIPE
 from hires_gan.data.pipe import PipeStore
@@ -22,9 +23,6 @@ from hires_gan.data.retries import persist
 from hires_gan.data.store_errors import Missing, Passing, judge
 from hires_gan.errors import UsageError
 
-STALL = 60.0
-"""Seconds without a byte after which a connection counts as failed."""
-_TICK = 0.25
 _MIB = 1 << 20
 _SMALLEST, _LARGEST = _MIB, 8 * _MIB
 """Bytes per piece: they grow while pieces come fast, so that a slow line does not look like a stalled one."""
@@ -234,7 +232,7 @@ def _web_options() -> dict[str, Any]:
     import aiohttp
 
     own: dict[str, Any] = {
-        "timeout": aiohttp.ClientTimeout(total=None, sock_connect=STALL, sock_read=STALL),
+        "timeout": aiohttp.ClientTimeout(total=None, sock_connect=waiting.STALL, sock_read=waiting.STALL),
         "trust_env": True,
     }
     configured = [conf.get(protocol, {}).get("client_kwargs", {}) for protocol in _WEB]
@@ -290,7 +288,7 @@ class _Pump:
             queue.Empty: There is none yet.
             BaseException: What reading raised.
         """
-        piece = self._pieces.get(timeout=_TICK)
+        piece = self._pieces.get(timeout=waiting.SLICE)
         if isinstance(piece, BaseException):
             raise piece
         return piece
@@ -311,7 +309,7 @@ class _Pump:
     def _put(self, piece: bytes | BaseException | None) -> bool:
         while not self._ended.is_set():
             try:
-                self._pieces.put(piece, timeout=_TICK)
+                self._pieces.put(piece, timeout=waiting.SLICE)
                 return True
             except queue.Full:
                 continue
@@ -326,7 +324,7 @@ def watched(read: Callable[[], Iterator[bytes]], alive: Callable[[], None]) -> I
         alive: Called often while this waits.
 
     Raises:
-        Passing: Nothing has come for `STALL` seconds.
+        Passing: Nothing has come for `waiting.STALL` seconds.
         Exception: What reading raised.
     """
     pump, last = _Pump(read), time.monotonic()
@@ -336,8 +334,8 @@ def watched(read: Callable[[], Iterator[bytes]], alive: Callable[[], None]) -> I
             try:
                 piece = pump.take()
             except queue.Empty:
-                if time.monotonic() - last > STALL:
-                    raise Passing(f"not a byte came for {STALL:g} s") from None
+                if time.monotonic() - last > waiting.STALL:
+                    raise Passing(f"not a byte came for {waiting.STALL:g} s") from None
                 continue
             if piece is None:
                 return

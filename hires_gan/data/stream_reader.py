@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import errno
 import functools
 import time
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from hires_gan.data.decoders import Undecodable, decode_into
 from hires_gan.data.domains import Source
+from hires_gan.data.heartbeat import nobody
 from hires_gan.data.lanes import LaneOrder
 from hires_gan.data.order import Order
 from hires_gan.data.replacement import CorruptRow, Report
@@ -133,7 +133,7 @@ class StreamReader:
             check(data)
             files[domain] = data
 
-        report = self.show(sample, columns, use, _nobody)
+        report = self.show(sample, columns, use, nobody)
         return tuple(files), report
 
     def label(self, sample: int, report: Report) -> int:
@@ -201,12 +201,8 @@ class StreamReader:
                     raise
                 report.retries.append(f"{self.where(row)} could not be read ({fault.strerror}); trying again")
             time.sleep(pause)
-            self.shards = copy.copy(self.shards)  # with no file open: a stale handle stays stale
+            self.shards.close_files()  # a stale handle stays stale
         return self.shards.read(row, column)
-
-
-def _nobody(row: int) -> None:
-    pass
 
 
 def _decode(images: Tensor, flip: bool, side: int, domain: int, data: bytes) -> None:

@@ -9,6 +9,9 @@ from pydantic import Field
 
 from hires_gan.settings import Settings
 
+GB = 10**9
+"""Bytes."""
+
 
 class StreamSettings(Settings):
     """What holds where `data.shards` is a URL or a pipe; a folder and `demo:NAME` take no notice of it."""

@@ -6,6 +6,8 @@ import time
 
 SLICE = 0.2
 """Seconds between two looks."""
+STALL = 60.0
+"""Seconds without a byte after which a connection, or a command, counts as failed."""
 
 
 class Stopped(Exception):  # noqa: N818 - it is no error: somebody has asked for it

@@ -8,18 +8,18 @@ different commands apart is the record of the command, which is created exclusiv
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from hires_gan.data import folder_lock
 from hires_gan.data.writer import PARTIAL, unique
-from hires_gan.errors import Failure
 
 WORK = ".prepare"
 BEGUN = "command.json"
 """Once this file is in the folder, there is something to continue."""
+_TASK = "prepared"
+_ELSEWHERE = "choose an output folder on a file system with locks, such as a local disk"
 
 
 @contextlib.contextmanager
@@ -34,7 +34,7 @@ def working_folder(out: Path, alone: bool = True) -> Iterator[Path]:
         Failure: Another process holds it, or it cannot be made or locked.
     """
     work = out / WORK
-    with _locked(work) if alone else _shared(work):
+    with folder_lock.held(work, _TASK, _ELSEWHERE) if alone else _shared(work):
         try:
             yield work
         except BaseException:
@@ -63,46 +63,5 @@ def look_afresh(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _shared(work: Path) -> Iterator[None]:
-    _make(work)
+    folder_lock.make(work, _TASK)
     yield
-
-
-def _make(work: Path) -> None:
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise Failure(f"{work.parent} cannot be written: {error.strerror}") from None
-
-
-@contextlib.contextmanager
-def _locked(work: Path) -> Iterator[None]:
-    """Hold a lock that dies with this process."""
-    while True:
-        _make(work)
-        try:
-            file = (work / "lock").open("wb")
-        except FileNotFoundError:
-            continue  # the other process cleared up in between
-        except OSError as error:
-            raise Failure(f"{work.parent} cannot be written: {error.strerror}") from None
-        with file:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):  # EAGAIN or EACCES: somebody else holds it
-                raise Failure(f"{work.parent} is being prepared by another process: wait for it, or end it") from None
-            except OSError as error:
-                raise Failure(
-                    f"{work}/lock cannot be locked ({error.strerror}): choose an output folder on a file system with "
-                    "locks, such as a local disk"
-                ) from None
-            if not _is_same(file.fileno(), work / "lock"):
-                continue  # what was locked is the other process's deleted file
-            yield
-            return
-
-
-def _is_same(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False

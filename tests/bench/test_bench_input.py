@@ -6,6 +6,7 @@ import itertools
 import json
 import multiprocessing
 import re
+from dataclasses import replace
 
 import odd_contestants
 import pytest
@@ -73,6 +74,27 @@ def test_the_command_measures_everything_at_several_resolutions(made, tmp_path):
     for row in results[0]["rows"]:
         assert re.search(f"^{re.escape(row['name'])} +[0-9.]+ +", done.stdout, re.MULTILINE)
     assert re.search(r"loader, torchvision: .*% of the best decoder .*; [0-9.]+ times the DataLoader", done.stdout)
+
+
+def test_the_option_names_several_resolutions(made, monkeypatch):
+    from hires_gan.bench import input as bench
+
+    asked = []
+
+    def look(contestant, task):
+        asked.append((contestant.name, task.resolution))
+        return odd_contestants.works(task)
+
+    monkeypatch.setattr(bench, "measured", look)
+    arguments = ["bench", "input", "--shards", str(made), "--resolution", "64", "--resolution", "32,16", "--no-peers"]
+    arguments += ["--decoder", "torchvision", "--seconds", "0.1", "--workers", "1"]
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert done.exit_code == 0
+    names = ("torchvision alone", "loader, torchvision", "reading alone, cached", "reading alone, from disk")
+    assert asked == [(name, side) for side in (64, 32, 16) for name in names]
+    for name in names[:2]:
+        assert len(re.findall(f"^{re.escape(name)} ", done.stdout, re.MULTILINE)) == 4  # one for each, one over all
+    assert re.search(r"^images/s at +64x64 +32x32 +16x16$", done.stdout, re.MULTILINE)
 
 
 def test_peers_and_the_loader_read_a_copy_of_a_level(tmp_path, monkeypatch, capfd):
@@ -273,6 +295,21 @@ def test_the_promised_figures_are_those_that_were_found():
     )
     assert len(lines) == 1 + 6 + 2
     assert lines[0].startswith("64x64 ")
+
+
+def test_several_resolutions_end_in_a_table_over_all_of_them():
+    known = known_result()
+    smaller = replace(known, resolution=32, rows=[row for row in known.rows if row.name != "other"])
+    lines = table([known, smaller])
+    assert lines[:9] == table([known])
+    assert lines[9:-5] == table([smaller])
+    assert [line.split() for line in lines[-5:]] == [
+        ["images/s", "at", "64x64", "32x32"],
+        ["slow", "100.0", "100.0"],
+        ["fast", "200.0", "200.0"],
+        ["ours", "190.0", "190.0"],
+        ["other", "50.0"],
+    ]
 
 
 def test_who_is_missing_in_a_round_is_left_out():

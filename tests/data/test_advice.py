@@ -101,6 +101,26 @@ def test_dali_is_given_threads():
     assert found.sentence.startswith("data.threads: auto takes 7 of 8 cores: one decodes 262 images/s at 1024x1024")
 
 
+@pytest.mark.parametrize(
+    ("changes", "workers", "readers"),
+    [
+        ({}, None, 8),  # 18 workers would wait, but there are 8 cores
+        ({"cores": 64, "share": 8}, None, 8),
+        ({"cores": 2}, None, 2),
+        ({"cores": 1}, None, 1),
+        ({}, 3, 3),
+        ({}, 100, 8),
+        ({}, 0, 1),
+        ({"on_gpu": False}, None, 10),  # 4 cores busy for 40 % of their time each
+        ({"on_gpu": False}, 100, 100),
+        ({"on_gpu": False}, 0, 1),
+    ],
+)
+def test_as_many_threads_read_for_dali_as_workers_would_but_for_the_cores_beside_a_gpu(changes, workers, readers):
+    found = suggest(SLOW, replace(GPU, **changes), replace(WISH, decoder="dali", workers=workers))
+    assert found.readers == readers
+
+
 def test_without_a_measurement_the_cores_decide():
     found = suggest(None, GPU, WISH)
     assert (found.workers, found.threads, found.prefetch) == (7, 7, 3)

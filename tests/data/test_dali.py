@@ -23,7 +23,6 @@ from test_decoders import FILES, file, scene
 
 from hires_gan.data import dali_pipeline
 from hires_gan.data.dali_pipeline import DaliPipeline, check_driver, check_installed, first_line
-from hires_gan.data.decoders import reduced
 from hires_gan.data.loader import Loader, Request, check_decoder
 from hires_gan.data.settings import DataSettings
 from hires_gan.data.shards import ShardSet
@@ -134,18 +133,6 @@ def test_real_photographs(shared_data, tmp_path):
     assert_same(tmp_path / "set", [Request(range(12 * k, 12 * k + 12), side) for k, side in enumerate((512, 512, 64))])
 
 
-def test_one_decoding_serves_several_resolutions(folder):
-    (whole,) = images(folder, [Request(range(9), 16)])
-    for side in (16, 8, 2, 1):
-        (other,) = images(folder, [Request(range(9), side)])
-        small = reduced(whole, side)
-        assert torch.equal(small, other)
-        assert small.is_contiguous(memory_format=torch.channels_last)
-    for side in (0, 3, 32):
-        with pytest.raises(ValueError, match=rf"resolution is {side}; 16, the images' own, divided by"):
-            reduced(whole, side)
-
-
 # --- ahead, and to the end --------------------------------------------------------------------------------------------
 
 
@@ -187,6 +174,15 @@ def test_closing_in_the_middle_ends_the_threads(folder):
         while {thread.name for thread in threading.enumerate()} - before and time.monotonic() < deadline:
             time.sleep(0.01)
         assert {thread.name for thread in threading.enumerate()} <= before
+
+
+@pytest.mark.parametrize(("workers", "there"), [(0, 1), (1, 1), (5, 5)])
+def test_as_many_threads_read_as_there_would_be_workers(folder, workers, there):
+    before = set(threading.enumerate())
+    with loader_of(folder, workers=workers) as loader:
+        own = [thread for thread in set(threading.enumerate()) - before if thread.name.startswith("read-")]
+        assert len(own) == there
+        next(loader.batches(numbers()))
 
 
 def test_two_hundred_batches_leak_nothing(folder):

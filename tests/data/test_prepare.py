@@ -263,7 +263,7 @@ def test_other_peoples_folders_are_refused(tmp_path):
     with pytest.raises(UsageError, match=r"holds other files \(a, b\): choose a new or an empty folder"):
         run(source, tmp_path / "i")
     for place in (Path("/proc/out"), tmp_path / "file/out"):
-        with pytest.raises(Failure, match="cannot be written: "):
+        with pytest.raises(Failure, match=r"cannot be prepared: it cannot be written \("):
             run(source, place)
     (tmp_path / "empty").mkdir()
     assert run(source, tmp_path / "empty").samples == 2

@@ -8,59 +8,39 @@ import os
 import random
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import typer
 import yaml
-from PIL import Image
+from ranked_sets import (
+    ARGUMENTS,
+    PER_SHARD,
+    SHARDS,
+    at_commit,
+    contents,
+    finish,
+    leave_claim,
+    made_by_one,
+    make_source,
+    ranked,
+    run,
+    start,
+)
 
 from hires_gan.cli import app
 from hires_gan.data import conversion
 from hires_gan.data import prepare as module
 from hires_gan.data.claims import Claims
-from hires_gan.data.prepare import PrepareOptions, PrepareReport, prepare
 from hires_gan.data.ranks import Rank, find_rank
-from hires_gan.data.shard_records import Records
-from hires_gan.data.shards import ShardSet
-from hires_gan.data.writer import create_whole
-from hires_gan.errors import Failure, UsageError
+from hires_gan.errors import Failure
 
-IMAGES, PER_SHARD, SHARDS = 30, 4, 8
-ARGUMENTS = ["--resolution", "16", "--shard-images", str(PER_SHARD), "--processes", "1", "--levels", "8"]
 BIN = Path(sys.executable).parent
 GUIDE = Path(__file__).resolve().parents[2] / "docs" / "datasets.md"
-LAUNCHED = ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS", "JOB_COMPLETION_INDEX", "HIRES_GAN_WORLD_SIZE")
-
-
-def make_source(folder: Path, count: int = IMAGES, size: int = 24) -> str:
-    """Images of noise in two classes; a few of them, and all of the second shard, are no images."""
-    for number in range(count):
-        path = folder / f"{'ab'[number >= count // 2]}/{number:04d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pixels = np.random.default_rng(number).integers(0, 256, (size, size, 3), np.uint8)
-        Image.fromarray(pixels).save(path)
-        if number in (2, 17) or number // PER_SHARD == 1:
-            path.write_bytes(b"no image")
-    return str(folder)
-
-
-def options(**changes) -> PrepareOptions:
-    given = {"resolution": 16, "processes": 1, "shard_images": PER_SHARD, "levels": (8,), "labels": "folders"}
-    return PrepareOptions(**given | {"max_rejected": 0.5} | changes)
-
-
-def contents(out: Path) -> dict[str, bytes]:
-    """Everything in a folder, hidden files too."""
-    return {path.name: path.read_bytes() for path in out.iterdir()}
 
 
 @pytest.fixture(scope="module")
@@ -70,33 +50,7 @@ def source(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def wanted(source, tmp_path_factory) -> dict[str, bytes]:
-    """What one process makes."""
-    out = tmp_path_factory.mktemp("one") / "out"
-    prepare([source], out, options())
-    found = contents(out)
-    assert len(found) == 3 * (SHARDS - 1) + 3  # the second shard holds no sample
-    return found
-
-
-def run(source: str, out: Path, number: int, world: int, **changes) -> PrepareReport:
-    return prepare([source], out, options(**changes), Rank(number, world))
-
-
-def start(source: str, out: Path, *arguments: str, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
-    clean = {name: value for name, value in os.environ.items() if name not in LAUNCHED}
-    command = [sys.executable, "-m", "hires_gan", "prepare", source, "--out", str(out), *ARGUMENTS]
-    command += ["--labels", "folders", "--max-rejected", "0.5", *arguments]
-    return subprocess.Popen(command, env=clean | (environment or {}), stderr=subprocess.PIPE, text=True)
-
-
-def ranked(number: int, world: int) -> list[str]:
-    return ["--rank", str(number), "--world-size", str(world)]
-
-
-def finish(process: subprocess.Popen[str], code: int = 0) -> str:
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == code, errors
-    return errors
+    return made_by_one(source, tmp_path_factory.mktemp("one") / "out")
 
 
 # --- several at once --------------------------------------------------------------------------------------------------
@@ -238,13 +192,6 @@ def test_one_after_another(tmp_path, source, wanted, order, world):
     assert [report.made for report in reports] == [SHARDS, *[0] * (len(order) - 1)]
 
 
-def leave_claim(out: Path, number: int, world: int, shards: list[int]) -> None:
-    """What a killed rank leaves."""
-    (out / ".prepare").mkdir(parents=True, exist_ok=True)
-    claims = Claims(out / ".prepare", Rank(number, world))
-    assert all(claims.take(shard) for shard in shards)
-
-
 def test_what_others_are_making_is_left_to_them(tmp_path, source, wanted):
     leave_claim(tmp_path / "out", 1, 2, [0, 7])
     report = run(source, tmp_path / "out", 0, 2)
@@ -297,23 +244,6 @@ def test_ranks_go_through_the_shards_apart(tmp_path):
 
 
 # --- two make one shard, or finish at one time ------------------------------------------------------------------------
-
-
-def at_commit(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object], after: bool = False) -> None:
-    """Do something, once, before or after a process settles its first shard."""
-    add = Records.add
-    waiting = [action]
-
-    def patched(self: Records, number: int, record: object) -> bool:
-        act = waiting.pop() if waiting else lambda: None
-        if after:
-            added = add(self, number, record)
-            act()
-            return added
-        act()
-        return add(self, number, record)
-
-    monkeypatch.setattr(Records, "add", patched)
 
 
 @pytest.mark.parametrize("after", [False, True])
@@ -373,186 +303,3 @@ def test_a_damaged_finished_shard_is_made_again_by_a_rank(tmp_path, source, want
     (tmp_path / "out/.prepare/shard-000004.tar.json").write_bytes(b"{")
     assert run(source, tmp_path / "out", 1, 2).made == 3
     assert contents(tmp_path / "out") == wanted
-
-
-# --- limits, and what is refused --------------------------------------------------------------------------------------
-
-
-def test_the_share_of_rejected_images_is_that_of_the_whole_set(tmp_path, source, wanted):
-    leave_claim(tmp_path / "out", 1, 2, [0])
-    run(source, tmp_path / "out", 0, 2, max_rejected=0.19)  # six of thirty are rejected
-    with pytest.raises(Failure, match=r"6 of 30 images were rejected, more than the share of 0\.19"):
-        run(source, tmp_path / "out", 1, 2, max_rejected=0.19)
-    assert run(source, tmp_path / "out", 0, 2, max_rejected=0.2).made == 0
-    assert contents(tmp_path / "out") == wanted
-
-
-def test_no_good_image_at_all_leaves_only_the_reasons_behind_ranks(tmp_path):
-    for number in range(6):
-        (tmp_path / "i").mkdir(exist_ok=True)
-        (tmp_path / f"i/{number}.png").write_bytes(b"")
-    for rank in range(2):
-        with pytest.raises(Failure, match="none of the 6 images could be used"):
-            run(str(tmp_path / "i"), tmp_path / "out", rank, 2, labels="none", max_rejected=1)
-        assert list(contents(tmp_path / "out")) == ["rejected.csv"]
-
-
-def test_a_rank_at_work_learns_that_the_set_was_given_up(tmp_path, monkeypatch):
-    (tmp_path / "i").mkdir()
-    (tmp_path / "i/x.png").write_bytes(b"")
-    given = {"labels": "none", "max_rejected": 1}
-
-    def give_up() -> None:
-        with pytest.raises(Failure, match="none of the 1 images could be used"):
-            run(str(tmp_path / "i"), tmp_path / "out", 0, 3, **given)
-
-    at_commit(monkeypatch, give_up)
-    with pytest.raises(Failure, match="was given up by another process of this command: see what that one said"):
-        run(str(tmp_path / "i"), tmp_path / "out", 0, 2, **given)
-    assert list(contents(tmp_path / "out")) == ["rejected.csv"]
-
-
-def test_a_rank_that_sees_other_images_is_refused(tmp_path, source):
-    leave_claim(tmp_path / "out", 0, 2, [0])
-    mounted = tmp_path / "mounted"
-    shutil.copytree(source, mounted)
-    run(str(mounted), tmp_path / "out", 1, 2)
-    (mounted / "a/0000.png").unlink()
-    with pytest.raises(UsageError, match=r"the images were 30 of .*, now 29 of .*if the images are still being copied"):
-        run(str(mounted), tmp_path / "out", 0, 2)
-
-
-def test_other_commands_are_refused(tmp_path, source):
-    leave_claim(tmp_path / "out", 0, 2, [0])
-    run(source, tmp_path / "out", 1, 2)
-    for rank in (Rank(0, 2), Rank()):
-        with pytest.raises(UsageError, match=r"begun by another command \(--crop was center, now tiles\): repeat that"):
-            prepare([source], tmp_path / "out", options(crop="tiles"), rank)
-    command = tmp_path / "out/.prepare/command.json"
-    command.write_text(json.dumps(json.loads(command.read_text()) | {"numbering": 1}))
-    with pytest.raises(UsageError, match="its keys were numbered by an earlier version of this program"):
-        run(source, tmp_path / "out", 0, 2)
-
-
-def test_bad_sources_leave_nothing_behind_ranks(tmp_path):
-    with pytest.raises(UsageError, match="there is no folder or archive"):
-        run(str(tmp_path / "nowhere"), tmp_path / "out/deep", 0, 2)
-    assert not (tmp_path / "out/deep").exists()
-
-
-def test_ranks_need_no_locks(tmp_path, source, wanted, monkeypatch):
-    monkeypatch.setattr("fcntl.lockf", lambda *_: pytest.fail("a lock was asked for"))
-    run(source, tmp_path / "out", 0, 2)
-    assert contents(tmp_path / "out") == wanted
-
-
-# --- compressed archives ----------------------------------------------------------------------------------------------
-
-
-def test_ranks_share_the_copy_of_a_compressed_tar(tmp_path, source, wanted):
-    subprocess.run(["tar", "-C", source, "-czf", tmp_path / "i.tgz", "."], check=True)
-    processes = [start(str(tmp_path / "i.tgz"), tmp_path / "out", *ranked(number, 2)) for number in range(2)]
-    for process in processes:
-        finish(process)
-    found, same = contents(tmp_path / "out"), {"prepare.json", "rejected.csv"}
-    assert {name: data for name, data in found.items() if name not in same} == {
-        name: data for name, data in wanted.items() if name not in same
-    }
-
-
-def test_a_copy_that_is_gone_rejects_nothing(tmp_path, source, monkeypatch):
-    subprocess.run(["tar", "-C", source, "-czf", tmp_path / "i.tgz", "."], check=True)
-    claim = module._claim
-
-    def lose(work: Path, *rest: object) -> None:
-        claim(work, *rest)
-        shutil.rmtree(work / "scratch")
-
-    monkeypatch.setattr(module, "_claim", lose)
-    with pytest.raises(Failure, match="the copy of a compressed tar, is gone: run the same command again to continue"):
-        run(str(tmp_path / "i.tgz"), tmp_path / "out", 0, 2)
-
-
-# --- keys -------------------------------------------------------------------------------------------------------------
-
-
-def keys(out: Path) -> list[str]:
-    names = []
-    for path in sorted(out.glob("*.tar")):
-        with tarfile.open(path) as tar:
-            names += [name.split(".")[0] for name in tar.getnames() if name.count(".") == 1]
-    return names
-
-
-def test_keys_are_places_in_the_listing(tmp_path, source):
-    prepare([source], tmp_path / "out", options(labels="none"))
-    good = [place for place in range(IMAGES) if place not in (2, 17) and place // PER_SHARD != 1]
-    assert keys(tmp_path / "out") == [f"{place:09d}" for place in good]
-    shards = ShardSet(tmp_path / "out")
-    assert [shards.key_of(row) for row in range(len(shards))] == keys(tmp_path / "out")
-
-
-def test_prepared_again_a_set_names_its_keys(tmp_path, source):
-    prepare([source], tmp_path / "out", options())
-    with pytest.raises(Failure, match="none of the 24 images could be used"):
-        prepare([str(tmp_path / "out")], tmp_path / "again", options(labels="none", max_pixels=1, max_rejected=0.9))
-    lines = (tmp_path / "again/rejected.csv").read_text().splitlines()
-    assert lines[3].startswith(f"{tmp_path}/out/shard-000000.tar/000000003,")
-
-
-def test_tiles_have_room_for_their_count(tmp_path):
-    for name, size in {"a": (40, 24), "b": (8, 8), "c": (16, 32)}.items():
-        (tmp_path / "i").mkdir(exist_ok=True)
-        Image.new("RGB", size).save(tmp_path / f"i/{name}.png")
-    given = {"resolution": 16, "crop": "tiles", "max_rejected": 0.5, "processes": 1}
-    prepare([str(tmp_path / "i")], tmp_path / "out", PrepareOptions(**given, max_pixels=40 * 24))
-    assert keys(tmp_path / "out") == ["000000000", "000000001", "000000020", "000000021"]
-    prepare([str(tmp_path / "i")], tmp_path / "more", PrepareOptions(**given))
-    assert keys(tmp_path / "more") == ["000000000", "000000001", "002000000", "002000001"]
-
-
-@pytest.mark.parametrize(
-    ("changes", "room"),
-    [
-        ({}, 1),
-        ({"crop": "tiles", "resolution": 1024}, 1000),
-        ({"crop": "tiles", "resolution": 64}, 100_000),
-        ({"crop": "tiles", "resolution": 1024, "max_pixels": 2**20}, 1),
-        ({"crop": "tiles", "resolution": 1024, "max_pixels": 2**20 * 10}, 10),
-        ({"crop": "tiles", "resolution": 1024, "max_pixels": 2**20 * 11}, 100),
-    ],
-)
-def test_room_for_tiles(changes, room):
-    assert PrepareOptions(**{"resolution": 64} | changes).keys_per_image == room
-
-
-# --- creating a file exclusively --------------------------------------------------------------------------------------
-
-
-def test_one_of_two_creates_a_file(tmp_path):
-    assert create_whole(tmp_path / "x", b"one")
-    assert not create_whole(tmp_path / "x", b"two")
-    assert contents(tmp_path) == {"x": b"one"}
-
-
-def test_a_lost_answer_is_no_failure(tmp_path, monkeypatch):
-    link = os.link
-
-    def answer_lost(old: Path, new: Path) -> None:
-        link(old, new)
-        raise FileExistsError
-
-    monkeypatch.setattr(os, "link", answer_lost)
-    assert create_whole(tmp_path / "x", b"one")
-
-
-def test_without_hard_links_it_goes_as_well(tmp_path, source, wanted, monkeypatch):
-    def no_links(*_: object) -> None:
-        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
-
-    monkeypatch.setattr(os, "link", no_links)
-    leave_claim(tmp_path / "out", 1, 2, [0])
-    run(source, tmp_path / "out", 0, 2)
-    run(source, tmp_path / "out", 1, 2)
-    assert contents(tmp_path / "out") == wanted
-    assert not create_whole(tmp_path / "out/manifest.json", b"")

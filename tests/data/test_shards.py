@@ -315,6 +315,23 @@ def test_open_files_are_bounded_and_threads_share_them(tmp_path, monkeypatch):
     assert len(os.listdir("/proc/self/fd")) <= before
 
 
+def test_files_that_were_closed_are_opened_anew(tmp_path):
+    """As after a stale handle: what lies under the name by now is read, the index too."""
+    write_set(tmp_path)
+    shards = ShardSet(tmp_path)
+    assert read_all(shards)
+    for path in [*tmp_path.iterdir()]:
+        data = path.read_bytes()
+        path.unlink()
+        path.write_bytes(data if path.suffix == ".json" else bytes(len(data)))
+    assert read_all(shards)  # the files of before are open
+    open_before = len(os.listdir("/proc/self/fd"))
+    shards.close_files()
+    assert len(os.listdir("/proc/self/fd")) < open_before
+    with pytest.raises(CorruptSample, match="its index says that it has no bytes"):
+        shards.read(0)
+
+
 def test_a_million_samples_open_fast_and_small(tmp_path):
     """100 shards of 10,000 samples, two columns; the tars are sparse files."""
     entries = []

@@ -12,52 +12,25 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from input_definition import noise_files, write_shards
+from input_definition import write_shards
 from shard_server import serving
+from streamed_sets import EQUAL, opened, shard_bytes
 
 from hires_gan.data.cache_locks import locked, locked_if_free
 from hires_gan.data.heartbeat import HEART
-from hires_gan.data.manifest import sizes_of
 from hires_gan.data.opening import open_shards, order_of
 from hires_gan.data.shard_cache import require_room
 from hires_gan.data.shards import ShardSet
 from hires_gan.data.stream_settings import StreamSettings
 from hires_gan.errors import Failure, UsageError
 
-SIDE, COUNT, EACH = 16, 40, 5
-FILES = noise_files(COUNT, SIDE)
-LABELS = [row % 3 for row in range(COUNT)]
+FILES, LABELS, COUNT, EACH, SIDE = EQUAL.files, EQUAL.labels, EQUAL.count, EQUAL.each, EQUAL.side
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Eight shards of equal size."""
-    return write_shards(tmp_path_factory.mktemp("served") / "set", FILES, SIDE, LABELS, per_shard=EACH)
-
-
-@pytest.fixture
-def server(folder, tmp_path):
-    with serving(folder, tmp_path / "server") as running:
-        yield running
-
-
-@pytest.fixture
-def cache(tmp_path) -> Path:
-    return tmp_path / "cache"
-
-
-def opened(server, cache: Path, shards: float | None = None, **settings: object) -> ShardSet:
-    """The set, with room for so many shards."""
-    bound = 1.0 if shards is None else shards * shard_bytes(server) / 1e9
-    return open_shards(server.url, StreamSettings(cache=cache, cache_gb=bound, patience=20, **settings))
-
-
-def shard_bytes(server) -> int:
-    manifest = ShardSet(server.served).manifest
-    sizes = {sum(sizes_of(manifest, shard).values()) for shard in manifest.shards}
-    assert len(sizes) == 1
-    return sizes.pop()
+    return EQUAL.write(tmp_path_factory.mktemp("served") / "set")
 
 
 def size_of(cache: Path) -> int:

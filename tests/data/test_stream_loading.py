@@ -48,12 +48,6 @@ def folder(tmp_path_factory) -> Path:
     return write_shards(tmp_path_factory.mktemp("served") / "set", FILES, SIDE, LABELS, per_shard=EACH)
 
 
-@pytest.fixture
-def server(folder, tmp_path):
-    with serving(folder, tmp_path / "server") as running:
-        yield running
-
-
 def settings_of(server, cache: Path, workers: int, timeout: float = 120.0, **stream: object) -> DataSettings:
     block = {"cache": cache, "lanes": LANES, "patience": 30, "downloads": 4} | stream
     return DataSettings(
@@ -287,8 +281,8 @@ def test_a_store_that_is_killed_in_the_middle_and_comes_back(server, tmp_path, w
 
 
 def test_a_slow_download_is_no_hang(server, tmp_path):
-    """A shard takes about four seconds, and one second without a sign of life is a hang."""
-    with loader_of(server, tmp_path / "cache", 2, timeout=1.0) as loader:
+    """A shard takes about four seconds, and two seconds without a sign of life are a hang."""
+    with loader_of(server, tmp_path / "cache", 2, timeout=2.0) as loader:
         server.fail(pause={f"shard-{DEFINITION.row(0) // EACH:06d}.tar": 0.4})
         first = next(loader.batches(requests(1)))
         assert np.array_equal(first.images.numpy(), DEFINITION.images(first.samples, SIDE))

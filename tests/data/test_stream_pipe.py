@@ -4,54 +4,25 @@ from __future__ import annotations
 
 import pickle
 import shutil
-import threading
 from pathlib import Path
 
 import psutil
 import pytest
-from input_definition import noise_files, write_shards
+from streamed_sets import UNEVEN, later
 
-from hires_gan.data import pipe, retries
+from hires_gan.data import retries, waiting
 from hires_gan.data.opening import open_shards
-from hires_gan.data.shards import ShardSet
 from hires_gan.data.store import open_store
-from hires_gan.data.stream_settings import StreamSettings
 from hires_gan.errors import Failure, UsageError
 
-SIDE, COUNT = 16, 24
-FILES = noise_files(COUNT, SIDE)
-LABELS = [row % 3 for row in range(COUNT)]
+FILES, is_whole = UNEVEN.files, UNEVEN.is_whole
 SECRET = "hunter2-and-more"
+pytestmark = pytest.mark.usefixtures("everything_is_said")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    return write_shards(tmp_path_factory.mktemp("served") / "set", FILES, SIDE, LABELS, per_shard=5)
-
-
-@pytest.fixture(autouse=True)
-def _everything_is_said(monkeypatch):
-    """What an earlier test said asks for silence, which would swallow what this one looks for."""
-    monkeypatch.setattr(retries, "_VOICE", retries._Voice())
-
-
-@pytest.fixture
-def settings(tmp_path):
-    def make(**changes: object) -> StreamSettings:
-        return StreamSettings(**{"cache": tmp_path / "cache", "patience": 20, **changes})
-
-    return make
-
-
-def is_whole(shards: ShardSet) -> bool:
-    read = [shards.read(row) for row in range(len(shards))] == FILES
-    return read and [shards.label(row) for row in range(len(shards))] == LABELS
-
-
-def later(seconds: float, action) -> threading.Timer:
-    timer = threading.Timer(seconds, action)
-    timer.start()
-    return timer
+    return UNEVEN.write(tmp_path_factory.mktemp("served") / "set")
 
 
 def test_a_pipe_needs_an_opt_in_and_a_place_for_the_name(folder, settings):
@@ -97,7 +68,7 @@ def test_a_pipe_that_cannot_be_run_is_not_tried_again(settings):
 
 
 def test_a_pipe_that_hangs_is_ended_with_all_that_it_started(folder, settings, tmp_path, monkeypatch):
-    monkeypatch.setattr(pipe, "_STALL", 0.5)
+    monkeypatch.setattr(waiting, "STALL", 0.5)
     command = (
         f"pipe:test -e {tmp_path}/up || {{ sleep 1000 & echo $! >> {tmp_path}/pids; echo $$ >> {tmp_path}/pids; "
         f"wait; }}; cat {folder}/{{}}"

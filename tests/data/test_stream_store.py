@@ -16,58 +16,26 @@ from pathlib import Path
 import fsspec
 import fsspec.config
 import pytest
-from input_definition import noise_files, write_shards
+from input_definition import write_shards
 from shard_server import serving
+from streamed_sets import UNEVEN, later
 
-from hires_gan.data import retries, store
+from hires_gan.data import retries, store, waiting
 from hires_gan.data.opening import open_shards
 from hires_gan.data.replacement import CorruptRow, CorruptRows, Report
 from hires_gan.data.shards import ShardSet
 from hires_gan.data.store import UrlStore, open_store, watched
 from hires_gan.data.store_errors import Passing, judge, told, without_secrets
-from hires_gan.data.stream_settings import StreamSettings
 from hires_gan.errors import Failure, UsageError
 
-SIDE, COUNT = 16, 24
-FILES = noise_files(COUNT, SIDE)
-LABELS = [row % 3 for row in range(COUNT)]
+FILES, LABELS, COUNT, SIDE, is_whole = UNEVEN.files, UNEVEN.labels, UNEVEN.count, UNEVEN.side, UNEVEN.is_whole
 SECRET = "hunter2-and-more"
+pytestmark = pytest.mark.usefixtures("everything_is_said")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    return write_shards(tmp_path_factory.mktemp("served") / "set", FILES, SIDE, LABELS, per_shard=5)
-
-
-@pytest.fixture
-def server(folder, tmp_path):
-    with serving(folder, tmp_path / "server") as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def _everything_is_said(monkeypatch):
-    """What an earlier test said asks for silence, which would swallow what this one looks for."""
-    monkeypatch.setattr(retries, "_VOICE", retries._Voice())
-
-
-@pytest.fixture
-def settings(tmp_path):
-    def make(**changes: object) -> StreamSettings:
-        return StreamSettings(**{"cache": tmp_path / "cache", "patience": 20, **changes})
-
-    return make
-
-
-def is_whole(shards: ShardSet) -> bool:
-    read = [shards.read(row) for row in range(len(shards))] == FILES
-    return read and [shards.label(row) for row in range(len(shards))] == LABELS
-
-
-def later(seconds: float, action) -> threading.Timer:
-    timer = threading.Timer(seconds, action)
-    timer.start()
-    return timer
+    return UNEVEN.write(tmp_path_factory.mktemp("served") / "set")
 
 
 # --- where a set can be -----------------------------------------------------------------------------------------------
@@ -271,7 +239,7 @@ def test_a_connection_that_breaks_off_is_tried_again(server, settings):
 
 
 def test_a_connection_that_stalls_counts_as_failed(server, settings, monkeypatch, capfd):
-    monkeypatch.setattr(store, "STALL", 0.7)
+    monkeypatch.setattr(waiting, "STALL", 0.7)
     shards = open_shards(server.url, settings())
     server.fail(hang={"shard-000000.tar": 30})
     later(2.0, server.fail)
@@ -280,7 +248,7 @@ def test_a_connection_that_stalls_counts_as_failed(server, settings, monkeypatch
 
 
 def test_a_thread_that_hangs_is_left_behind(monkeypatch):
-    monkeypatch.setattr(store, "STALL", 0.5)
+    monkeypatch.setattr(waiting, "STALL", 0.5)
     beats, released = [], threading.Event()
 
     def read():
@@ -296,7 +264,7 @@ def test_a_thread_that_hangs_is_left_behind(monkeypatch):
 
 
 def test_a_slow_store_is_no_stalled_one(server, settings, monkeypatch):
-    monkeypatch.setattr(store, "STALL", 1.0)
+    monkeypatch.setattr(waiting, "STALL", 1.0)
     shards = open_shards(server.url, settings())
     server.fail(pause={"shard-000000.tar": 0.25})  # 2 s and more for the shard
     assert is_whole(shards)

@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 import yaml
 from input_definition import noise_files, write_shards
-from shard_server import serving
 
 from hires_gan import checkpoint
 from hires_gan.config import Configuration, to_yaml
@@ -35,12 +34,6 @@ def folder(tmp_path_factory) -> Path:
     """Twenty shards of images in two classes."""
     files, labels = noise_files(COUNT, RESOLUTION), [row % 2 for row in range(COUNT)]
     return write_shards(tmp_path_factory.mktemp("served") / "set", files, RESOLUTION, labels, per_shard=EACH)
-
-
-@pytest.fixture
-def server(folder, tmp_path):
-    with serving(folder, tmp_path / "server") as running:
-        yield running
 
 
 @pytest.fixture

@@ -1,0 +1,140 @@
+"""A set of several sizes is named when it is opened for training; what is merely corrupt is left to the run."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from damaged_sets import flip
+from input_definition import noise_files, write_columns, write_shards
+from PIL import Image
+
+from hires_gan.data import mixed
+from hires_gan.data.domains import open_data
+from hires_gan.data.manifest import Manifest, ShardEntry
+from hires_gan.data.mixed import rows_to_look_at
+from hires_gan.data.opening import open_shards
+from hires_gan.data.settings import DataSettings
+from hires_gan.data.shards import ShardSet
+from hires_gan.data.stream_settings import StreamSettings
+from hires_gan.errors import Failure
+
+LARGE, SMALL = noise_files(12, 16), noise_files(12, 8)
+
+
+def opened(folder: Path) -> ShardSet:
+    return open_shards(str(folder), StreamSettings())
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises(Failure) as caught:
+        opened(folder)
+    return str(caught.value)
+
+
+def jpeg(width: int, height: int, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((height, width, 3), np.uint8)).save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("row", [4, 5, 7])  # the first, a middle and the last one of the second shard
+def test_a_mixed_set_is_refused_and_two_samples_are_named(tmp_path, row):
+    folder = write_shards(tmp_path / "set", [*LARGE[:row], SMALL[row], *LARGE[row + 1 :]], 16, per_shard=4)
+    assert refused(folder) == (
+        f"{folder} holds images of different sizes: sample {row:09d} in shard-000001.tar, column 'image', has 8x8 "
+        "pixels, and sample 000000000 in shard-000000.tar, column 'image', has 16x16 pixels, where 16x16 must stand: "
+        f"drop those that differ with `hires-gan shards check --repair {folder}`, or prepare the images again at one "
+        "--resolution"
+    )
+
+
+def test_a_set_of_one_size_is_opened(tmp_path):
+    folder = write_shards(tmp_path / "set", LARGE, 16, per_shard=4)
+    assert len(opened(folder)) == 12
+
+
+def test_a_manifest_of_another_resolution_is_told_apart(tmp_path):
+    said = refused(write_shards(tmp_path / "set", SMALL, 16, per_shard=4))
+    assert said.startswith(f"{tmp_path}/set does not hold what its manifest says: sample 000000000 in shard-000000.tar")
+    assert (
+        "has 8x8 pixels, and sample 000000004 in shard-000001.tar, column 'image', has 8x8 pixels, where 16x16" in said
+    )
+    assert "prepare the images again at one --resolution" in said
+    assert "--repair" not in said
+    alone = refused(write_shards(tmp_path / "one", SMALL[:1], 16))
+    assert "sample 000000000 in shard-000000.tar, column 'image', has 8x8 pixels, where 16x16 must stand" in alone
+
+
+def test_what_is_not_square_has_another_size(tmp_path):
+    said = refused(write_shards(tmp_path / "set", [jpeg(16, 16), jpeg(16, 24)], 16))
+    assert "sample 000000001 in shard-000000.tar, column 'image', has 16x24 pixels, and sample 000000000" in said
+
+
+@pytest.mark.parametrize(("column", "sides"), [("b", "16x16"), ("b.8", "8x8")])
+def test_every_column_is_looked_at(tmp_path, column, sides):
+    columns = {"a": LARGE, "b": LARGE, "a.8": SMALL, "b.8": SMALL}
+    other = noise_files(1, 4)
+    write_columns(tmp_path / "good", columns, 16)
+    assert opened(tmp_path / "good").manifest.columns == ("a", "b", "a.8", "b.8")
+    bad = columns | {column: [*columns[column][:-1], *other]}
+    said = refused(write_columns(tmp_path / "bad", bad, 16))
+    assert f"column '{column}', has 4x4 pixels, and sample 000000000" in said
+    assert f"where {sides} must stand" in said
+
+
+def test_the_header_may_lie_far_behind(tmp_path):
+    far = {"icc_profile": bytes(60_000)}
+    assert len(opened(write_shards(tmp_path / "good", [jpeg(16, 16, **far)] * 2, 16))) == 2
+    assert "has 8x8 pixels" in refused(write_shards(tmp_path / "bad", [jpeg(16, 16), jpeg(8, 8, **far)], 16))
+
+
+def test_a_damaged_header_is_a_corrupt_sample_and_no_other_size(tmp_path):
+    folder = write_shards(tmp_path / "set", LARGE, 16)
+    place = ShardSet(folder).locate(0)
+    flip(place.path, place.offset + 18)  # in the width: 16 becomes 16400
+    assert len(opened(folder)) == 12
+
+
+def test_what_cannot_be_read_is_left_to_the_run(tmp_path):
+    folder = write_shards(tmp_path / "set", [b"no image", *LARGE[1:]], 16, per_shard=4)
+    index = folder / "shard-000001.index"
+    index.write_bytes(b"\xff" * index.stat().st_size)
+    assert len(opened(folder)) == 12
+
+
+def test_the_domain_of_a_mixed_set_is_named(tmp_path):
+    write_shards(tmp_path / "a", LARGE, 16)
+    write_shards(tmp_path / "b", [*LARGE[:-1], SMALL[0]], 16)
+    with pytest.raises(Failure, match=rf"^data\.domains\.b: {tmp_path}/b holds images of different sizes"):
+        open_data(DataSettings(domains={"a": str(tmp_path / "a"), "b": str(tmp_path / "b")}))
+
+
+def manifest_of(*samples: int) -> Manifest:
+    shards = tuple(
+        ShardEntry(name=f"shard-{number:06d}.tar", samples=count, bytes=1, sha256="0" * 64)
+        for number, count in enumerate(samples)
+    )
+    return Manifest(resolution=16, count=sum(samples), columns=("image",), filter="box", shards=shards)
+
+
+def test_few_images_from_all_over_are_looked_at():
+    assert rows_to_look_at(manifest_of(1)) == [0]
+    assert rows_to_look_at(manifest_of(5, 1, 4)) == [0, 5, 6, 4, 9, 2, 7]
+    rows = rows_to_look_at(manifest_of(*[10] * 1000))
+    assert len(rows) == len(set(rows)) == 96
+    assert {row // 10 for row in rows} >= {0, 999}
+    gaps = np.diff(sorted({row // 10 for row in rows}))
+    assert gaps.max() <= 33
+
+
+def test_a_slow_disk_does_not_keep_a_run_waiting(tmp_path, monkeypatch):
+    folder = write_shards(tmp_path / "set", [*LARGE[:-1], SMALL[0]], 16, per_shard=1)
+    clock, read = iter(range(0, 1000, 1)), []
+    monkeypatch.setattr(mixed.time, "monotonic", lambda: float(next(clock)))
+    start = ShardSet.read_start
+    monkeypatch.setattr(ShardSet, "read_start", lambda self, row, *rest: read.append(row) or start(self, row, *rest))
+    opened(folder)
+    assert read == [0, 1, 2]  # a second each
