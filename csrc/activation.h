@@ -25,7 +25,8 @@ struct Clamp {
   HD T operator()(A value) const {
     const T rounded = static_cast<T>(value);
     const A wide = static_cast<A>(rounded);
-    return saturated(wide) ? static_cast<T>(std::copysign(limit, wide)) : rounded;
+    const T bound = static_cast<T>(std::copysign(limit, wide));  // before the choice, which then needs no branch
+    return saturated(wide) ? bound : rounded;
   }
 };
 

@@ -13,15 +13,21 @@ struct RectifyBiased {
   using Element = T;
   using A = Accumulator<T>;
   using Row = A;
-  static constexpr int kInputs = 1, kSums = 0;
+  static constexpr int kInputs = 1, kOutputs = 1, kSums = 0;
   static constexpr bool kNoise = false;
 
   Coefficients<T> b;
   Rectifier<A> rectifier;
   Clamp<T> clamp;
 
-  HD Row row(int64_t, int64_t channel) const { return b.at(channel); }
-  HD T apply(const A (&in)[1], Row bias, A, A (&)[1]) const { return clamp(rectifier.value(in[0] + bias)); }
+  template <int kRows>
+  HD void rows(int64_t, int64_t channel, Row (&biases)[kRows]) const {
+    b.template fill<kRows>(channel, biases);
+  }
+  bool aligned_rows() const { return aligned(b.data, 16); }
+  HD void apply(const A (&in)[1], Row bias, A, A (&)[1], T (&out)[1]) const {
+    out[0] = clamp(rectifier.value(in[0] + bias));
+  }
 };
 
 template <typename T>
@@ -29,7 +35,7 @@ struct ActivateBiased {
   using Element = T;
   using A = Accumulator<T>;
   using Row = A;
-  static constexpr int kInputs = 1, kSums = 0;
+  static constexpr int kInputs = 1, kOutputs = 1, kSums = 0;
   static constexpr bool kNoise = false;
 
   Coefficients<T> b;
@@ -37,8 +43,14 @@ struct ActivateBiased {
   A gain;
   Clamp<T> clamp;
 
-  HD Row row(int64_t, int64_t channel) const { return b.at(channel); }
-  HD T apply(const A (&in)[1], Row bias, A, A (&)[1]) const { return clamp(gain * act.value(in[0] + bias)); }
+  template <int kRows>
+  HD void rows(int64_t, int64_t channel, Row (&biases)[kRows]) const {
+    b.template fill<kRows>(channel, biases);
+  }
+  bool aligned_rows() const { return aligned(b.data, 16); }
+  HD void apply(const A (&in)[1], Row bias, A, A (&)[1], T (&out)[1]) const {
+    out[0] = clamp(gain * act.value(in[0] + bias));
+  }
 };
 
 // The first derivative from the result; of a rectifier with a slope of 0 or more only. Both derivatives always sum, asked
@@ -48,18 +60,21 @@ struct RectifierGradient {
   using Element = T;
   using A = Accumulator<T>;
   struct Row {};
-  static constexpr int kInputs = 2, kSums = 1;
+  static constexpr int kInputs = 2, kOutputs = 1, kSums = 1;
   static constexpr bool kNoise = false;
 
   Rectifier<A> rectifier;
   Clamp<T> clamp;
 
-  HD Row row(int64_t, int64_t) const { return {}; }
-  HD T apply(const A (&in)[2], Row, A, A (&sum)[1]) const {
+  template <int kRows>
+  HD void rows(int64_t, int64_t, Row (&)[kRows]) const {}
+  bool aligned_rows() const { return true; }
+  HD void apply(const A (&in)[2], Row, A, A (&sum)[1], T (&out)[1]) const {
     const A y = in[1];
-    const A value = clamp.saturated(y) ? A(0) : rectifier.derivative(in[0], rectifier.gain < 0 ? -y : y);
+    const A slope = rectifier.derivative(in[0], rectifier.gain < 0 ? -y : y);
+    const A value = clamp.saturated(y) ? A(0) : slope;
     sum[0] = value;
-    return static_cast<T>(value);
+    out[0] = static_cast<T>(value);
   }
 };
 
@@ -69,7 +84,7 @@ struct ActivationDerivative {
   using Element = T;
   using A = Accumulator<T>;
   using Row = A;
-  static constexpr int kInputs = 2, kSums = 1;
+  static constexpr int kInputs = 2, kOutputs = 1, kSums = 1;
   static constexpr bool kNoise = false;
 
   Coefficients<T> b;
@@ -77,14 +92,18 @@ struct ActivationDerivative {
   A gain;
   Clamp<T> clamp;
 
-  HD Row row(int64_t, int64_t channel) const { return b.at(channel); }
-  HD T apply(const A (&in)[2], Row bias, A, A (&sum)[1]) const {
+  template <int kRows>
+  HD void rows(int64_t, int64_t channel, Row (&biases)[kRows]) const {
+    b.template fill<kRows>(channel, biases);
+  }
+  bool aligned_rows() const { return aligned(b.data, 16); }
+  HD void apply(const A (&in)[2], Row bias, A, A (&sum)[1], T (&out)[1]) const {
     const A v = in[1] + bias;
     const bool clamped = clamp.limit == clamp.limit;
     const bool zero = clamped && clamp.saturated(static_cast<A>(static_cast<T>(gain * act.value(v))));
     const A value = zero ? A(0) : in[0] * (gain * act.derivative(v));
     sum[0] = value;
-    return static_cast<T>(value);
+    out[0] = static_cast<T>(value);
   }
 };
 
@@ -128,10 +147,10 @@ Tensor bias_act(const Tensor& x_in, const std::optional<Tensor>& b_in, int64_t d
     const Coefficients<T> bias = coefficients<T>(b, x, "b", 0);
     const Clamp<T> limit = make_clamp<T>(limit_of(clamp));
     if (is_rectifier(kind)) {
-      run_pass(device, RectifyBiased<T>{bias, make_rectifier<A>(kind, alpha, gain), limit}, view, {x}, y);
+      run_pass(device, RectifyBiased<T>{bias, make_rectifier<A>(kind, alpha, gain), limit}, view, {x}, {y});
     } else {
       const ActivateBiased<T> operation{bias, make_smooth<A>(kind, 0, alpha), static_cast<A>(gain), limit};
-      run_pass(device, operation, view, {x}, y);
+      run_pass(device, operation, view, {x}, {y});
     }
   });
   return y;
@@ -146,12 +165,12 @@ std::optional<Tensor> run_derivative(const Device& device, const View& view, con
   if (!from_output) {
     STD_TORCH_CHECK(order >= 1, "order is ", order, "; 1 to ", kMaxOrder, " are allowed");
     const ActivationDerivative<T> operation{b, make_smooth<A>(kind, order, alpha), static_cast<A>(gain), clamp};
-    return run_pass(device, operation, view, {u, saved}, out);
+    return run_pass(device, operation, view, {u, saved}, {out});
   }
   STD_TORCH_CHECK(order == 1 && is_rectifier(kind) && (kind != Kind::lrelu || alpha >= 0),
                   "only the first derivative of a rectifier with a slope of 0 or more is seen in its result");
   const Rectifier<A> rectifier = make_rectifier<A>(kind, alpha, gain);
-  return run_pass(device, RectifierGradient<T>{rectifier, clamp}, view, {u, saved}, out);
+  return run_pass(device, RectifierGradient<T>{rectifier, clamp}, view, {u, saved}, {out});
 }
 
 // u * d^order/dv^order of bias_act at the saved input (or, with from_output, at the saved result), and if asked its

@@ -3,6 +3,7 @@
 // A kernel is a struct with
 //   struct Shared                                       memory that the threads of one block share
 //   static constexpr int kPhases                        how many phases it has, between which the threads wait
+//   static constexpr int kBlocksAtOnce                  that a multiprocessor shall have room for: bounds the registers
 //   template <int kPhase> HD void phase(int64_t block, int thread, Shared&) const
 // and knows nothing of CUDA. The GPU runs its phases with a barrier between them (launch_cuda.cuh), the CPU runs each
 // phase for one thread after the other (launch_cpu.h). Nothing lives in registers across a phase.
@@ -107,6 +108,18 @@ struct Coefficients {
     return wide ? static_cast<const A*>(data)[index] : static_cast<A>(static_cast<const T*>(data)[index]);
   }
 
+  // As `vector`, into an array; one value may lie anywhere.
+  template <int kCount>
+  HD void fill(int64_t index, A (&out)[kCount]) const {
+    if constexpr (kCount == 1) {
+      out[0] = at(index);
+    } else {
+      const Vector<A, kCount> values = vector<kCount>(index);
+      UNROLL for (int i = 0; i < kCount; ++i) out[i] = values.values[i];
+    }
+  }
+
+  // kCount values that lie together; the first one where an access of them all may begin.
   template <int kCount>
   HD Vector<A, kCount> vector(int64_t index) const {
     Vector<A, kCount> result;

@@ -21,7 +21,7 @@ __device__ __forceinline__ void run_phases(const Kernel& kernel, int64_t block, 
 }
 
 template <typename Kernel>
-__global__ void __launch_bounds__(kThreads) entry(const Kernel kernel) {
+__global__ void __launch_bounds__(kThreads, Kernel::kBlocksAtOnce) entry(const Kernel kernel) {
   __shared__ typename Kernel::Shared shared;
   run_phases<0>(kernel, static_cast<int64_t>(blockIdx.x), shared);
 }

@@ -2,11 +2,12 @@
 //
 // A tensor is seen as `groups` times `channels` rows of `pixels` values (channels first), or as `groups` times `pixels`
 // rows of `channels` values (channels last). An Operation says what happens to an element:
-//   Element                       the dtype T of the tensors; kInputs, kSums (terms to sum, maybe 0), kNoise
+//   Element                       the dtype T of the tensors; kInputs, kOutputs, kSums (terms to sum, maybe 0), kNoise
 //   Row                           what is the same for all elements of a group and channel
-//   HD Row row(group, channel)
+//   HD void rows<kRows>(group, channel, Row (&)[kRows]): of kRows channels from one on
+//   bool aligned_rows()           whether the coefficients behind several rows may be read at once
 //   Coefficients<T> noise         one value per pixel, used where kNoise; noise_index(group, pixel) is its place
-//   HD T apply(const A (&in)[kInputs], const Row&, A noise, A (&terms)[kSums]): the result; the terms are added to
+//   HD void apply(const A (&in)[kInputs], const Row&, A noise, A (&terms)[kSums], T (&out)[kOutputs])
 // Sums are taken in a fixed order: per thread, per block, and then by SumChunks over the blocks.
 
 #pragma once
@@ -53,7 +54,7 @@ constexpr int64_t kBlocksWanted = 1024;
 
 inline int64_t steps_of(const View& view, int vector, bool sums) {
   const int64_t blocks = view.numel() / (vector * unroll(vector) * kThreads);
-  return std::clamp<int64_t>(blocks / kBlocksWanted, 1, sums ? 16 : 4);
+  return std::clamp<int64_t>(blocks / kBlocksWanted, 1, sums ? 16 : 8);
 }
 
 inline Split split(const View& view, int vector, bool sums) {
@@ -102,11 +103,15 @@ struct Pass {
   using A = Accumulator<T>;
   using Row = typename Operation::Row;
   static constexpr int kInputs = Operation::kInputs;
+  static constexpr int kOutputs = Operation::kOutputs;
   static constexpr int kSums = Operation::kSums;
   static constexpr int kPhases = kSums ? 3 : 1;
+  static constexpr int kBlocksAtOnce = 1;
   static constexpr int kUnroll = unroll(kVector);
   static constexpr int kRows = kChannelsLast ? kVector : 1;  // that a thread sees
   static constexpr int kTerms = kSums ? kSums * kRows : 1;
+  static constexpr int kNoises = kChannelsLast ? 1 : kVector;
+  using Noise = Vector<A, kNoises>;
 
   struct Shared {
     A terms[kTerms][kSums ? kThreads : 1];
@@ -114,7 +119,7 @@ struct Pass {
 
   Operation operation;
   const T* in[kInputs];
-  T* out;
+  T* out[kOutputs];
   A* partial;  // [chunks, kSums, groups * channels]
   View view;
   Split split;
@@ -184,39 +189,43 @@ struct Pass {
 
   HD void walk(const Place& place, A (&terms)[kTerms]) const {
     const int64_t stride = kChannelsLast ? split.down() : split.across() * kVector;
+    const int64_t hop = kChannelsLast ? stride * view.channels : stride;  // from one access of a thread to its next
     Row rows[kRows];
-    UNROLL for (int i = 0; i < kRows; ++i) rows[i] = operation.row(place.group, place.channel + i);
-    int64_t pixel = place.pixel;
-    for (int64_t step = 0; step < split.steps; ++step, pixel += kUnroll * stride) {
+    operation.template rows<kRows>(place.group, place.channel, rows);
+    int64_t left = view.pixels - place.pixel;
+    int64_t at = index(place, place.pixel), noise_at = 0;
+    if constexpr (Operation::kNoise) noise_at = operation.noise_index(place.group, place.pixel);
+    for (int64_t step = 0; step < split.steps; ++step) {
       Vector<T, kVector> values[kUnroll][kInputs];
+      Noise noise[kUnroll] = {};
       UNROLL for (int k = 0; k < kUnroll; ++k) {  // all reads first: they overlap
-        if (pixel + k * stride < view.pixels) {
-          UNROLL for (int i = 0; i < kInputs; ++i)
-            values[k][i] = load<kVector>(in[i] + index(place, pixel + k * stride));
-        }
+        if (k * stride >= left) continue;
+        UNROLL for (int i = 0; i < kInputs; ++i) values[k][i] = load<kVector>(in[i] + at + k * hop);
+        if constexpr (Operation::kNoise) noise[k] = operation.noise.template vector<kNoises>(noise_at + k * stride);
       }
       UNROLL for (int k = 0; k < kUnroll; ++k) {
-        if (pixel + k * stride < view.pixels) element(place, pixel + k * stride, rows, values[k], terms);
+        if (k * stride < left) element(at + k * hop, rows, values[k], noise[k], terms);
       }
+      at += kUnroll * hop;
+      noise_at += kUnroll * stride;
+      left -= kUnroll * stride;
     }
   }
 
-  HD void element(const Place& place, int64_t pixel, const Row (&rows)[kRows],
-                  const Vector<T, kVector> (&values)[kInputs], A (&terms)[kTerms]) const {
-    Vector<A, kChannelsLast ? 1 : kVector> noise = {};
-    if constexpr (Operation::kNoise) {
-      noise = operation.noise.template vector<kChannelsLast ? 1 : kVector>(operation.noise_index(place.group, pixel));
-    }
-    Vector<T, kVector> result;
+  HD void element(int64_t at, const Row (&rows)[kRows], const Vector<T, kVector> (&values)[kInputs],
+                  const Noise& noise, A (&terms)[kTerms]) const {
+    Vector<T, kVector> results[kOutputs];
     UNROLL for (int v = 0; v < kVector; ++v) {
       const int row = kChannelsLast ? v : 0;
       A one[kInputs];
       UNROLL for (int i = 0; i < kInputs; ++i) one[i] = static_cast<A>(values[i].values[v]);
       A sums[kSums ? kSums : 1] = {};
-      result.values[v] = operation.apply(one, rows[row], noise.values[kChannelsLast ? 0 : v], sums);
+      T made[kOutputs];
+      operation.apply(one, rows[row], noise.values[kChannelsLast ? 0 : v], sums, made);
+      UNROLL for (int i = 0; i < kOutputs; ++i) results[i].values[v] = made[i];
       UNROLL for (int s = 0; s < kSums; ++s) terms[s * kRows + row] += sums[s];
     }
-    store<kVector>(out + index(place, pixel), result);
+    UNROLL for (int i = 0; i < kOutputs; ++i) store<kVector>(out[i] + at, results[i]);
   }
 };
 
@@ -224,6 +233,7 @@ struct Pass {
 template <typename A>
 struct SumChunks {
   static constexpr int kPhases = 3;
+  static constexpr int kBlocksAtOnce = 1;
   static constexpr int kColumns = 8;
 
   struct Shared {

@@ -101,30 +101,34 @@ void sum_chunks(const Device& device, const Tensor& partial, const Tensor& out, 
   device.launch(kernel, kernel.blocks());
 }
 
-// Runs one pass over `in`, all in one format, and returns the partial sums [chunks, kSums, groups, channels].
+// Runs one pass from `in` to `out`, all in one format, and returns the partial sums [chunks, kSums, groups, channels].
 template <typename Operation, typename Device, typename T = typename Operation::Element>
 std::optional<Tensor> run_pass(const Device& device, const Operation& operation, const View& view,
-                               const std::vector<Tensor>& in, const Tensor& out) {
+                               const std::vector<Tensor>& in, const std::vector<Tensor>& out) {
   const int64_t across = view.channels_last ? view.channels : view.pixels;
-  bool wide = across % kWidest<T> == 0 && aligned(out.const_data_ptr(), 16);
+  bool wide = across % kWidest<T> == 0 && (!view.channels_last || operation.aligned_rows());
   for (const Tensor& tensor : in) wide = wide && aligned(tensor.const_data_ptr(), 16);
+  for (const Tensor& tensor : out) wide = wide && aligned(tensor.const_data_ptr(), 16);
   if constexpr (Operation::kNoise) wide = wide && aligned(operation.noise.data, 16);
   std::optional<Tensor> partial;
   const auto launch = [&](auto vector, auto last) {
-    Pass<Operation, decltype(vector)::value, decltype(last)::value> pass{operation, {}, nullptr, nullptr, view, {}};
+    Pass<Operation, decltype(vector)::value, decltype(last)::value> pass{operation, {}, {}, nullptr, view, {}};
     pass.split = split(view, decltype(vector)::value, Operation::kSums > 0);
     for (int i = 0; i < Operation::kInputs; ++i) pass.in[i] = static_cast<const T*>(in[i].const_data_ptr());
-    pass.out = static_cast<T*>(out.mutable_data_ptr());
+    for (int i = 0; i < Operation::kOutputs; ++i) pass.out[i] = static_cast<T*>(out[i].mutable_data_ptr());
     if (Operation::kSums > 0) {
-      partial = empty(out, {pass.split.chunks, Operation::kSums, view.groups, view.channels}, accumulation_type(out));
+      const std::vector<int64_t> sizes{pass.split.chunks, Operation::kSums, view.groups, view.channels};
+      partial = empty(out[0], sizes, accumulation_type(out[0]));
       pass.partial = static_cast<Accumulator<T>*>(partial->mutable_data_ptr());
     }
     device.launch(pass, pass.split.blocks);
   };
   using One = std::integral_constant<int, 1>;
   using Widest = std::integral_constant<int, kWidest<T>>;
+  // Sums are kept for each channel that a thread sees: fewer of them leave room for more threads.
+  using Deep = std::integral_constant<int, Operation::kSums ? std::min(kWidest<T>, 4) : kWidest<T>>;
   if (view.channels_last) {
-    wide ? launch(Widest{}, std::true_type{}) : launch(One{}, std::true_type{});
+    wide ? launch(Deep{}, std::true_type{}) : launch(One{}, std::true_type{});
   } else {
     wide ? launch(Widest{}, std::false_type{}) : launch(One{}, std::false_type{});
   }

@@ -61,6 +61,7 @@ struct General {
   using A = Accumulator<T>;
   using Shared = NoShared;
   static constexpr int kPhases = 1;
+  static constexpr int kBlocksAtOnce = 1;
 
   Images<T> images;
 
@@ -131,6 +132,7 @@ struct Tiled {
   using Samples = Vector<T, kVector>;
   using Sums = A[kHigh][kWide][kVector];
   static constexpr int kPhases = 1;
+  static constexpr int kBlocksAtOnce = kVector > 1 && kUp == 1 && kTaps == 4 ? 3 : 1;
   static constexpr int kColumns = ((kWide - 1) * kDown + kTaps - 1) / kUp + 1;  // samples that a tile meets
   static constexpr int kRows = ((kHigh - 1) * kDown + kTaps - 1) / kUp + 1;
   static constexpr bool kShort = kTaps <= 4;
@@ -291,7 +293,7 @@ void run_tiled(const Device& device, const Images<T>& images) {
   };
   if constexpr (kShort) {  // long filters are for images, which have no channels to take at once
     if (in_vectors<T, kDeep>(images)) {
-      launch(Tiled<T, kUp, kDown, kTaps, kSeparable, kDeep, 2, 4, true>{});
+      launch(Tiled<T, kUp, kDown, kTaps, kSeparable, kDeep, kSeparable && kUp == 2 ? 4 : 2, 4, true>{});
       return;
     }
   }

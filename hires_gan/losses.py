@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu, softplus
 
 from hires_gan.networks.layers import EqualizedConv2d, EqualizedLinear
+from hires_gan.ops import inputs_only
 
 EQUALIZED = (EqualizedLinear, EqualizedConv2d)
 
@@ -112,7 +113,8 @@ def gradient_square(images: Tensor, logits: Tensor) -> Tensor:
     Returns:
         `[n]` in the dtype of `images`, zero or more.
     """
-    (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+    with inputs_only():
+        (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
     return gradient.flatten(1).square().sum(1)
 
 
@@ -163,7 +165,8 @@ def path_lengths(images: Tensor, ws: Tensor, directions: Tensor) -> Tensor:
         `[n]` in the dtype of `ws`, zero or more.
     """
     scale = math.sqrt(images.shape[2] * images.shape[3])
-    (gradient,) = torch.autograd.grad((images * (directions / scale)).sum(), ws, create_graph=True)
+    with inputs_only():
+        (gradient,) = torch.autograd.grad((images * (directions / scale)).sum(), ws, create_graph=True)
     return _root(gradient.square().sum(2).mean(1))
 
 

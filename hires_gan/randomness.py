@@ -3,14 +3,19 @@
 Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", section 4.3), written in integer
 arithmetic of torch, on whatever device the sample indices are. The key is (seed, purpose), the counter is (sample,
 position): no state, hence nothing to save, and the same numbers in any layout of ranks and micro-batches.
+
+What is written here is the definition. Where the compiled ops compute (on a GPU, or as chosen), a draw is one kernel of
+theirs: the same words and uniform numbers bit for bit, the same normal ones but for a rare last bit.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -100,6 +105,19 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
     return c0, c1, c2, c3
 
 
+def _kernels(device: torch.device) -> ModuleType | None:
+    """The compiled ops that draw on a device, or None where plain torch does.
+
+    They are imported on first need, so that data workers, which draw on the CPU, start without them. Who has never
+    imported the ops has not chosen among them either.
+    """
+    if device.type != "cuda" and "hires_gan.ops" not in sys.modules:
+        return None
+    from hires_gan.ops import random, selection
+
+    return random if selection.resolve(device) == "native" else None
+
+
 class RandomSource:
     """Random numbers by (seed, purpose, sample index, position), the same on every device and in every layout.
 
@@ -120,6 +138,10 @@ class RandomSource:
             samples: int64 `[n]`, global sample indices.
             count: How many words each sample needs; a longer request begins with the shorter one's words.
         """
+        kernels = _kernels(samples.device)
+        if kernels is not None:
+            native: Tensor = kernels.philox_words(samples, count, self.seed, int(purpose))
+            return native
         blocks = torch.arange((count + 3) // 4, device=samples.device)
         shape = (samples.numel(), blocks.numel())
         sample, position = samples[:, None].expand(shape), blocks[None, :].expand(shape)
@@ -129,27 +151,34 @@ class RandomSource:
 
     def uniform(self, purpose: Purpose, samples: Tensor, shape: tuple[int, ...] = ()) -> Tensor:
         """float32 `[n, *shape]` in [0, 1), in steps of 2^-24."""
-        words = self.bits(purpose, samples, math.prod(shape))
-        return ((words >> 8).to(torch.float32) * 2.0**-24).reshape(-1, *shape)
+        count, kernels = math.prod(shape), _kernels(samples.device)
+        if kernels is not None:
+            native: Tensor = kernels.philox_uniform(samples, count, self.seed, int(purpose))
+            return native.reshape(len(samples), *shape)
+        words = self.bits(purpose, samples, count)
+        return ((words >> 8).to(torch.float32) * 2.0**-24).reshape(len(samples), *shape)
 
     def normal(self, purpose: Purpose, samples: Tensor, shape: tuple[int, ...] = ()) -> Tensor:
         """float32 `[n, *shape]` from N(0, 1), by Box and Muller's transform.
 
         Computed in float64 and rounded once, so that the libraries' last bits do not show.
         """
-        count = math.prod(shape)
+        count, kernels = math.prod(shape), _kernels(samples.device)
+        if kernels is not None:
+            native: Tensor = kernels.philox_normal(samples, count, self.seed, int(purpose))
+            return native.reshape(len(samples), *shape)
         words = self.bits(purpose, samples, count + count % 2).to(torch.float64)
         radius = (-2.0 * torch.log((words[:, 0::2] + 0.5) * 2.0**-32)).sqrt()
         angle = words[:, 1::2] * (2.0 * math.pi * 2.0**-32)
         pairs = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)
-        return pairs.flatten(1)[:, :count].to(torch.float32).reshape(-1, *shape)
+        return pairs.flatten(1)[:, :count].to(torch.float32).reshape(len(samples), *shape)
 
     def integers(self, purpose: Purpose, samples: Tensor, high: int, shape: tuple[int, ...] = ()) -> Tensor:
         """int64 `[n, *shape]` in [0, high), for `high` up to 2^31 (the bias is below `high` / 2^32)."""
         if not 0 < high <= 2**31:
             raise ValueError(f"high is {high}; it must lie in [1, 2^31]")
         words = self.bits(purpose, samples, math.prod(shape))
-        return ((words * high) >> 32).reshape(-1, *shape)
+        return ((words * high) >> 32).reshape(len(samples), *shape)
 
 
 class SampleRandom:

@@ -29,8 +29,8 @@ FLOORS: list[set[str]] = [
     {"augment"},
     {"networks"},
     {"data"},
-    {"ops"},
     {"randomness"},
+    {"ops"},
     {"errors", "settings", "progress", "cores", "toolkit", "__version__"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from hires_gan.ops import backend
 from hires_gan.randomness import Purpose, RandomSource, SampleRandom, philox
+
+ROOT = Path(__file__).resolve().parent.parent
 
 # Random123's kat_vectors: counter, key, result of philox4x32-10.
 KNOWN = [
@@ -95,3 +103,63 @@ def test_seeds_purposes_and_samples_differ():
 def test_a_seed_out_of_range_is_refused(seed):
     with pytest.raises(ValueError, match="seed is"):
         RandomSource(seed)
+
+
+def test_no_samples_and_no_numbers_give_empty_tensors():
+    source, none, some = RandomSource(0), torch.arange(0), torch.arange(3)
+    for draw in (source.normal, source.uniform):
+        assert draw(Purpose.PENALTY, none, (2, 3)).shape == (0, 2, 3)
+        assert draw(Purpose.PENALTY, some, (2, 0)).shape == (3, 2, 0)
+    assert source.integers(Purpose.PENALTY, none, 5, (2,)).shape == (0, 2)
+    assert source.bits(Purpose.PENALTY, some, 0).shape == (3, 0)
+
+
+def test_a_draw_on_the_cpu_does_not_import_the_ops():
+    """Data workers draw there, and would wait for the compiled libraries."""
+    code = """
+import sys, torch
+from hires_gan.randomness import Purpose, RandomSource
+source, samples = RandomSource(0), torch.arange(3)
+source.bits(Purpose.MIRROR, samples, 1), source.normal(Purpose.MIRROR, samples), source.uniform(Purpose.MIRROR, samples)
+assert "hires_gan.ops" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+class Calls(TorchDispatchMode):
+    """The names of the operators that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+def drawn(choice: str) -> tuple[list[torch.Tensor], set[str]]:
+    """Every kind of draw, and the operators that it took."""
+    source, samples = RandomSource(5), torch.tensor([0, 2**32, 2**63 - 1])
+    with backend(choice), Calls() as calls:
+        numbers = [
+            source.bits(Purpose.MIRROR, samples, 5),
+            source.uniform(Purpose.PENALTY, samples, (2, 3)),
+            source.integers(Purpose.LABEL_SAMPLE, samples, 10, (3,)),
+            source.normal(Purpose.LATENT_SAMPLE, samples, (3, 3)),
+        ]
+    return numbers, calls.names
+
+
+@pytest.mark.skipif(os.environ.get("HIRES_GAN_BUILD") == "none", reason="there is no native library to test")
+def test_the_chosen_implementation_draws_and_both_draw_the_same():
+    (native, by_kernel), (reference, by_torch) = drawn("native"), drawn("reference")
+    ours = {"hires_gan::philox_words", "hires_gan::philox_uniform", "hires_gan::philox_normal"}
+    assert {name for name in by_kernel if name.startswith("hires_gan")} == ours
+    assert not {name for name in by_torch if name.startswith("hires_gan")}
+    assert not {name for name in drawn("auto")[1] if name.startswith("hires_gan")}
+    for one, other in zip(native, reference, strict=True):
+        assert (one.dtype, one.shape) == (other.dtype, other.shape)
+    assert all(torch.equal(one, other) for one, other in zip(native[:3], reference[:3], strict=True))
+    assert torch.allclose(native[3], reference[3], rtol=2.0**-23, atol=0)

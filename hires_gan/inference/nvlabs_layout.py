@@ -168,7 +168,8 @@ def _check_attributes(network: ForeignNetwork) -> None:
     for name, attributes in network.attributes.items():
         for found, allowed in _differences(name.rstrip("."), attributes):
             raise _other(network, f"has {found} in {name.rstrip('.')}", allowed)
-    ours = resampling_filter()
+    taps = resampling_filter()
+    ours = torch.outer(taps, taps)
     for name, stored in network.tensors.items():
         same = stored.shape == tuple(ours.shape) and torch.allclose(stored.tensor().float(), ours, atol=1e-6)
         if name.endswith("resample_filter") and not same:

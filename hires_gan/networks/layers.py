@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hires_gan.ops import bias_act
+from hires_gan.ops import bias_act, conv2d, conv_transpose2d
 
 FP16_CLAMP = 256.0
 """In fp16, activations are kept within plus and minus this instead of scaling the loss."""
@@ -103,19 +103,20 @@ class EqualizedConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[n, inputs, h, w]` -> `[n, outputs, h', w']`, in the dtype of `x`; h' is h, 2h or h/2."""
+        y = self._convolve(x)
         if self.act == "lrelu":
-            return biased_lrelu(self._convolve(x, None), self.bias)
-        return self._convolve(x, None if self.bias is None else self.bias.to(x.dtype))
+            return biased_lrelu(y, self.bias)
+        return y if self.bias is None else bias_act(y, self.bias.to(torch.promote_types(x.dtype, torch.float32)))
 
-    def _convolve(self, x: Tensor, bias: Tensor | None) -> Tensor:
+    def _convolve(self, x: Tensor) -> Tensor:
         weight = self.weight * self.scale
         if self.resample == "up":
             weight = _summed_over_shifts(weight).flip(2, 3).transpose(0, 1).to(x.dtype)
-            return F.conv_transpose2d(x, weight, bias, stride=2, padding=1)
+            return conv_transpose2d(x, weight, stride=2, padding=(1, 1))
         if self.resample == "down":
             weight = (_summed_over_shifts(weight) * 0.25).to(x.dtype)
-            return F.conv2d(x, weight, bias, stride=2, padding=1)
-        return F.conv2d(x, weight.to(x.dtype), bias, padding=self.padding)
+            return conv2d(x, weight, stride=2, padding=(1, 1))
+        return conv2d(x, weight.to(x.dtype), padding=(self.padding, self.padding))
 
 
 def _summed_over_shifts(weight: Tensor) -> Tensor:

@@ -104,5 +104,6 @@ def _grouped(x: Tensor, weight: Tensor, styles: Tensor, up: int, f: Tensor | Non
     n, _, h, w = x.shape
     outputs, inputs, k, _ = weight.shape
     each = (weight * styles[:, None, :, None, None]).reshape(n * outputs, inputs, k, k).to(x.dtype)
-    y = conv2d_resample(x.reshape(1, n * inputs, h, w), each, f, up=up, padding=k // 2, groups=n)
+    x = x.reshape(1, n * inputs, h, w)
+    y = conv2d_resample(x, each, f, up=up, padding=k // 2, groups=n, carries=True)
     return y.reshape(n, outputs, *y.shape[2:])

@@ -29,9 +29,8 @@ Architecture = Literal["resnet", "orig"]
 
 
 def resampling_filter() -> Tensor:
-    """[1, 3, 3, 1] in both directions, `[4, 4]` with a sum of 1; also where new tensors have no values (meta)."""
-    taps = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
-    return torch.outer(taps, taps)
+    """[1, 3, 3, 1] along both axes, `[4]` with a sum of 1; also where new tensors have no values (meta)."""
+    return torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
 
 
 class Generator(StyleGenerator):

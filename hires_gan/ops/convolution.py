@@ -17,10 +17,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from hires_gan.ops.checks import checked_images, name_of
+from hires_gan.ops.conv2d import conv2d, conv_transpose2d
 from hires_gan.ops.filters import enlarging, reducing, taps_of
 from hires_gan.ops.fir import checked_padding, upfirdn2d
 
@@ -37,6 +37,7 @@ def conv2d_resample(
     groups: int = 1,
     flip_weight: bool = True,
     flip_filter: bool = False,
+    carries: bool = False,
 ) -> Tensor:
     """Enlarge, convolve, reduce: each step only where it is asked for, and fused as the module says.
 
@@ -51,6 +52,7 @@ def conv2d_resample(
         groups: Channels are convolved in so many separate groups.
         flip_weight: Correlate, as torch's convolutions do; False for a convolution in the sense of mathematics.
         flip_filter: Correlate with the filter instead of convolving.
+        carries: Whether `w` depends on something whose gradient is asked for; see `conv2d.conv2d`.
 
     Returns:
         `[n, cout, h', w']` in the dtype of `x`; h' = h * up / down with a padding that keeps the size.
@@ -64,39 +66,50 @@ def conv2d_resample(
     _check_factor("down", down)
     around = _around(taps_of(f), up, down, checked_padding(padding))
     _check_size(x, w, taps_of(f), up, down, around)
-    return _fused(x, w if flip_weight else w.flip((2, 3)), f, up, down, around, groups, flip_filter)
+    return _fused(x, w if flip_weight else w.flip((2, 3)), f, up, down, around, groups, flip_filter, carries)
 
 
 def _fused(
-    x: Tensor, w: Tensor, f: Tensor | None, up: int, down: int, around: Around, groups: int, flip_filter: bool
+    x: Tensor,
+    w: Tensor,
+    f: Tensor | None,
+    up: int,
+    down: int,
+    around: Around,
+    groups: int,
+    flip_filter: bool,
+    carries: bool,
 ) -> Tensor:
     """One of the ways (a) to (e); `around` has the filters' share of the padding."""
     single = w.shape[2:] == (1, 1)
     if up > 1 and single and down == 1:  # (b)
-        x = F.conv2d(x, w, groups=groups)
+        x = conv2d(x, w, groups=groups, carries=carries)
         return upfirdn2d(x, f, up=up, padding=around, gain=up * up, flip_filter=flip_filter)
     if up > 1:  # (d)
-        x = _enlarged(x, w, f, up, around, groups, flip_filter)
+        x = _enlarged(x, w, f, up, around, groups, flip_filter, carries)
         return upfirdn2d(x, f, down=down, flip_filter=flip_filter) if down > 1 else x
     if down > 1 and single:  # (a)
-        return F.conv2d(upfirdn2d(x, f, down=down, padding=around, flip_filter=flip_filter), w, groups=groups)
+        x = upfirdn2d(x, f, down=down, padding=around, flip_filter=flip_filter)
+        return conv2d(x, w, groups=groups, carries=carries)
     if down > 1:  # (c)
-        return F.conv2d(upfirdn2d(x, f, padding=around, flip_filter=flip_filter), w, stride=down, groups=groups)
+        x = upfirdn2d(x, f, padding=around, flip_filter=flip_filter)
+        return conv2d(x, w, stride=down, groups=groups, carries=carries)
     x0, x1, y0, y1 = around  # (e)
     if x0 == x1 >= 0 and y0 == y1 >= 0:
-        return F.conv2d(x, w, padding=(y0, x0), groups=groups)
-    return F.conv2d(upfirdn2d(x, None, padding=around), w, groups=groups)
+        return conv2d(x, w, padding=(y0, x0), groups=groups, carries=carries)
+    return conv2d(upfirdn2d(x, None, padding=around), w, groups=groups, carries=carries)
 
 
 def _enlarged(
-    x: Tensor, w: Tensor, f: Tensor | None, up: int, around: Around, groups: int, flip_filter: bool
+    x: Tensor, w: Tensor, f: Tensor | None, up: int, around: Around, groups: int, flip_filter: bool, carries: bool
 ) -> Tensor:
     """Case (d): the transposed convolution already has the margins of its kernel, and all but the last zeros."""
     kh, kw = w.shape[2:]
     x0, x1, y0, y1 = around
     x0, x1, y0, y1 = x0 - (kw - 1), x1 - (kw - up), y0 - (kh - 1), y1 - (kh - up)
     crop_x, crop_y = max(0, min(-x0, -x1)), max(0, min(-y0, -y1))
-    x = F.conv_transpose2d(x, _transposed(w, groups), stride=up, padding=(crop_y, crop_x), groups=groups)
+    w = _transposed(w, groups)
+    x = conv_transpose2d(x, w, stride=up, padding=(crop_y, crop_x), groups=groups, carries=carries)
     rest = (x0 + crop_x, x1 + crop_x, y0 + crop_y, y1 + crop_y)
     return upfirdn2d(x, f, padding=rest, gain=up * up, flip_filter=flip_filter)
 

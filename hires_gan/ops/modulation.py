@@ -28,6 +28,11 @@ torch.library.define(
     f"(Tensor x, Tensor? demodulation, Tensor? noise, Tensor? noise_strength, Tensor? b, {_PARAMETERS}) -> Tensor",
 )
 torch.library.define(
+    "hires_gan::epilogue_second",
+    "(Tensor d_dx, Tensor d_sums, Tensor dy, Tensor y, Tensor x, Tensor? demodulation, Tensor? noise, "
+    f"{_PARAMETERS}) -> (Tensor, Tensor, Tensor)",
+)
+torch.library.define(
     "hires_gan::epilogue_gradient",
     f"(Tensor dy, Tensor y, Tensor x, Tensor? demodulation, Tensor? noise, {_PARAMETERS}) -> (Tensor, Tensor)",
 )
@@ -116,8 +121,28 @@ def _fake_gradient(
     gain: float,
     clamp: float | None,
 ) -> tuple[Tensor, Tensor]:
-    sums = x.new_empty((3, x.shape[0], x.shape[1]), dtype=accumulation_dtype(x.dtype))
+    terms = 2 if act == "linear" and clamp is None and noise is None else 3
+    sums = x.new_empty((terms, x.shape[0], x.shape[1]), dtype=accumulation_dtype(x.dtype))
     return torch.empty_like(x, memory_format=kept_format(x)), sums
+
+
+@torch.library.register_fake("hires_gan::epilogue_second")  # type: ignore[untyped-decorator]
+def _fake_second(
+    d_dx: Tensor,
+    d_sums: Tensor,
+    dy: Tensor,
+    y: Tensor,
+    x: Tensor,
+    demodulation: Tensor | None,
+    noise: Tensor | None,
+    act: str,
+    alpha: float,
+    gain: float,
+    clamp: float | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    d_demodulation = x.new_empty(x.shape[:2], dtype=accumulation_dtype(x.dtype))
+    like = kept_format(x)
+    return torch.empty_like(x, memory_format=like), torch.empty_like(x, memory_format=like), d_demodulation
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -154,30 +179,88 @@ def _save_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _backward_gradient(ctx: Any, d_dx: Tensor | None, d_sums: Tensor | None) -> tuple[Tensor | None, ...]:
-    """With g = dy * slope(y): dx = g * demodulation, and the sums over the pixels are of g x, g and g noise."""
+    """One pass where everything arrives, as in the path length's penalty; else, whatever is asked for by itself."""
     dy, y, x, demodulation, noise = ctx.saved_tensors
-    need_dy, _, need_x, need_demodulation, need_noise, *_ = ctx.needs_input_grad
+    need_noise = ctx.needs_input_grad[4]
+    if d_dx is not None and d_sums is not None and demodulation is not None and not need_noise:
+        op = torch.ops.hires_gan.epilogue_second
+        d_dy, d_x, d_demodulation = op(d_dx, d_sums, dy, y, x, demodulation, noise, *ctx.parameters)
+        return d_dy, None, d_x, d_demodulation.to(demodulation.dtype), None, None, None, None, None
+    found = _second(d_dx, d_sums, dy, y, x, demodulation, noise, ctx.parameters, ctx.needs_input_grad)
+    d_dy, d_x, d_demodulation, d_noise = found
+    return d_dy, None, d_x, d_demodulation, d_noise, None, None, None, None
+
+
+def _second(
+    d_dx: Tensor | None,
+    d_sums: Tensor | None,
+    dy: Tensor,
+    y: Tensor,
+    x: Tensor,
+    demodulation: Tensor | None,
+    noise: Tensor | None,
+    parameters: list[Any],
+    needs: tuple[bool, ...],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """With g = dy * slope(y): dx = g * demodulation, and the sums over the pixels are of g x, g and g noise."""
+    need_dy, _, need_x, need_demodulation, need_noise, *_ = needs
     wide = accumulation_dtype(x.dtype)
-    by_x, by_one, by_noise = (None,) * 3 if d_sums is None else d_sums[:, :, :, None, None].unbind(0)
+    by_x, by_one, by_noise = _columns(d_sums)
     d_dy = d_x = d_demodulation = d_noise = None
     if need_dy:
         total = by_one
-        if by_one is not None:
-            total = total + x * by_x if demodulation is not None else total
-            total = total + noise * by_noise if noise is not None else total
+        if total is not None and by_x is not None and demodulation is not None:
+            total = total + x * by_x
+        if total is not None and by_noise is not None and noise is not None:
+            total = total + noise * by_noise
         if d_dx is not None:
             through_dx = d_dx if demodulation is None else d_dx.to(wide) * demodulation[:, :, None, None]
             total = through_dx if total is None else total + through_dx
-        d_dy = None if total is None else _behind_bias(total.expand_as(y), y, ctx.parameters)
+        d_dy = None if total is None else _behind_bias(total.expand_as(y), y, parameters)
     if need_x or need_demodulation or need_noise:
-        g = _behind_bias(dy, y, ctx.parameters).to(wide)
+        g = _behind_bias(dy, y, parameters).to(wide)
         d_x = (g * by_x).to(x.dtype) if need_x and demodulation is not None and by_x is not None else None
         if need_demodulation and d_dx is not None:
+            assert demodulation is not None
             d_demodulation = (d_dx * g).sum((2, 3)).to(demodulation.dtype)
         if need_noise and by_noise is not None:
+            assert noise is not None
             d_noise = (g * by_noise).sum(1, keepdim=True).sum_to_size(noise.shape).to(noise.dtype)
-    return d_dy, None, d_x, d_demodulation, d_noise, None, None, None, None
+    return d_dy, d_x, d_demodulation, d_noise
+
+
+def _columns(d_sums: Tensor | None) -> tuple[Tensor | None, ...]:
+    """What arrives at the sums of g x, g and g noise, `[n, c, 1, 1]` each; the last one is not always there."""
+    if d_sums is None:
+        return None, None, None
+    columns = d_sums[:, :, :, None, None].unbind(0)
+    return (*columns, None)[:3]
+
+
+def _save_second(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, act, alpha, gain, clamp = inputs
+    ctx.parameters = [act, alpha, gain, clamp]
+    ctx.save_for_backward(*tensors)
+
+
+def _backward_second(ctx: Any, *arriving: Tensor) -> tuple[Tensor | None, ...]:
+    """The third order, and those above it, by way of the same formulas step by step."""
+    with torch.enable_grad():
+        # Aliases: one of the saved tensors may depend on another, and that way belongs to the graph behind this one.
+        tensors: list[Any] = [None if tensor is None else tensor.view_as(tensor) for tensor in ctx.saved_tensors]
+        needs_grad = zip(ctx.needs_input_grad, tensors, strict=False)
+        wanted = [bool(need and tensor is not None) for need, tensor in needs_grad]
+        d_dx, d_sums, dy, y, x, demodulation, noise = tensors
+        needs = (True, False, True, True, False)
+        parts = _second(d_dx, d_sums, dy, y, x, demodulation, noise, ctx.parameters, needs)[:3]
+        pairs = [(one, end) for one, end in zip(parts, arriving, strict=True) if one is not None and one.requires_grad]
+        asked = [tensor for tensor, want in zip(tensors, wanted, strict=True) if want]
+        ends = [end.to(one.dtype) for one, end in pairs]
+        found = torch.autograd.grad([one for one, _ in pairs], asked, ends, create_graph=True, allow_unused=True)
+    grads = iter(found)
+    return (*(next(grads) if want else None for want in wanted), None, None, None, None)
 
 
 torch.library.register_autograd("hires_gan::epilogue", _backward, setup_context=_save)
 torch.library.register_autograd("hires_gan::epilogue_gradient", _backward_gradient, setup_context=_save_gradient)
+torch.library.register_autograd("hires_gan::epilogue_second", _backward_second, setup_context=_save_second)

@@ -8,12 +8,17 @@ import torch
 from torch import Tensor
 
 from hires_gan import ops
+from hires_gan.ops import random
 
 TOLERANCE = 1e-5
 
 LRELU = [-0.494975, -0.070711, 0.353553, 1.06066, 3.18198]
 SWISH = [-0.366398, -0.154794, 0.198759, 0.720378, 2.87858]
 GAIN = 2**0.5
+
+PHILOX = [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
+"""Random123's known answer of philox4x32-10 for a counter and a key of zeros."""
+NORMALS = [0.991138, -0.924663, -0.617609, -0.482069]
 
 
 def self_test(device: torch.device | str) -> str | None:
@@ -27,7 +32,7 @@ def self_test(device: torch.device | str) -> str | None:
     """
     try:
         with ops.backend("native"), torch.enable_grad():
-            wrong = [problem for check in (_filters, _activations, _epilogues) for problem in check(device)]
+            wrong = [problem for check in (_filters, _activations, _epilogues, _draws) for problem in check(device)]
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return "; ".join(wrong) or None
@@ -75,6 +80,15 @@ def _epilogues(device: torch.device | str) -> Iterator[str]:
     yield from _compare("the gradient of epilogue", _gradient(y, x), slopes)
     again = ops.epilogue(x, scale, noise, strength, b)
     yield from _compare("the gradient of its noise strength", _gradient(again, strength), 2.5 * GAIN)
+
+
+def _draws(device: torch.device | str) -> Iterator[str]:
+    sample = torch.zeros(1, dtype=torch.int64, device=device)
+    words = random.philox_words(sample, 4, 0, 0)[0].tolist()
+    if words != PHILOX:
+        yield f"philox_words is {words} where {PHILOX} is right"
+    yield from _compare("philox_uniform", random.philox_uniform(sample, 4, 0, 0), [word * 2.0**-32 for word in PHILOX])
+    yield from _compare("philox_normal", random.philox_normal(sample, 4, 0, 0), NORMALS)
 
 
 def _gradient(y: Tensor, x: Tensor) -> Tensor:

@@ -323,3 +323,31 @@ def test_an_empty_batch(device):
     for name, grad in zip(leaves, torch.autograd.grad(y.sum(), list(leaves.values())), strict=True):
         assert grad.shape == leaves[name].shape
         assert not grad.any()
+
+
+@pytest.mark.parametrize(("act", "clamp"), [("lrelu", None), ("lrelu", 2.0), ("linear", None)])
+@pytest.mark.parametrize("noisy", [True, False])
+def test_a_penalty_on_a_penalty_on_gradients(device, act, clamp, noisy):
+    """Four orders, where what arrives depends on the inputs and those on each other, as in a network."""
+
+    def orders(choice: str) -> list[torch.Tensor]:
+        draw = torch.Generator().manual_seed(1)
+        z, d, b, noise = (
+            torch.randn(shape, generator=draw, dtype=torch.float64).to(device)
+            for shape in ((2, 3, 4, 4), (2, 3), (3,), (2, 1, 4, 4))
+        )
+        leaves = [value.requires_grad_() for value in (z, d, b)]
+        strength = torch.tensor(0.7, dtype=torch.float64, device=device)
+        with backend(choice):
+            x, demodulation = z * z.sigmoid(), d * (1 + 0.1 * z.square().mean((2, 3)))
+            more = (noise, strength) if noisy else (None, None)
+            loss = epilogue(x, demodulation, *more, b, act, clamp=clamp).pow(3).sum()
+            found = []
+            for _ in range(4):
+                gradients = torch.autograd.grad(loss, leaves, create_graph=True)
+                found += gradients
+                loss = sum(gradient.square().sum() for gradient in gradients)
+        return found
+
+    for one, other in zip(orders("native"), orders("reference"), strict=True):
+        assert (one - other).abs().max() <= 1e-12 * other.abs().max()
