@@ -21,6 +21,7 @@ from hires_gan.training.settings import (
     CheckpointSettings,
     EmaSettings,
     OpsSettings,
+    Performance,
     Precision,
     RunSettings,
     SamplesSettings,
@@ -45,6 +46,9 @@ class Configuration(Settings):
 
     precision: Precision = "bf16"
     """In what the networks compute; fp16 clamps and scales no loss, fp64 is for checks."""
+
+    performance: Performance = "fast"
+    """fast: on a GPU, CUDA graphs, fused optimizers, and TF32 where half precision is allowed; reference: neither."""
 
     ops: OpsSettings = OpsSettings()
     """Which implementation computes the compiled ops."""

@@ -6,6 +6,7 @@ import copy
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 def half_life_decay(batch: int, half_life: float) -> float:
@@ -28,7 +29,10 @@ def update_average(average: nn.Module, network: nn.Module, decay: float) -> None
         network: The network behind it.
         decay: In [0, 1]; see `half_life_decay`.
     """
-    for mean, now in zip(average.parameters(), network.parameters(), strict=True):
-        mean.lerp_(now, 1.0 - decay)
+    means, values = list(average.parameters()), list(network.parameters())
+    if len(means) != len(values):
+        raise ValueError(f"the average has {len(means)} parameters and the network {len(values)}; copy it anew")
+    if means:
+        get_ema_multi_avg_fn(decay)(means, values, 0)  # type: ignore[no-untyped-call]
     for kept, buffer in zip(average.buffers(), network.buffers(), strict=True):
         kept.copy_(buffer)

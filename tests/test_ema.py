@@ -109,5 +109,5 @@ def test_an_update_builds_no_graph() -> None:
 
 
 def test_networks_of_different_kinds_are_refused() -> None:
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(ValueError, match="2 parameters and the network 1"):
         update_average(nn.Linear(1, 1), nn.Linear(1, 1, bias=False), 0.5)

@@ -52,10 +52,15 @@ class AdaptiveProbability:
         if self._steps >= self.settings.interval:
             self._move()
 
+    def on(self, device: torch.device) -> Tensor:
+        """P on a device, where it stays from then on: the same tensor, which is only changed in place."""
+        self.p = self.p.to(device)
+        return self.p
+
     def _move(self) -> None:
         direction = (self._sum / self._images - self.settings.target).sign().nan_to_num(0)
         change = direction * (self._images / (self.settings.kimg * 1000))
-        self.p = (self.p.to(change.device) + change).clamp(0, self.settings.maximum)
+        self.on(change.device).add_(change).clamp_(0, self.settings.maximum)
         self._sum = torch.zeros_like(self._sum)
         self._images = self._steps = 0
 
@@ -74,6 +79,6 @@ class AdaptiveProbability:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave; a fixed probability stays what the settings say."""
         if self.settings.fixed is None:
-            self.p = torch.tensor(state["p"], dtype=torch.float64)
+            self.p.fill_(state["p"])
         self._sum = torch.tensor(state["sum"] if state["finite"] else float("nan"), dtype=torch.float64)
         self._images, self._steps = state["images"], state["steps"]

@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 from safetensors.torch import save
 
-from hires_gan import checkpoint
+from hires_gan import __version__, checkpoint
 from hires_gan.errors import UsageError
 from hires_gan.inference.files import write_whole
 from hires_gan.inference.loading import build, find
@@ -74,7 +73,7 @@ def export_onnx(reference: str, out: Path, request: OnnxRequest) -> list[Path]:
     network = build(_in_float32(saved))
     pieces = pieces_of(network, request.part == "mapping+synthesis")
     about = {
-        "hires_gan": version("hires-gan"),
+        "hires_gan": __version__,
         "family": str(saved.state["configuration"]["recipe"]["name"]),
         "resolution": str(saved.state["inference"]["resolution"]),
         "classes": str(saved.state["inference"]["classes"]),
@@ -139,6 +138,6 @@ def _state(saved: checkpoint.Checkpoint, files: dict[str, str]) -> dict[str, Any
         "files": files,
         "configuration": {key: configuration[key] for key in ("recipe", "precision")},
         "inference": saved.state["inference"],
-        "exported": {"hires-gan": version("hires-gan")},
+        "exported": {"hires-gan": __version__},
         "versions": saved.state.get("versions"),
     }

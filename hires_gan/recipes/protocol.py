@@ -7,6 +7,7 @@ sums them, divides by the global batch, and steps the optimizer of the phase's p
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -86,7 +87,9 @@ class Phase:
     Attributes:
         name: What it is called in metrics and profiles.
         player: The module that learns; the others are frozen meanwhile.
-        function: From a step to its outcome, without collectives.
+        function: From a step to its outcome, without collectives. It may be recorded as a CUDA graph, and then sees
+            what changes from step to step in the step it is given, and in tensors that `Recipe.advance` and
+            `Recipe.load_state_dict` change in place; it reads no value back, and takes no data-dependent way.
         after: Called behind the optimizer's step (weight clipping).
         interval: Every how many steps of a stage it is due, beginning with the first.
     """
@@ -160,9 +163,15 @@ class LabelDistribution:
 
     def draw(self, uniform: Tensor) -> Tensor:
         """Uniform `[n]` in [0, 1) -> class labels, int64 `[n]`, by the inverse of the cumulative distribution."""
-        edges = torch.from_numpy(np.cumsum(self.counts) / sum(self.counts)).to(uniform.device)
+        edges = _label_edges(self.counts, uniform.device)
         labels = torch.searchsorted(edges, uniform.to(edges.dtype), right=True)
         return labels.clamp(max=len(self.counts) - 1)
+
+
+@functools.cache
+def _label_edges(counts: tuple[int, ...], device: torch.device) -> Tensor:
+    """Float64 `[classes]`, the cumulative shares; kept, since a copy to a GPU at every step would wait for it."""
+    return torch.from_numpy(np.cumsum(counts) / sum(counts)).to(device)
 
 
 class Recipe(Protocol):

@@ -63,7 +63,7 @@ class StyleGAN2:
         self.share = settings.share(size)
         stage = Stage(0, None, settings.resolution, size, settings.group(size), False, self._optimizers())
         self.stages = [stage]
-        self.path_mean = torch.zeros(())
+        self.path_mean = torch.zeros((), dtype=self._dtype)
         self.probability = None if settings.augment is None else AdaptiveProbability(settings.augment.probability)
 
     def phases(self, nimg: int) -> list[Phase]:
@@ -82,7 +82,8 @@ class StyleGAN2:
         self.generator.track_w(means["average/w"], self.settings.w_average_decay)
         if "statistics/path_length" in means:
             length = means["statistics/path_length"]
-            self.path_mean = self.path_mean.to(length).lerp(length, self.settings.loss.path_length_decay)
+            self.path_mean = self.path_mean.to(length)
+            self.path_mean.lerp_(length, self.settings.loss.path_length_decay)
         if self.probability is not None:
             self.probability.advance(means["statistics/sign_real"], self.stages[0].batch)
 
@@ -109,7 +110,7 @@ class StyleGAN2:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave."""
-        self.path_mean = torch.tensor(state["path_mean"], dtype=self._dtype, device=self.path_mean.device)
+        self.path_mean.fill_(state["path_mean"])
         if self.probability is not None:
             self.probability.load_state_dict(state["augment"])
 
@@ -129,23 +130,25 @@ class StyleGAN2:
         The authors' mean includes the step's own lengths; that would couple the samples of a batch.
         """
         loss = self.settings.loss
-        chosen = SampleRandom(step.random.source, step.random.samples[step.random.samples % self.share == 0])
+        # Samples come in whole groups, of which the first sample's index is a multiple of the share.
+        chosen = SampleRandom(step.random.source, step.random.samples[:: self.share])
         styles = self._styles(chosen, PATH)
         fake = self.generator.synthesis(styles.ws, self._noise(chosen, PATH))
         directions = chosen.normal(Purpose.DIRECTION_PATH, *fake.shape[1:]).to(fake.dtype)
         lengths = path_lengths(fake, styles.ws, directions)
+        self.path_mean = self.path_mean.to(lengths)
         # The sum over samples is divided by the whole batch: what only some of them have counts as many times.
         weight = loss.path_length * loss.path_length_interval * self.share
-        penalty = (lengths - self.path_mean.to(lengths)).square() * weight
+        penalty = (lengths - self.path_mean).square() * weight
         return Outcome({"path_length": penalty}, {"path_length": lengths.detach() * self.share})
 
     def _discriminator_phase(self, step: Step) -> Outcome:
         """The discriminator's loss on reals and fakes, both augmented."""
         with torch.no_grad():
             styles, fake = self._fakes(step.random, DISCRIMINATOR)
-        fake_scores = self.discriminator(self._augmented(fake, step.random, Purpose.AUGMENT_FAKE), styles.labels)
+        fake = self._augmented(fake, step.random, Purpose.AUGMENT_FAKE)
         real = self._augmented(step.batch.images, step.random, Purpose.AUGMENT_REAL)
-        real_scores = self.discriminator(real, self._real_labels(step))
+        fake_scores, real_scores = self._scores(fake, styles.labels, real, self._real_labels(step))
         statistics = {"score_real": real_scores, "score_fake": fake_scores, "sign_real": real_scores.sign()}
         if self.probability is not None:
             statistics["augment_probability"] = self.probability.p.to(real_scores).expand_as(real_scores)
@@ -157,6 +160,16 @@ class StyleGAN2:
             {name: values.detach() for name, values in statistics.items()},
             {"w": styles.w},
         )
+
+    def _scores(
+        self, fake: Tensor, fake_labels: Tensor | None, real: Tensor, real_labels: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The scores of fakes and reals: in one pass, unless a group would then hold some of both."""
+        if len(fake) % self.discriminator.group:
+            return self.discriminator(fake, fake_labels), self.discriminator(real, real_labels)
+        labels = None if fake_labels is None or real_labels is None else torch.cat((fake_labels, real_labels))
+        both: Tensor = self.discriminator(torch.cat((fake, real)), labels)
+        return both[: len(fake)], both[len(fake) :]
 
     def _r1_phase(self, step: Step) -> Outcome:
         """R1 at the reals before their augmentation, through it."""
@@ -183,7 +196,8 @@ class StyleGAN2:
             return images
         settings = self.settings.augment
         assert settings is not None
-        return augment(images, draw(random, purpose, settings, images.shape), self.probability.p, settings)
+        p = self.probability.on(images.device)
+        return augment(images, draw(random, purpose, settings, images.shape), p, settings)
 
     def _real_labels(self, step: Step) -> Tensor | None:
         return step.batch.labels if self.labels else None

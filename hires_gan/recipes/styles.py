@@ -73,12 +73,14 @@ def draw_styles(
     layers = generator.num_ws if layers is None else layers
     drawn = None if labels is None else labels.draw(random.uniform(purposes.label))
     latents = random.normal(purposes.latent, 2 if mixing else 1, generator.latent_size).to(generator.w_average.dtype)
-    ws = generator.styles(latents[:, 0], drawn)
-    w = ws[:, 0].detach()
-    if mixing:
-        cutoffs = mixing_cutoffs(random.uniform(purposes.mixing, 2), mixing, layers)
-        ws = generator.mix(ws, generator.styles(latents[:, 1], drawn), cutoffs)
-    return Styles(ws, w, drawn)
+    if not mixing:
+        ws = generator.styles(latents[:, 0], drawn)
+        return Styles(ws, ws[:, 0].detach(), drawn)
+    # Both latents in one pass: the mapping network is many small layers.
+    both = generator.styles(latents.transpose(0, 1).flatten(0, 1), None if drawn is None else drawn.repeat(2))
+    ws, other = both.chunk(2)
+    cutoffs = mixing_cutoffs(random.uniform(purposes.mixing, 2), mixing, layers)
+    return Styles(generator.mix(ws, other, cutoffs), ws[:, 0].detach(), drawn)
 
 
 def mixing_cutoffs(uniform: Tensor, mixing: float, layers: int) -> Tensor:

@@ -7,18 +7,20 @@ zero, because optimizers treat an absent gradient in different ways.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import gc
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from hires_gan.checkpoint import Tensors, load_exactly
 from hires_gan.ema import averaged_copy, update_average
-from hires_gan.randomness import RandomSource, SampleRandom
-from hires_gan.recipes.protocol import Batch, Outcome, Phase, Recipe, Stage, Step
-
-Means = dict[str, Tensor]
+from hires_gan.randomness import RandomSource
+from hires_gan.recipes.protocol import Batch, OptimizerPlan, Phase, Recipe, Stage
+from hires_gan.training.flat import FlatGradients
+from hires_gan.training.graphs import Recorder
+from hires_gan.training.phases import Means, PhaseRunner
+from hires_gan.training.settings import Performance
 
 
 class SingleProcess:
@@ -28,6 +30,7 @@ class SingleProcess:
         recipe: Whose players learn; they are moved to the device.
         device: Where everything is computed.
         seed: The run's seed.
+        performance: "fast" records phases as CUDA graphs and steps with fused optimizers, on a GPU.
 
     Attributes:
         average: The running average of the recipe's `averaged` player.
@@ -36,15 +39,19 @@ class SingleProcess:
         longest_streak: int64 scalar on the device: the longest such row.
     """
 
-    def __init__(self, recipe: Recipe, device: torch.device, seed: int) -> None:
+    def __init__(self, recipe: Recipe, device: torch.device, seed: int, performance: Performance = "reference") -> None:
         self.recipe, self.device = recipe, device
         self.random = RandomSource(seed)
+        self.fast = performance == "fast" and device.type == "cuda"
         for player in recipe.players.values():
             player.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = averaged_copy(recipe.players[recipe.averaged])
         self.optimizers: dict[str, torch.optim.Adam] = {}
         self.live: dict[str, dict[str, nn.Parameter]] = {}
         self.group = 1
+        self._gradients: dict[str, FlatGradients] = {}
+        self._runners: dict[tuple[str, int, int], PhaseRunner] = {}
+        self._recorder = Recorder(device, False)
         self.nonfinite, self.streak, self.longest_streak = (
             torch.zeros((), dtype=torch.int64, device=device) for _ in range(3)
         )
@@ -52,15 +59,32 @@ class SingleProcess:
     def enter(self, stage: Stage) -> None:
         """Make the optimizers anew, over the parameters that live in this stage."""
         self.group = stage.group
+        if self._runners:
+            # The old stage's graphs, gradients and moments refer to themselves; their memory is wanted now.
+            self._runners.clear()
+            self._gradients.clear()
+            self.optimizers.clear()
+            gc.collect()
+        # In a fade, every step computes something else: how far the new resolution is blended in.
+        self._recorder = Recorder(self.device, self.fast and not stage.fade)
         for name, plan in stage.optimizers.items():
             parameters = dict(self.recipe.players[name].named_parameters())
             for parameter in parameters.values():
                 parameter.requires_grad_(False)
                 parameter.grad = None
             self.live[name] = {key: parameters[key] for key in plan.live}
-            self.optimizers[name] = torch.optim.Adam(
-                list(self.live[name].values()), lr=plan.learning_rate, betas=plan.betas, eps=plan.eps
-            )
+            self._gradients[name] = FlatGradients(list(self.live[name].values()))
+            self.optimizers[name] = self._optimizer(list(self.live[name].values()), plan)
+
+    def _optimizer(self, parameters: list[nn.Parameter], plan: OptimizerPlan) -> torch.optim.Adam:
+        return torch.optim.Adam(
+            parameters,
+            lr=plan.learning_rate,
+            betas=plan.betas,
+            eps=plan.eps,
+            fused=self.fast,
+            capturable=self.fast,
+        )
 
     def step(self, phases: Sequence[Phase], batch: Batch, first: int, micro: int) -> Means:
         """Do one step: the phases in order.
@@ -82,62 +106,25 @@ class SingleProcess:
         means: Means = {}
         bad = torch.zeros_like(self.nonfinite)
         for phase in phases:
-            with self._only(phase.player):
-                new = self._accumulate(phase, batch, samples, micro)
-                assert not means.keys() & new.keys(), "two phases have a term of the same name"
-                means |= new
-                bad += self._complete_gradients(phase.player, micro / len(samples))
-                self.optimizers[phase.player].step()
+            new, found = self._runner(phase, micro, len(samples)).run(phase, batch, samples)
+            assert not means.keys() & new.keys(), "two phases have a term of the same name"
+            means |= new
+            bad += found
             if phase.after is not None:
                 phase.after()
         self._count(bad)
         return means
 
+    def _runner(self, phase: Phase, micro: int, size: int) -> PhaseRunner:
+        key = (phase.name, micro, size)
+        if key not in self._runners:
+            gradients, optimizer = self._gradients[phase.player], self.optimizers[phase.player]
+            self._runners[key] = PhaseRunner(phase, gradients, optimizer, self.random, self._recorder, micro, size)
+        return self._runners[key]
+
     def update_average(self, decay: float) -> None:
         """Let the running average follow."""
         update_average(self.average, self.recipe.players[self.recipe.averaged], decay)
-
-    def _accumulate(self, phase: Phase, batch: Batch, samples: Tensor, micro: int) -> Means:
-        """The means over the batch; the gradients stay as the sum over samples divided by `micro`.
-
-        Dividing by the whole batch already here would let fp16's gradients vanish: at 1024x1024 a batch of 32 made the
-        generator's wrong by a third.
-        """
-        size = len(samples)
-        means: Means = {}
-        for start in range(0, size, micro):
-            outcome = phase.function(_part(batch, samples, slice(start, start + micro), self.random))
-            total = torch.stack([loss.sum() for loss in outcome.losses.values()]).sum()
-            (total / micro).backward()  # type: ignore[no-untyped-call]
-            for name, values in _named(outcome).items():
-                means[name] = means.get(name, 0) + values.detach().sum(0) / size
-        return means
-
-    @contextmanager
-    def _only(self, player: str) -> Iterator[None]:
-        """Let the gradients reach this player alone."""
-        live = self.live[player].values()
-        for parameter in live:
-            parameter.requires_grad_(True)
-            parameter.grad = None
-        try:
-            yield
-        finally:
-            for parameter in live:
-                parameter.requires_grad_(False)
-                parameter.grad = None
-
-    def _complete_gradients(self, player: str, factor: float) -> Tensor:
-        """Scale; fill in zeros for absent gradients and for entries that are not finite, and count the latter."""
-        counts = [torch.zeros_like(self.nonfinite)]
-        for parameter in self.live[player].values():
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-                continue
-            parameter.grad.mul_(factor)
-            counts.append(parameter.grad.isfinite().logical_not().sum())
-            parameter.grad.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
-        return torch.stack(counts).sum()
 
     def _count(self, bad: Tensor) -> None:
         """Keep the counts on the device: reading them would make the step wait."""
@@ -170,24 +157,16 @@ class SingleProcess:
 
     def load_optimizers(self, parts: Mapping[str, Tensors]) -> None:
         """Take back the optimizers' state, after `enter` made them for the same stage."""
+        self._runners.clear()  # what they have recorded reads the state that is there now
         for name, parameters in self.live.items():
             state = self.optimizers[name].state
             for full, value in parts[f"{name}.optimizer"].items():
                 key, _, moment = full.rpartition(".")
-                # Adam keeps its step counter on the CPU.
-                kept = value if moment == "step" else value.to(self.device)
+                # Adam keeps its step counter on the CPU, unless its step is one kernel.
+                kept = value.to("cpu" if moment == "step" and not self.fast else self.device)
                 state[parameters[key]][moment] = _like(kept, parameters[key])
 
 
 def _like(value: Tensor, parameter: Tensor) -> Tensor:
     """The moments in the parameter's memory format, as the optimizer itself makes them."""
     return torch.empty_like(parameter, dtype=value.dtype).copy_(value) if value.ndim else value
-
-
-def _part(batch: Batch, samples: Tensor, part: slice, random: RandomSource) -> Step:
-    return Step(batch.part(part), SampleRandom(random, samples[part]))
-
-
-def _named(outcome: Outcome) -> dict[str, Tensor]:
-    kinds = {"loss": outcome.losses, "statistics": outcome.statistics, "average": outcome.averages}
-    return {f"{kind}/{name}": value for kind, values in kinds.items() for name, value in values.items()}

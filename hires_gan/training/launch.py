@@ -9,7 +9,7 @@ import torch
 
 from hires_gan.errors import Failure, UsageError
 from hires_gan.progress import say
-from hires_gan.training.settings import Precision
+from hires_gan.training.settings import Performance, Precision
 
 DTYPES: dict[Precision, torch.dtype] = {
     "bf16": torch.bfloat16,
@@ -64,10 +64,15 @@ def _described(device: torch.device) -> str:
     return f"the CPU, {torch.get_num_threads()} threads"
 
 
-def use_full_float32() -> None:
-    """Let float32 be float32: without this, cuDNN may compute convolutions in TF32, with 10 bits of mantissa."""
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
+def choose_float32(precision: Precision, performance: Performance) -> None:
+    """Let float32 be float32, or TF32 where that rounds no more than the run's half precision does anyway.
+
+    TF32 keeps 10 bits of the mantissa, as float16 does, and bfloat16 keeps 7. Without this, cuDNN may compute
+    convolutions in TF32 in any run.
+    """
+    rounded = performance == "fast" and precision in ("bf16", "fp16")
+    torch.backends.cudnn.allow_tf32 = rounded
+    torch.backends.cuda.matmul.allow_tf32 = rounded
     torch.backends.cudnn.benchmark = True
 
 

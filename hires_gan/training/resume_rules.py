@@ -12,6 +12,7 @@ from hires_gan.errors import UsageError
 MAY_CHANGE_ON_RESUME: Final = (
     "run.dir",
     "run.resume",
+    "run.profile",
     "run.total_kimg",
     "run.stop_after_nonfinite",
     "data.shards",  # the manifests' hash decides whether it is the same data, names and order of the domains included
@@ -25,6 +26,7 @@ MAY_CHANGE_ON_RESUME: Final = (
     "data.max_corrupt",
     "data.timeout",
     "batch.per_device",
+    "performance",
     "ops.*",
     "checkpoint.*",
     "samples.*",

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from hires_gan import checkpoint
+from hires_gan import __version__, checkpoint
 from hires_gan.data.domains import Domains, open_data
 from hires_gan.data.loader import Loader, Request, check_decoder
 from hires_gan.data.opening import describe_order, order_of, resolve_lanes
@@ -30,7 +30,7 @@ from hires_gan.tracking.flavour import ModelCard
 from hires_gan.tracking.tracker import Tracker
 from hires_gan.training.backends import SingleProcess
 from hires_gan.training.initial_weights import open_initial, start_from
-from hires_gan.training.launch import DTYPES, join_launch, make_deterministic, use_full_float32
+from hires_gan.training.launch import DTYPES, choose_float32, join_launch, make_deterministic
 from hires_gan.training.resume_rules import refuse_changes
 from hires_gan.training.run_folder import RunFolder
 from hires_gan.training.schedule import largest_batch
@@ -56,7 +56,7 @@ def train(plan: Plan, resolved: str) -> bool:
         Failure: If something outside went wrong.
     """
     device = join_launch()
-    use_full_float32()
+    choose_float32(plan.precision, plan.performance)
     if plan.run.deterministic:
         make_deterministic()
     choose(plan.ops.backend, plan.ops.require_native, device)
@@ -71,7 +71,7 @@ def train(plan: Plan, resolved: str) -> bool:
         initial = open_initial(plan) if saved is None else None
         config = folder.write_config(resolved)
         recipe = build_recipe(plan.recipe, plan.batch.size, DTYPES[plan.precision], plan.run.seed, labels)
-        backend = SingleProcess(recipe, device, plan.run.seed)
+        backend = SingleProcess(recipe, device, plan.run.seed, plan.performance)
         if initial is not None:
             start_from(initial, backend)
         tracker = start_tracking(plan, folder, saved, config)
@@ -137,8 +137,9 @@ def out_of_memory(trainer: Trainer, error: BaseException) -> Failure:
     micro = micro_batch(trainer.plan.batch, stage)
     return Failure(
         f"out of GPU memory at {stage.resolution}x{stage.resolution} with {micro} images at once: set batch.per_device "
-        f"below {micro} (a multiple of {stage.group}), which changes no result; the same command then goes on from the "
-        f"latest checkpoint ({str(error).splitlines()[0]})"
+        f"below {micro} (a multiple of {stage.group}), or performance=reference, which keeps none for CUDA graphs; "
+        "neither changes what is trained; the same command then goes on from the latest checkpoint "
+        f"({str(error).splitlines()[0]})"
     )
 
 
@@ -276,7 +277,9 @@ def describe_run(plan: Plan, data: Domains, run_id: str) -> dict[str, Any]:
         "folders": [str(source.shards.folder) for source in data.sources],
         "world_size": 1,
         "mlflow_run_id": run_id,
-        "versions": {name: version(name) for name in ("hires-gan", "torch", "torchvision", "accelerate")}
+        # Our own from the package: it need not be installed to be run.
+        "versions": {"hires-gan": __version__}
+        | {name: version(name) for name in ("torch", "torchvision", "accelerate")}
         | {"python": platform.python_version(), "cuda": torch.version.cuda},
     }
 

@@ -14,6 +14,7 @@ from hires_gan.settings import Cadence, IntByResolution, Positive, PositiveInt, 
 from hires_gan.tracking.settings import TrackingSettings
 
 Precision = Literal["bf16", "fp16", "fp32", "fp64"]
+Performance = Literal["fast", "reference"]
 
 
 class RunSettings(Settings):
@@ -40,6 +41,9 @@ class RunSettings(Settings):
     deterministic: bool = False
     """Use only deterministic kernels, so that a run on a GPU repeats bit for bit too."""
 
+    profile: bool = False
+    """Trace two steps under torch's profiler, into `profile` in the run's folder."""
+
     stop_after_nonfinite: PositiveInt = 20
     """Stop after this many steps in a row with a gradient that is not finite."""
 
@@ -51,7 +55,9 @@ class BatchSettings(Settings):
     """The global batch: a number, or a map by resolution."""
 
     per_device: Literal["auto"] | PositiveInt = "auto"
-    """How many of them go through the networks at once; it never changes a result, only memory and speed."""
+    """How many of them go through the networks at once; it never changes a result, only memory and speed.
+
+    StyleGAN2's discriminator sees as many reals and as many fakes in one pass."""
 
 
 class OpsSettings(Settings):
@@ -122,6 +128,8 @@ class Plan(Protocol):
     def batch(self) -> BatchSettings: ...  # noqa: D102
     @property
     def precision(self) -> Precision: ...  # noqa: D102
+    @property
+    def performance(self) -> Performance: ...  # noqa: D102
     @property
     def ops(self) -> OpsSettings: ...  # noqa: D102
     @property

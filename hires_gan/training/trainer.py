@@ -22,8 +22,10 @@ from hires_gan.inference.images import enlarge, grid, limit_side, save_png, to_u
 from hires_gan.progress import say
 from hires_gan.recipes.protocol import Recipe, Stage, stage_at
 from hires_gan.tracking.tracker import Tracker
-from hires_gan.training.backends import Means, SingleProcess
+from hires_gan.training.backends import SingleProcess
 from hires_gan.training.feed import Feed
+from hires_gan.training.phases import Means
+from hires_gan.training.profiling import StepProfiler, span
 from hires_gan.training.run_folder import RunFolder
 from hires_gan.training.schedule import Cadence, PlannedStep, steps
 from hires_gan.training.settings import BatchSettings, EmaSettings, Plan
@@ -109,6 +111,7 @@ class Trainer:
         self._saved: checkpoint.Checkpoint | None = None
         self._stopwatch = Stopwatch()
         self._stalled = 0.0
+        self._profiler = StepProfiler(folder.path / "profile", backend.device) if plan.run.profile else None
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Go on from a checkpoint.
@@ -174,6 +177,8 @@ class Trainer:
                     self._between_steps(status, feed)
             if self.stop.wanted and 0 < self.progress.nimg != self.cadences["checkpoint"].last:
                 self._save()
+        if self._profiler is not None:
+            self._profiler.close()
         # A signal behind the last step leaves the last grid and evaluation to the next start.
         return self.progress.nimg >= self.total and self.stop.wanted is None
 
@@ -184,13 +189,19 @@ class Trainer:
             Stopped: If a signal came before its batch: nothing of it was done.
         """
         start, waited = time.perf_counter(), feed.waited
-        batch = feed.take()
+        phases = self.recipe.phases(step.nimg)
+        if self._profiler is not None:
+            self._profiler.before(phases, self.recipe.phases(self.recipe.stages[step.stage].start))
+        with span("data"):
+            batch = feed.take()
         self._enter(step.stage)
         stage = self.recipe.stages[step.stage]
-        phases = self.recipe.phases(step.nimg)
         means = self.backend.step(phases, batch, step.nimg, micro_batch(self.plan.batch, stage))
-        self.backend.update_average(average_decay(self.plan.ema, stage.batch, step.nimg))
+        with span("average"):
+            self.backend.update_average(average_decay(self.plan.ema, stage.batch, step.nimg))
         feed.copy_ahead()
+        if self._profiler is not None:
+            self._profiler.behind()
         self.progress.nimg = step.end
         self.recipe.advance(step.end, means)
         self._sum(means, step.batch)

@@ -103,3 +103,15 @@ def test_an_initial_value_above_the_maximum_starts_at_the_maximum() -> None:
 def test_settings_that_cannot_be_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError):
         ProbabilitySettings.model_validate(wrong)
+
+
+def test_p_stays_the_same_tensor() -> None:
+    """A recorded phase goes on reading the tensor that it was given."""
+    control = AdaptiveProbability(ProbabilitySettings(initial=0.5, kimg=1, interval=1))
+    p = control.on(torch.device("cpu"))
+    control.advance(1.0, 100)
+    assert p is control.p
+    assert float(p) == pytest.approx(0.6)
+    control.load_state_dict(control.state_dict() | {"p": 0.25})
+    assert control.on(torch.device("cpu")) is p
+    assert float(p) == 0.25

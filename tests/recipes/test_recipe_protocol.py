@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hires_gan.randomness import Purpose, RandomSource, SampleRandom
 from hires_gan.recipes.protocol import LabelDistribution, OptimizerPlan, Stage, stage_at, steps_until
@@ -55,6 +56,24 @@ def test_a_label_is_the_class_in_whose_share_the_uniform_number_falls(counts: li
 def test_classes_without_images_are_never_drawn() -> None:
     uniform = torch.tensor([0.0, 0.25, 0.5, 1 - 2.0**-24])
     assert LabelDistribution((0, 1, 0, 1, 0)).draw(uniform).tolist() == [1, 1, 3, 3]
+
+
+def test_the_shares_are_brought_to_a_device_once() -> None:
+    """At every step, their copy to a GPU would make it wait."""
+    distribution = LabelDistribution((5, 1, 7, 3))
+    uniform = torch.empty(6, dtype=torch.float64, device="meta")
+    copies = []
+
+    class Copies(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            copies.append("copy" in func.name())
+            return func(*args, **(kwargs or {}))
+
+    with Copies():
+        for _ in range(3):
+            assert distribution.draw(uniform).device.type == "meta"
+    assert sum(copies) == 1
+    assert LabelDistribution((5, 1, 7, 3)) == distribution
 
 
 def test_labels_occur_as_often_as_in_the_data_and_follow_from_the_sample_alone() -> None:

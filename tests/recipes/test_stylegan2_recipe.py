@@ -379,3 +379,40 @@ def test_what_was_trained_in_half_precision_clamps_in_full_too() -> None:
             if name.endswith("noise_strength"):
                 torch.nn.init.constant_(parameter, 1e4)
     assert plain(latents).abs().max() > 10 * clamped(latents).abs().max()
+
+
+def test_the_path_mean_stays_the_same_tensor() -> None:
+    """A recorded phase goes on reading the tensor that it was given."""
+    model = recipe()
+    outcomes(model, 0)
+    mean = model.path_mean
+    model.advance(
+        BATCH, {"average/w": torch.zeros(5), "statistics/path_length": torch.tensor(2.0, dtype=torch.float64)}
+    )
+    assert model.path_mean is mean
+    assert mean > 0
+    model.load_state_dict({"path_mean": 0.75})
+    outcomes(model, 0)
+    assert model.path_mean is mean
+    assert float(mean) == 0.75
+
+
+@pytest.mark.parametrize("size", [2, 4, 8])
+def test_reals_and_fakes_never_share_a_deviation_group(size: int) -> None:
+    model = recipe()
+    draw = torch.Generator().manual_seed(0)
+    fake, real = (torch.randn((size, 3, SIDE, SIDE), generator=draw, dtype=torch.float64) * k for k in (1, 3))
+    found = model._scores(fake, None, real, None)
+    for scores, images in zip(found, (fake, real), strict=True):
+        torch.testing.assert_close(scores, model.discriminator(images), rtol=1e-12, atol=1e-12)
+
+
+def test_each_half_of_the_pass_has_its_own_labels() -> None:
+    model = recipe(labels=(3, 1, 2))
+    draw = torch.Generator().manual_seed(0)
+    fake, real = (torch.randn((4, 3, SIDE, SIDE), generator=draw, dtype=torch.float64) for _ in range(2))
+    fake_labels, real_labels = torch.tensor([0, 1, 2, 0]), torch.tensor([2, 2, 1, 1])
+    found = model._scores(fake, fake_labels, real, real_labels)
+    expected = model.discriminator(fake, fake_labels), model.discriminator(real, real_labels)
+    for scores, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(scores, other, rtol=1e-12, atol=1e-12)

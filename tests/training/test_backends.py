@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -488,3 +490,19 @@ def test_the_weights_of_another_architecture_are_refused_by_name() -> None:
         with pytest.raises(Failure, match="of another architecture") as caught:
             backend.load_weights(foreign.tensors())
         caught.match(difference)
+
+
+def test_a_new_stage_lets_go_of_the_old_ones_memory() -> None:
+    recipe = progressive(torch.float32)
+    backend = SingleProcess(recipe, CPU, seed=3)
+    backend.enter(recipe.stages[0])
+    backend.step(recipe.phases(0), reals(8, 4), 0, 8)
+    kept = [weakref.ref(one) for one in (*backend._runners.values(), *backend._gradients.values())]
+    assert len(kept) == 4
+    gc.collect()
+    gc.disable()  # else it may happen by itself, sooner or later
+    try:
+        backend.enter(recipe.stages[1])
+        assert [one() for one in kept] == [None] * 4
+    finally:
+        gc.enable()

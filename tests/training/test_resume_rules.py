@@ -119,3 +119,8 @@ def test_every_pattern_names_a_key_that_exists() -> None:
         assert key in existing
         assert not may_change(key)
     assert not any(may_change(key) for key in existing if key.startswith("recipe."))
+
+
+def test_the_dial_may_change_since_it_changes_no_result_but_its_rounding() -> None:
+    assert may_change("performance")
+    refuse_changes(stored(resolved(performance="fast")), resolved(performance="reference"))

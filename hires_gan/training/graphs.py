@@ -1,0 +1,80 @@
+"""CUDA graphs: a sequence of kernels recorded once and launched as a whole.
+
+A step of StyleGAN2 is some thousands of kernels, of which a CPU launches fewer per second than a GPU computes. A
+function that works in place on tensors at fixed addresses, and asks the device nothing, can be recorded; replaying it
+launches the very same kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from hires_gan.progress import say
+
+
+class Recorder:
+    """Makes functions that record themselves, with one pool of memory for what all of them need in between.
+
+    Args:
+        device: A CUDA device; on any other one, functions are called as they are.
+        enabled: Whether to record at all.
+    """
+
+    def __init__(self, device: torch.device, enabled: bool) -> None:
+        self.enabled = enabled and device.type == "cuda"
+        self._pool = torch.cuda.graph_pool_handle() if self.enabled else None
+
+    def wrap(self, function: Callable[[], None], name: str) -> Callable[[], None]:
+        """The same function, to be called again and again.
+
+        The first call computes step by step: libraries choose their kernels, and what is made on first use is made.
+        The second one records. If that fails, the reason is said, and calls go on step by step.
+
+        Args:
+            function: Reads and writes tensors that stay where they are.
+            name: For people.
+        """
+        return _Recorded(function, name, self) if self.enabled else function
+
+    def record(self, function: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        """Record one call; nothing of it is computed yet."""
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
+            # Other threads may go on to allocate and to copy: those that fetch images do.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                function()
+        except BaseException:
+            torch.cuda.set_stream(current)  # a recording that fails leaves its own stream behind
+            raise
+        return graph
+
+
+class _Recorded:
+    def __init__(self, function: Callable[[], None], name: str, recorder: Recorder) -> None:
+        self._function, self._name, self._recorder = function, name, recorder
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._warm = False
+
+    def __call__(self) -> None:
+        if self._warm and self._graph is None and self._recorder.enabled:
+            self._graph = self._recorded()
+        if self._graph is not None:
+            self._graph.replay()
+        else:
+            self._function()
+            self._warm = True
+
+    def _recorded(self) -> torch.cuda.CUDAGraph | None:
+        try:
+            return self._recorder.record(self._function)
+        except RuntimeError as error:
+            # What the end of a recording says is that it has failed; why, the error before it.
+            cause = error.__context__ or error
+            if isinstance(cause, torch.OutOfMemoryError):
+                raise cause from None
+            self._recorder.enabled = False
+            reason = str(cause).strip().splitlines()[0]
+            say(f"no CUDA graphs: the {self._name} cannot be recorded, and kernels are launched one by one ({reason})")
+            return None

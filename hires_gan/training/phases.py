@@ -1,0 +1,132 @@
+"""A phase of a stage, run again and again: micro-batch by micro-batch to a gradient, then the optimizer's step."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hires_gan.randomness import RandomSource, SampleRandom
+from hires_gan.recipes.protocol import Batch, Outcome, Phase, Step
+from hires_gan.training.flat import FlatGradients
+from hires_gan.training.graphs import Recorder
+from hires_gan.training.profiling import span
+
+Means = dict[str, Tensor]
+
+
+class PhaseRunner:
+    """Runs a phase, through CUDA graphs where it is told to.
+
+    The losses of micro-batches are divided by `micro`, and what is left of the global batch scales the gradient behind
+    them. Dividing by the whole batch before the backward pass would let fp16's gradients vanish: at 1024x1024
+    a batch of 32 made the generator's wrong by a third.
+
+    Args:
+        phase: What is run; with graphs, the function that it has now is run for good.
+        gradients: Of the phase's player.
+        optimizer: Of the phase's player.
+        random: The run's.
+        recorder: Whether, and how, to record.
+        micro: How many samples go through the networks at once.
+        size: The local batch.
+    """
+
+    def __init__(
+        self,
+        phase: Phase,
+        gradients: FlatGradients,
+        optimizer: torch.optim.Optimizer,
+        random: RandomSource,
+        recorder: Recorder,
+        micro: int,
+        size: int,
+    ) -> None:
+        self.phase, self.micro, self.size = phase, micro, size
+        self._gradients, self._optimizer, self._random, self._recorder = gradients, optimizer, random, recorder
+        self._input: tuple[Batch, Tensor] | None = None
+        self._means: Means = {}
+        self._bad = torch.zeros((), dtype=torch.int64, device=gradients.buffer.device)
+        self._accumulate = recorder.wrap(self._accumulate_input, f"{phase.name} phase")
+        self._complete = recorder.wrap(self._complete_step, f"optimizer's step of the {phase.name} phase")
+
+    def run(self, phase: Phase, batch: Batch, samples: Tensor) -> tuple[Means, Tensor]:
+        """Do one step of the player.
+
+        Args:
+            phase: As it is now.
+            batch: The local samples.
+            samples: int64 `[n]`, their global indices.
+
+        Returns:
+            The means over the batch, `loss/NAME`, `statistics/NAME` and `average/NAME`; and how many entries of the
+            gradient were not finite.
+        """
+        if not self._recorder.enabled:
+            self.phase = phase
+        self._gradients.attach()
+        try:
+            with span(f"phase: {phase.name}"):
+                self._step(batch, samples)
+        finally:
+            self._gradients.detach()
+        # Copies: the tensors themselves are used again in the next step.
+        return {name: mean.clone() for name, mean in self._means.items()}, self._bad.clone()
+
+    def _step(self, batch: Batch, samples: Tensor) -> None:
+        for mean in self._means.values():
+            mean.zero_()
+        for start in range(0, self.size, self.micro):
+            part = slice(start, start + self.micro)
+            self._take(batch.part(part), samples[part])
+        self._complete()
+
+    def _take(self, batch: Batch, samples: Tensor) -> None:
+        """Compute one micro-batch: where it lies or, with graphs, copied to where their kernels look."""
+        whole = len(samples) == self.micro
+        if not (self._recorder.enabled and whole):  # a last one that is smaller has kernels of its own
+            self._input, kept = (batch, samples), self._input
+            self._accumulate_input()
+            self._input = kept if self._recorder.enabled else None
+            return
+        if self._input is None:
+            self._input = _kept(batch), samples.clone()
+        else:
+            _fill(self._input, batch, samples)
+        self._accumulate()
+
+    def _accumulate_input(self) -> None:
+        """Add the gradient, and the means, of the micro-batch at hand."""
+        assert self._input is not None
+        batch, samples = self._input
+        # A phase may ask for gradients by the images: that shall not stick to the tensor that is used again.
+        seen = Batch(batch.images.detach(), batch.labels, batch.domains)
+        outcome = self.phase.function(Step(seen, SampleRandom(self._random, samples)))
+        total = torch.stack([loss.sum() for loss in outcome.losses.values()]).sum()
+        (total / self.micro).backward()  # type: ignore[no-untyped-call]
+        for name, values in _named(outcome).items():
+            mean = values.detach().sum(0) / self.size
+            if name in self._means:
+                self._means[name].add_(mean)
+            else:
+                self._means[name] = mean.clone()
+
+    def _complete_step(self) -> None:
+        self._bad.copy_(self._gradients.complete(self.micro / self.size))
+        self._optimizer.step()
+
+
+def _kept(batch: Batch) -> Batch:
+    labels = None if batch.labels is None else batch.labels.clone()
+    return Batch(batch.images.clone(), labels, batch.domains)
+
+
+def _fill(kept: tuple[Batch, Tensor], batch: Batch, samples: Tensor) -> None:
+    kept[0].images.copy_(batch.images)
+    if kept[0].labels is not None and batch.labels is not None:
+        kept[0].labels.copy_(batch.labels)
+    kept[1].copy_(samples)
+
+
+def _named(outcome: Outcome) -> Means:
+    kinds = {"loss": outcome.losses, "statistics": outcome.statistics, "average": outcome.averages}
+    return {f"{kind}/{name}": value for kind, values in kinds.items() for name, value in values.items()}

@@ -1,0 +1,97 @@
+"""`run.profile`: two steps of a run under torch's profiler, with a span for each phase."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from hires_gan.progress import say
+from hires_gan.recipes.protocol import Phase
+
+_STEPS = 2
+_ROWS = 40
+
+
+class StepProfiler:
+    """Traces one step in which every phase is due, and the one behind it; none of the others pays for it.
+
+    The first steps are left out: libraries choose their kernels in them, and phases are recorded as CUDA graphs. Two
+    cycles of the phase with the largest interval have passed when the trace begins.
+
+    Args:
+        folder: Where `trace.json.gz` (for chrome://tracing or Perfetto) and `summary.txt` are written; made when the
+            trace is.
+        device: Where the steps are computed.
+    """
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        self.folder, self._device = folder, device
+        self._cycle, self._seen, self._traced = 1, 0, 0
+        self._profile: profile | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether the trace is written."""
+        return self._traced >= _STEPS
+
+    def before(self, phases: Sequence[Phase], every: Sequence[Phase]) -> None:
+        """Begin to trace, if it is time; called before every step.
+
+        Args:
+            phases: What is due in it.
+            every: All phases of its stage.
+        """
+        self._cycle = max(phase.interval for phase in every)
+        if self.done or self._profile is not None or self._seen < 2 * self._cycle or len(phases) < len(every):
+            return
+        activities = [ProfilerActivity.CPU]
+        if self._device.type == "cuda":
+            activities.append(ProfilerActivity.CUDA)
+        self._profile = profile(activities=activities, acc_events=True)
+        self._profile.start()
+
+    def behind(self) -> None:
+        """Count the step and, behind the last one that is traced, write the trace."""
+        self._seen += 1
+        if self._profile is None:
+            return
+        self._traced += 1
+        if self.done:
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+            self._profile.stop()
+            self._write(self._profile)
+            self._profile = None
+
+    def close(self) -> None:
+        """End a trace that the end of the run cuts short, and say where none was made."""
+        if self._profile is not None:
+            self._profile.stop()
+            self._profile = None
+        if not self.done:
+            wanted = 2 * self._cycle + _STEPS
+            say(f"run.profile: nothing is traced; the run ended before the {wanted} steps that it takes")
+
+    def _write(self, traced: profile) -> None:
+        self.folder.mkdir(exist_ok=True)
+        traced.export_chrome_trace(str(self.folder / "trace.json.gz"))
+        by = "self_device_time_total" if self._device.type == "cuda" else "self_cpu_time_total"
+        table = traced.key_averages().table(sort_by=by, row_limit=_ROWS, max_name_column_width=100)
+        (self.folder / "summary.txt").write_text(f"{_spans(traced)}\n{table}\n")
+        say(f"run.profile: {_STEPS} steps are traced in {self.folder}: trace.json.gz, summary.txt")
+
+
+def span(name: str) -> torch.profiler.record_function:
+    """A span in the trace, such as `phase: generator`; next to nothing where none is made."""
+    return torch.profiler.record_function(name)
+
+
+def _spans(traced: profile) -> str:
+    """The spans that the training loop names, with the time that Python spent in them."""
+    names = ("phase: ", "data", "average")
+    rows = [event for event in traced.key_averages() if event.key.startswith(names)]
+    times = {event.key: f"{event.count:4} calls {event.cpu_time_total / 1000:10.2f} ms of the host" for event in rows}
+    return "\n".join(f"{name:32}{times[name]}" for name in sorted(times))
