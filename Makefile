@@ -29,7 +29,7 @@ help:
 	@echo "make ui         look at all runs in MLflow"
 	@echo "make test       linter, type checker and the fast tests"
 	@echo "make test-slow  the tests marked slow"
-	@echo "make gpu-check  build the ops, the tests marked gpu, the ops' speed, with the Python that has torch; results in $(OUT)"
+	@echo "make gpu-check  build the ops, the tests marked gpu, the ops' and a step's speed, with the Python that has torch; results in $(OUT)"
 	@echo "make wheels     packages for gpu-check on a machine without a network, in .wheels"
 
 setup: $(VENV)/.ready
@@ -89,6 +89,8 @@ gpu-check:
 	else echo "== compute-sanitizer is not on the PATH"; fi; \
 	step $(GPU_PYTHON) -m pytest -m gpu --junitxml=$(OUT)/gpu-tests.xml; \
 	step $(GPU_PYTHON) -m hires_gan bench ops --out $(OUT)/ops.json; \
+	step $(GPU_PYTHON) -m hires_gan bench train --config configs/stylegan2_ffhq1024.yaml batch.size=8 \
+	--micro 4 --micro 8 --profile --out $(OUT)/train.json; \
 	test -z "$$failed"
 
 clean:

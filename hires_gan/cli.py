@@ -51,6 +51,8 @@ def main() -> None:
     # Read when torch is loaded. By default, threads that wait for each other keep their core busy, and a machine that
     # does anything else, such as decoding images, computes up to twenty times slower on its CPU.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    # Likewise: blocks of a GPU's memory can then grow, and far less is lost between them.
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     try:
         app()
     except UsageError as error:
@@ -366,6 +368,39 @@ def bench_ops_command(
 
     request = Request(device, tuple(dtype or ()), layout, tuple(only or ()), size, compiled, out)
     for line in table(bench_ops(request)):
+        typer.echo(line)
+
+
+@bench_app.command("train")
+def bench_train_command(
+    config: Annotated[Path, typer.Option(metavar="CONFIG", help="A YAML file; see configs/.")],
+    overrides: Overrides = None,
+    steps: Annotated[int | None, typer.Option(help="Timed ones; 32 on a GPU, in whole cycles of the phases.")] = None,
+    warmup: Annotated[int | None, typer.Option(help="Steps before them; one cycle, on a GPU two.")] = None,
+    micro: Annotated[
+        list[int] | None, typer.Option(help="Images at once, several times if wanted; as in the configuration.")
+    ] = None,
+    stage_nimg: Annotated[
+        int | None, typer.Option(help="So many images into the schedule; by default its last stage.")
+    ] = None,
+    data: Annotated[
+        Literal["synthetic", "real"], typer.Option(help="Random images on the device, or the configuration's.")
+    ] = "synthetic",
+    profile: Annotated[bool, typer.Option("--profile/--no-profile", help="List the GPU's kernels, too.")] = False,
+    reference_json: Annotated[
+        Path | None, typer.Option(help="images_per_s of something else on the same GPU, to compare with.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="A JSON file for the result.")] = None,
+) -> None:
+    """Measure how fast a configuration trains, where the time goes, and what the device could do."""
+    from hires_gan.config import load_configuration
+
+    plan = load_configuration(config, overrides or [])
+    from hires_gan.bench.train import Request, bench_train
+    from hires_gan.bench.train_table import table
+
+    request = Request(steps, warmup, tuple(micro or ()), stage_nimg, data, profile, reference_json, out)
+    for line in table(bench_train(plan, " ".join([config.name, *(overrides or [])]), request)):
         typer.echo(line)
 
 

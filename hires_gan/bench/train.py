@@ -1,0 +1,220 @@
+"""How fast a configuration trains, where the time goes, and how far that is from what the device can do."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from hires_gan.bench.identity import identity, write_record
+from hires_gan.bench.train_images import Images, open_images
+from hires_gan.bench.train_measure import Job, Record, is_out_of_memory, measure, next_smaller
+from hires_gan.bench.train_rates import Rates
+from hires_gan.bench.train_steps import Place, find_place
+from hires_gan.errors import Failure, UsageError
+from hires_gan.ops.selection import choose, explain, resolve
+from hires_gan.progress import say
+from hires_gan.recipes.families import build_recipe
+from hires_gan.recipes.protocol import Stage
+from hires_gan.training.launch import DTYPES, choose_float32, join_launch, make_deterministic
+from hires_gan.training.settings import Plan
+from hires_gan.training.trainer import micro_batch
+
+STEPS = {"cuda": 32, "cpu": 2}
+_WARM_CYCLES = {"cuda": 2, "cpu": 1}
+"""With CUDA graphs, the second call of a phase is the one that records it."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to measure.
+
+    Attributes:
+        steps: Timed ones; None for the default of the device. On a GPU rounded up to whole cycles of the phases.
+        warmup: Steps before them, not timed; None for one cycle, on a GPU two.
+        micro: Micro-batches, one after the other; empty for the configuration's.
+        stage_nimg: Where in the schedule; None for the last stage.
+        data: What is trained on.
+        profile: Whether to list the GPU's kernels, too.
+        reference: A JSON file with `images_per_s` of something else on the same GPU.
+        out: Where to write the result as JSON; written after every micro-batch.
+    """
+
+    steps: int | None = None
+    warmup: int | None = None
+    micro: tuple[int, ...] = ()
+    stage_nimg: int | None = None
+    data: Literal["synthetic", "real"] = "synthetic"
+    profile: bool = False
+    reference: Path | None = None
+    out: Path | None = None
+
+
+def bench_train(plan: Plan, config: str, request: Request) -> Record:
+    """Measure training steps of a configuration, once for every micro-batch.
+
+    Args:
+        plan: The configuration.
+        config: What it is called in the record: its file and overrides.
+        request: What to measure.
+
+    Returns:
+        What is written: the head, `settings`, `results`, and of the fastest of them `micro`, `images_per_s` and
+        `ratio_to_reference`.
+
+    Raises:
+        UsageError: The arguments cannot be, or the reference is of another GPU.
+        Failure: The memory is too small, the data cannot be read, or the result cannot be written.
+    """
+    _check(request)
+    device = _prepared(plan, request)
+    head = identity("train")
+    reference = None if request.reference is None else read_reference(request.reference, head["gpu.name"])
+    images = open_images(plan, request.data, device)
+    place = _place(plan, images, request)
+    micros = _micros(plan, place.stage, request)
+    counts = _counts(request, place, device)
+    job = Job(plan, images, device, request.stage_nimg, place.cycle, place.stage.group, *counts, request.profile)
+    head |= {"settings": {"config": config} | _settings(job, place), "load_average_before": _load()}
+    if request.out is not None:
+        write_record(request.out, {})  # better now than after the measurement
+    rates, results, record = Rates(device), list[Record](), head
+    for micro in micros:
+        with _told_out_of_memory(micro, place.stage):
+            results.append(measure(job, micro, rates))
+        record = summary(head, results, reference) | {"complete": len(results) == len(micros)}
+        if request.out is not None:
+            write_record(request.out, record)
+    return record
+
+
+def _check(request: Request) -> None:
+    for option, value, least in (
+        ("--steps", request.steps, 1),
+        ("--warmup", request.warmup, 0),
+        ("--stage-nimg", request.stage_nimg, 0),
+    ):
+        if value is not None and value < least:
+            raise UsageError(f"{option} is {value}; a whole number of {least} or more is allowed")
+
+
+def _prepared(plan: Plan, request: Request) -> torch.device:
+    """The device, with everything set as for a run."""
+    device = join_launch()
+    if request.profile and device.type != "cuda":
+        raise UsageError("--profile lists the kernels of a GPU, and torch finds none here; leave it out")
+    choose_float32(plan.precision, plan.performance)
+    if plan.run.deterministic:
+        make_deterministic()
+    choose(plan.ops.backend, plan.ops.require_native, device)
+    say(explain(device))
+    return device
+
+
+def read_reference(path: Path, gpu: str) -> Record:
+    """What somebody else measured on the same GPU.
+
+    Args:
+        path: A JSON file with `images_per_s` and `gpu.name`; `date` and `settings` are taken over.
+        gpu: The name of this machine's GPU, as `identity` gives it.
+
+    Raises:
+        UsageError: It is no such file, or of another GPU.
+    """
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--reference-json is {path}, which cannot be read as JSON: {error}") from None
+    rate = found.get("images_per_s") if isinstance(found, dict) else None
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not rate > 0:
+        raise UsageError(f"--reference-json is {path}, whose images_per_s is {rate!r}; a positive number is allowed")
+    if found.get("gpu.name") != gpu:
+        raise UsageError(
+            f"--reference-json is {path}, whose gpu.name is {found.get('gpu.name')!r}, and here it is {gpu!r}: only "
+            "what was measured on the same hardware can be compared"
+        )
+    return {"file": path.name, **{key: found.get(key) for key in ("images_per_s", "gpu.name", "date", "settings")}}
+
+
+def _place(plan: Plan, images: Images, request: Request) -> Place:
+    recipe = build_recipe(plan.recipe, plan.batch.size, DTYPES[plan.precision], plan.run.seed, images.labels)
+    return find_place(recipe, request.stage_nimg)
+
+
+def _micros(plan: Plan, stage: Stage, request: Request) -> tuple[int, ...]:
+    for micro in request.micro:
+        if not 0 < micro <= stage.batch or (micro % stage.group and micro != stage.batch):
+            raise UsageError(
+                f"--micro is {micro}; a multiple of {stage.group} is allowed, up to the batch of {stage.batch}"
+            )
+    return request.micro or (micro_batch(plan.batch, stage),)
+
+
+def _counts(request: Request, place: Place, device: torch.device) -> tuple[int, int]:
+    """Steps that are not timed, and timed ones."""
+    steps = STEPS[device.type] if request.steps is None else request.steps
+    if device.type == "cuda":
+        steps = -(-steps // place.cycle) * place.cycle
+    warmup = _WARM_CYCLES[device.type] * place.cycle if request.warmup is None else request.warmup
+    return warmup, steps
+
+
+def _settings(job: Job, place: Place) -> Record:
+    plan, stage = job.plan, place.stage
+    whole = plan.model_dump(mode="json")
+    return {
+        "device": torch.cuda.get_device_name(job.device) if job.device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "resolution": stage.resolution,
+        "fade": stage.fade,
+        "nimg": place.nimg,
+        "batch": stage.batch,
+        "group": stage.group,
+        "precision": plan.precision,
+        "performance": plan.performance,
+        "tf32": torch.backends.cuda.matmul.allow_tf32,
+        "ops": resolve(job.device),
+        "deterministic": plan.run.deterministic,
+        "seed": plan.run.seed,
+        "total_kimg": plan.run.total_kimg,
+        "data": job.images.kind,
+        "cycle": place.cycle,
+        "steps": job.steps,
+        "warmup": job.warmup,
+        "recipe": whole["recipe"],
+    }
+
+
+@contextmanager
+def _told_out_of_memory(micro: int, stage: Stage) -> Iterator[None]:
+    """Turn an exhausted memory into a sentence."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        smaller = next_smaller(micro, stage.group)
+        remedy = f"the next smaller one is --micro {smaller}" if smaller else "the smallest; lower recipe.resolution"
+        raise Failure(
+            f"out of memory at {stage.resolution}x{stage.resolution} with a micro-batch of {micro}: {remedy}"
+        ) from None
+
+
+def summary(head: Record, results: list[Record], reference: Record | None) -> Record:
+    """The results with their head, what is true of the fastest, and how that compares."""
+    best = max(results, key=lambda one: float(one["images_per_s"]))
+    record = head | {"images_per_s": best["images_per_s"], "micro": best["micro"], "load_average_after": _load()}
+    if reference is not None:
+        ratio = best["images_per_s"] / reference["images_per_s"]
+        record |= {"ratio_to_reference": ratio, "reference": reference}
+    return record | {"results": results}
+
+
+def _load() -> float:
+    return round(os.getloadavg()[0], 2)

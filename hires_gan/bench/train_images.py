@@ -1,0 +1,129 @@
+"""Batches to train on without a run: random ones that lie on the device, or those of the configuration's data."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+
+from hires_gan.data.domains import Domains, open_data
+from hires_gan.data.loader import Loader, Request, check_decoder
+from hires_gan.data.replacement import CorruptRows
+from hires_gan.errors import UsageError
+from hires_gan.recipes.protocol import Batch, LabelDistribution, Stage
+from hires_gan.training.feed import Feed
+from hires_gan.training.run import check_data, lanes_of
+from hires_gan.training.settings import Plan
+
+_BATCHES = 4
+"""Synthetic batches that are shown in turns."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """What is trained on.
+
+    Attributes:
+        kind: `synthetic` or `real`.
+        data: The configuration's shards; None for synthetic images.
+        labels: Their classes; None for an unconditional model.
+    """
+
+    kind: Literal["synthetic", "real"]
+    data: Domains | None = None
+    labels: LabelDistribution | None = None
+
+
+def open_images(plan: Plan, kind: Literal["synthetic", "real"], device: torch.device) -> Images:
+    """Open what the steps are to be fed with.
+
+    Raises:
+        UsageError: The recipe wants labels, which synthetic images have not, or the data do not fit it.
+    """
+    if kind == "real":
+        data = open_data(plan.data)
+        labels = check_data(plan, data)
+        check_decoder(plan.data, data, device)
+        return Images(kind, data, labels)
+    if plan.recipe.labels:
+        raise UsageError(
+            "recipe.labels is true, and --data synthetic has none; use --data real, or measure without: "
+            "recipe.labels=false"
+        )
+    return Images(kind)
+
+
+class Supply(Protocol):
+    """What gives the batches: `Feed`, or synthetic ones."""
+
+    waited: float
+
+    def take(self) -> Batch: ...  # noqa: D102
+    def copy_ahead(self) -> None: ...  # noqa: D102
+    def stalled(self) -> float: ...  # noqa: D102
+
+
+class Synthetic:
+    """A few batches of random uint8 images on the device, in turns.
+
+    Args:
+        stage: Whose batch and resolution hold.
+        device: Where they lie.
+        dtype: float32 or float64, of what `take` gives.
+        labels: Whether they have labels, all of the first class.
+    """
+
+    waited = 0.0
+
+    def __init__(self, stage: Stage, device: torch.device, dtype: torch.dtype, labels: bool = False) -> None:
+        shape = (stage.batch, 3, stage.resolution, stage.resolution)
+        random = torch.Generator(device).manual_seed(0)
+        made = (torch.randint(256, shape, generator=random, dtype=torch.uint8, device=device) for _ in range(_BATCHES))
+        self._turns = itertools.cycle([one.contiguous(memory_format=torch.channels_last) for one in made])
+        self._dtype = dtype
+        self._labels = torch.zeros(stage.batch, dtype=torch.int64, device=device) if labels else None
+
+    def take(self) -> Batch:
+        """The next batch, in [-1, 1]."""
+        return Batch(next(self._turns).to(self._dtype).div_(127.5).sub_(1.0), self._labels)
+
+    def copy_ahead(self) -> None:
+        """They are there."""
+
+    def stalled(self) -> float:
+        """Nothing waits for them."""
+        return 0.0
+
+
+@contextmanager
+def supply(plan: Plan, images: Images, stage: Stage, starts: Iterator[int], device: torch.device) -> Iterator[Supply]:
+    """Batches for the steps of a stage.
+
+    Args:
+        plan: The configuration.
+        images: What the batches show.
+        stage: Whose batch and resolution hold.
+        starts: The number of each step's first sample.
+        device: Where the batches are wanted.
+    """
+    dtype = torch.float64 if plan.precision == "fp64" else torch.float32
+    if images.data is None:
+        yield Synthetic(stage, device, dtype)
+        return
+    loader = Loader(
+        images.data,
+        plan.data,
+        plan.run.seed,
+        stage.batch * stage.resolution**2 * 3,
+        device=device,
+        corrupt=CorruptRows(plan.data.max_corrupt),
+        lanes=lanes_of(plan),
+        typical=Request(range(stage.batch), stage.resolution),
+    )
+    with loader:
+        requests = (Request(range(nimg, nimg + stage.batch), stage.resolution) for nimg in starts)
+        yield Feed(loader.batches(requests), device, dtype)

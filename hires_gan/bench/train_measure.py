@@ -1,0 +1,260 @@
+"""All that is measured of one micro-batch: steps, phases, kernels and ops; and what follows from them."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import itertools
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hires_gan.bench.train_floor import IN_WORDS, by_side, cost, layers, updating
+from hires_gan.bench.train_images import Images, Synthetic, supply
+from hires_gan.bench.train_ops import Op
+from hires_gan.bench.train_profile import Activity, busy_ms, kernels, profiled
+from hires_gan.bench.train_rates import Rates, buffer_bytes, matrix_dtype, matrix_side
+from hires_gan.bench.train_steps import Stand, Timing, peak_memory, time_phase, time_steps
+from hires_gan.progress import say
+from hires_gan.recipes.protocol import Batch
+from hires_gan.training.launch import DTYPES
+from hires_gan.training.settings import Plan
+
+PHASE_CALLS = 4
+"""Of each phase alone, behind one that is not measured."""
+_KERNELS_KEPT = 100
+Record = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What is measured with every micro-batch.
+
+    Attributes:
+        plan: The configuration.
+        images: What it is trained on.
+        device: Where.
+        stage_nimg: Where in the schedule; None for the last stage.
+        cycle: After how many steps the phases repeat.
+        group: Samples that go through the networks together at least.
+        warmup: Steps that are not timed.
+        steps: Timed steps.
+        profile: Whether to list the GPU's kernels.
+    """
+
+    plan: Plan
+    images: Images
+    device: torch.device
+    stage_nimg: int | None
+    cycle: int
+    group: int
+    warmup: int
+    steps: int
+    profile: bool
+
+    def stand(self, micro: int) -> Stand:
+        """Networks and optimizers, as at the start of the stage."""
+        return Stand(self.plan, self.images.labels, self.device, self.stage_nimg, micro)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recorded:
+    """The ops of one call of a phase.
+
+    Attributes:
+        interval: Every how many steps it is due.
+        ops: All of them.
+        single: Those of one micro-batch, where the players run forward once each: in the phase in which the averaged
+            player learns from the other's judgement. Empty for other phases.
+    """
+
+    interval: int
+    ops: list[Op]
+    single: list[Op] = dataclasses.field(default_factory=list)
+
+
+def measure(job: Job, micro: int, rates: Rates) -> Record:
+    """Measure one micro-batch: timed steps first, then what disturbs them."""
+    _free(job.device)
+    result = _timed(job, micro)
+    _free(job.device)
+    counted, recorded, updates = _counted(job, micro)
+    result["counted_micro"] = counted
+    _free(job.device)
+    if not rates.measured:
+        say("the rates of matrix products and of a copy")
+    return compare(result, recorded, updates, rates, matrix_dtype(DTYPES[job.plan.precision], job.device))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the memory of a GPU or of the machine was exhausted: for the latter torch has no class of its own."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def next_smaller(micro: int, group: int) -> int:
+    """The next smaller micro-batch of whole groups; 0 if there is none."""
+    return (micro - 1) // group * group
+
+
+def _free(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _timed(job: Job, micro: int) -> Record:
+    stand = job.stand(micro)
+    starts = map(stand.place.at, itertools.count())
+    with supply(job.plan, job.images, stand.place.stage, starts, job.device) as feed:
+        say(f"micro-batch {micro}: {job.warmup} steps unmeasured, then {job.steps} timed")
+        for _ in range(job.warmup):
+            stand.step(feed)
+        timing = time_steps(stand, feed, job.steps)
+        memory = peak_memory(job.device)
+        batch = feed.take()
+    result = {"micro": micro} | speeds(timing, len(batch), job.plan.run.total_kimg) | {"memory": memory}
+    say("each phase alone")
+    phases = {one.name: _phase(one.interval, time_phase(stand, one, batch, PHASE_CALLS)) for one in stand.phases}
+    together = sum(phase["ms_per_step"] for phase in phases.values())
+    average = together if job.steps % job.cycle else result["ms_per_step"]
+    profile = _profile(stand, batch) if job.profile else None
+    return result | {"phases": phases, "average_ms_per_step": average, "profile": profile}
+
+
+def speeds(timing: Timing, batch: int, total_kimg: float) -> Record:
+    """What follows from the time of some steps of `batch` images."""
+    rate = timing.steps * batch / timing.seconds
+    per_step = 1e3 / timing.steps
+    return {
+        "steps": timing.steps,
+        "batch": batch,
+        "seconds": timing.seconds,
+        "images_per_s": rate,
+        "s_per_kimg": 1e3 / rate,
+        "gpu_days": total_kimg * 1e3 / rate / 86_400,
+        "ms_per_step": timing.seconds * per_step,
+        "host_ms_per_step": timing.host * per_step,
+        "device_ms_per_step": None if timing.device is None else timing.device * per_step,
+        "data_wait_share": timing.waited / timing.seconds,
+    }
+
+
+def _phase(interval: int, seconds: float) -> Record:
+    return {"interval": interval, "ms_per_call": 1e3 * seconds, "ms_per_step": 1e3 * seconds / interval}
+
+
+def _profile(stand: Stand, batch: Batch) -> Record:
+    say("the kernels of each phase")
+    work: dict[str, tuple[int, list[Activity]]] = {}
+    for phase in stand.phases:
+        work[phase.name] = (phase.interval, profiled(partial(stand.alone, phase, batch), stand.device))
+    return summarise(work)
+
+
+def summarise(work: Mapping[str, tuple[int, list[Activity]]]) -> Record:
+    """Kernels of an average step, and by phase how many they are in one call, and how long the GPU is busy in it."""
+    found = kernels(work)
+    phases = {name: {"kernels": len(ran), "busy_ms": busy_ms(ran)} for name, (_, ran) in work.items()}
+    return {
+        "kernels_per_step": sum(one.calls_per_step for one in found),
+        "busy_ms_per_step": sum(busy_ms(ran) / interval for interval, ran in work.values()),
+        "phases": phases,
+        "kernels": [dataclasses.asdict(one) for one in found[:_KERNELS_KEPT]],
+    }
+
+
+def _counted(job: Job, micro: int) -> tuple[int, dict[str, Recorded], list[tuple[int, list[Op]]]]:
+    """Count, with smaller micro-batches where watching the ops takes memory that training does not."""
+    while True:
+        say(f"counting operations and bytes, with a micro-batch of {micro}")
+        try:
+            return micro, *_recorded(job, micro)
+        except (RuntimeError, MemoryError) as error:
+            smaller = next_smaller(micro, job.group)
+            if not smaller or not is_out_of_memory(error):
+                raise
+        micro = smaller
+        _free(job.device)
+
+
+def _recorded(job: Job, micro: int) -> tuple[dict[str, Recorded], list[tuple[int, list[Op]]]]:
+    """The ops of each phase, and those that update weights and average, with their intervals."""
+    stand = job.stand(micro)
+    stage, players = stand.place.stage, stand.recipe.players
+    dtype = torch.float64 if job.plan.precision == "fp64" else torch.float32
+    batch = Synthetic(stage, job.device, dtype, stand.labelled).take()
+    phases, updates = {}, []
+    averaged: list[Tensor] = list(players[stand.recipe.averaged].state_dict().values())
+    for phase in stand.phases:
+        parts = stand.record(phase, batch)
+        single = phase.player == stand.recipe.averaged and phase.interval == 1
+        ops = [op for part in parts for op in part]
+        phases[phase.name] = Recorded(phase.interval, ops, parts[0] if single else [])
+        weights = dict(players[phase.player].named_parameters())
+        live = [weights[name] for name in stage.optimizers[phase.player].live]
+        updates.append((phase.interval, updating(live, [])))
+    return phases, [*updates, (1, updating([], averaged))]
+
+
+def compare(
+    result: Record,
+    recorded: Mapping[str, Recorded],
+    updates: Sequence[tuple[int, Sequence[Op]]],
+    rates: Rates,
+    dtype: torch.dtype,
+) -> Record:
+    """Set what was timed beside what was counted.
+
+    Args:
+        result: Of the timed steps, with `batch`, `average_ms_per_step` and `phases`.
+        recorded: The ops of each phase.
+        updates: The ops that update weights and average, with their intervals.
+        rates: What the device has shown.
+        dtype: In which its matrix product is called its peak.
+    """
+    steps = [(one.interval, one.ops) for one in recorded.values()]
+    sides = by_side([*steps, *updates], rates)
+    flops = sum(op.flops / interval for interval, ops in steps for op in ops)
+    achieved = flops / (result["average_ms_per_step"] / 1e3)
+    for name, one in recorded.items():
+        whole = cost(one.ops, rates)
+        result["phases"][name] |= {"gflop": whole.gflop, "mb": whole.mb, "floor_ms_per_call": whole.ms}
+    floor = sum(one.ms for one in sides.values())
+    return result | {
+        "operations": {
+            "flop_per_image": flops / result["batch"],
+            "tflops": achieved / 1e12,
+            "peak_tflops": rates.matrix(dtype) / 1e12,
+            "peak_of": f"{matrix_side(rates.device)}^3 in {_name(dtype)}",
+            "share_of_peak": achieved / rates.matrix(dtype),
+            "copy_gb_per_s": rates.copy / 1e9,
+            "copy_bytes": buffer_bytes(rates.device),
+        },
+        "floor": {
+            "ms_per_step": floor,
+            "share_of_step": floor / result["average_ms_per_step"],
+            "ms_of_matrices": sum(one.ms_of_matrices for one in sides.values()),
+            "updates_ms": sum(cost(ops, rates).ms / interval for interval, ops in updates),
+            "by_resolution": {str(side): dataclasses.asdict(one) for side, one in sides.items()},
+            "matrix_tflops": {_name(kind): rate / 1e12 for kind, rate in rates.measured.items()},
+            "layers": _layers(recorded, rates),
+            "in_words": IN_WORDS,
+        },
+    }
+
+
+def _layers(recorded: Mapping[str, Recorded], rates: Rates) -> list[Record]:
+    """One forward pass of one micro-batch through the players."""
+    single = (op for one in recorded.values() for op in one.single if op.forward)
+    return [
+        {"name": layer.name, "shape": list(layer.shape)} | dataclasses.asdict(layer.cost)
+        for layer in layers(single, rates)
+    ]
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,201 @@
+"""Every op that some work runs, forward and backward: what it computes, what it moves, and in which layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from torch.utils.module_tracker import ModuleTracker
+
+_PACKET = type(torch.ops.aten.mm)
+_BACKWARD = torch.ops.aten.convolution_backward
+_ONLY_WRITTEN = {"aten.copy_", "aten.fill_", "aten.zero_", "aten.normal_", "aten.uniform_"}
+"""What these change in place, they do not read."""
+_UNREAD = ("aten.new_", "aten.zeros_like", "aten.ones_like", "aten.full_like")
+_UNTOUCHED = ("aten.empty", "aten.new_empty")
+"""These only allocate."""
+
+
+@dataclass(frozen=True)
+class Op:
+    """One op that ran.
+
+    Attributes:
+        name: As torch calls it, such as `aten.convolution`.
+        layer: The innermost module that was running forward, such as `generator.synthesis.blocks.0`; empty in a
+            backward pass, and outside the players.
+        forward: Whether no backward pass was under way.
+        side: Of its largest images, rounded down to a power of two; 0 where it sees none of 4x4 or more.
+        shape: Of its largest result.
+        dtype: Of its first tensor.
+        flops: Floating-point operations of convolutions and matrix products, a multiplication with its addition being
+            two; 0 for all others.
+        bytes: Of its inputs and results, each once; 0 for a view.
+    """
+
+    name: str
+    layer: str
+    forward: bool
+    side: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    flops: int
+    bytes: int
+
+
+@contextmanager
+def recording(players: Mapping[str, nn.Module]) -> Iterator[list[Op]]:
+    """Record every op that runs, forward and backward, with the player's layer in which it does.
+
+    Args:
+        players: Networks by name; their layers are called by that name and their own.
+    """
+    ops: list[Op] = []
+    counter = FlopCounterMode(display=False)
+    counter.mod_tracker = _Unhooked()
+    with _inside(players) as layers, counter:
+
+        def record(packet: Any, *args: Any, out_val: Any, **kwargs: Any) -> int:
+            backward = counter.mod_tracker.is_bw
+            op = _described(packet, args, kwargs, out_val, "" if backward else layers[-1], not backward)
+            if op.bytes or op.flops:
+                ops.append(op)
+            return op.flops
+
+        counter.flop_registry = _Formulas(record)
+        yield ops
+
+
+class _Unhooked(ModuleTracker):
+    """Tells forward from backward, and no more.
+
+    The counter's own hangs hooks on what goes through modules, with which autograd refuses the gradients of penalties.
+    """
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+class _Formulas(dict[Any, Any]):
+    """In place of the counter's own table of formulas: the counter looks up every op here behind its run."""
+
+    def __init__(self, record: Callable[..., int]) -> None:
+        super().__init__(flop_registry)
+        self._record = record
+
+    def __contains__(self, op: object) -> bool:
+        return isinstance(op, _PACKET)
+
+    def __getitem__(self, op: Any) -> Callable[..., int]:
+        return partial(self._record, op)
+
+
+@contextmanager
+def _inside(players: Mapping[str, nn.Module]) -> Iterator[list[str]]:
+    """The names of the modules that are running, the innermost last; an empty one is always the first."""
+    stack, handles = [""], []
+
+    def enter(name: str, *_: object) -> None:
+        stack.append(name)
+
+    def leave(*_: object) -> None:
+        stack.pop()
+
+    for player, network in players.items():
+        for name, module in network.named_modules():
+            full = f"{player}.{name}" if name else player
+            handles.append(module.register_forward_pre_hook(partial(enter, full)))
+            handles.append(module.register_forward_hook(leave, always_call=True))
+    try:
+        yield stack
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _described(
+    packet: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any, layer: str, forward: bool
+) -> Op:
+    name, tensors, results = str(packet), list(_tensors((args, kwargs))), list(_tensors(out))
+    largest = max(results, key=Tensor.numel, default=None)
+    first = (tensors or results or [torch.empty(0)])[0]
+    return Op(
+        name,
+        layer,
+        forward,
+        _side([*tensors, *results]),
+        () if largest is None else tuple(largest.shape),
+        first.dtype,
+        _flops(packet, args, kwargs, out),
+        _moved(name, args, kwargs, results),
+    )
+
+
+def _flops(packet: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> int:
+    """By torch's formulas, but for the gradients of grouped weights, which they count as if there were one group."""
+    formula = flop_registry.get(packet)
+    if formula is None:
+        return 0
+    if packet is not _BACKWARD:
+        return int(formula(*args, **kwargs, out_val=out))
+    *rest, groups, (of_input, of_weight, _) = args
+    images = formula(*rest, groups, (of_input, False, False), out_val=out)
+    weights = formula(*rest, groups, (False, of_weight, False), out_val=out)
+    return int(images + weights // groups)
+
+
+def _moved(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], results: Sequence[Tensor]) -> int:
+    if name.startswith(_UNTOUCHED):
+        return 0
+    tensors = list(_tensors((args, kwargs)))
+    stored = {_storage(tensor) for tensor in tensors}
+    in_place = name.endswith("_") or "out" in kwargs
+    if not in_place and results and all(_storage(result) in stored for result in results):
+        return 0  # a view
+    if name.startswith(_UNREAD):
+        tensors = []
+    elif name in _ONLY_WRITTEN:
+        tensors = tensors[1:]
+    return sum(map(_bytes, _distinct(tensors))) + sum(map(_bytes, _distinct(results)))
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for one in value.values():
+            yield from _tensors(one)
+    elif isinstance(value, tuple | list):
+        for one in value:
+            yield from _tensors(one)
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _distinct(tensors: Iterable[Tensor]) -> Iterable[Tensor]:
+    keys = {(_storage(one), one.storage_offset(), one.shape, one.stride(), id(one.dtype)): one for one in tensors}
+    return keys.values()
+
+
+def _bytes(tensor: Tensor) -> int:
+    """In memory: what is expanded lies there once."""
+    count = tensor.element_size()
+    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        count *= size if stride or not size else 1
+    return count
+
+
+def _side(tensors: Iterable[Tensor]) -> int:
+    side = max((max(tensor.shape[2:]) for tensor in tensors if tensor.ndim == 4), default=0)
+    return 1 << side.bit_length() - 1 if side >= 4 else 0

@@ -1,0 +1,190 @@
+"""Training steps without a run: the recipe, the backend, and the clocks."""
+
+from __future__ import annotations
+
+import math
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from hires_gan.bench.train_images import Supply
+from hires_gan.bench.train_ops import Op, recording
+from hires_gan.randomness import RandomSource, SampleRandom
+from hires_gan.recipes.families import build_recipe
+from hires_gan.recipes.protocol import Batch, LabelDistribution, Phase, Recipe, Stage, Step, stage_at
+from hires_gan.training.backends import SingleProcess
+from hires_gan.training.launch import DTYPES
+from hires_gan.training.settings import Plan
+from hires_gan.training.trainer import average_decay
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in the schedule the steps lie.
+
+    Attributes:
+        stage: Whose optimizers, batch and resolution hold.
+        nimg: Images shown before the first step, at which all phases are due.
+        cycle: After how many steps the phases repeat.
+        room: So many steps fit the stage; behind them they begin anew.
+    """
+
+    stage: Stage
+    nimg: int
+    cycle: int
+    room: int | None
+
+    def at(self, step: int) -> int:
+        """Images shown before a step."""
+        return self.nimg + (step if self.room is None else step % self.room) * self.stage.batch
+
+
+def find_place(recipe: Recipe, wanted: int | None) -> Place:
+    """The start of the last stage, or the start of the cycle in which `wanted` images have been shown."""
+    stage = recipe.stages[-1 if wanted is None else stage_at(recipe.stages, wanted)]
+    cycle = math.lcm(*(phase.interval for phase in recipe.phases(stage.start)))
+    step = 0 if wanted is None else (wanted - stage.start) // stage.batch // cycle * cycle
+    nimg = stage.start + step * stage.batch
+    left = None if stage.end is None else (stage.end - nimg) // stage.batch
+    return Place(stage, nimg, cycle, left and max(left // cycle * cycle, 1))
+
+
+def build_backend(recipe: Recipe, device: torch.device, plan: Plan) -> SingleProcess:
+    """What steps, as in a run."""
+    return SingleProcess(recipe, device, plan.run.seed, plan.performance)
+
+
+class Stand:
+    """A recipe on a device, ready to step.
+
+    Args:
+        plan: The configuration.
+        labels: The data's classes.
+        device: Where it is trained.
+        wanted: See `find_place`.
+        micro: Images that go through the networks at once.
+    """
+
+    def __init__(
+        self, plan: Plan, labels: LabelDistribution | None, device: torch.device, wanted: int | None, micro: int
+    ) -> None:
+        self.plan, self.device, self.micro = plan, device, micro
+        self.labelled = labels is not None
+        self.recipe = build_recipe(plan.recipe, plan.batch.size, DTYPES[plan.precision], plan.run.seed, labels)
+        self.place = find_place(self.recipe, wanted)
+        self.backend = build_backend(self.recipe, device, plan)
+        self.backend.enter(self.place.stage)
+        self._step = 0
+
+    @property
+    def phases(self) -> list[Phase]:
+        """All of them: at the start of a cycle all are due."""
+        return list(self.recipe.phases(self.place.nimg))
+
+    def step(self, feed: Supply) -> None:
+        """One step, as the trainer does it."""
+        nimg = self.place.at(self._step)
+        batch = feed.take()
+        means = self.backend.step(self.recipe.phases(nimg), batch, nimg, self.micro)
+        self.backend.update_average(average_decay(self.plan.ema, len(batch), nimg))
+        feed.copy_ahead()
+        self.recipe.advance(nimg + len(batch), means)
+        self._step += 1
+
+    def alone(self, phase: Phase, batch: Batch) -> None:
+        """One phase of a step, for all of the batch."""
+        self.backend.step([phase], batch, self.place.nimg, self.micro)
+
+    def record(self, phase: Phase, batch: Batch) -> list[list[Op]]:
+        """The ops of one call of a phase, by micro-batch: its losses forward and backward, without the optimizer."""
+        weights = dict(self.recipe.players[phase.player].named_parameters())
+        live = [weights[name] for name in self.place.stage.optimizers[phase.player].live]
+        samples = torch.arange(self.place.nimg, self.place.nimg + len(batch), device=self.device)
+        random = RandomSource(self.plan.run.seed)
+        found = []
+        for start in range(0, len(batch), self.micro):
+            part = slice(start, start + self.micro)
+            step = Step(batch.part(part), SampleRandom(random, samples[part]))
+            for weight in live:
+                weight.requires_grad_(True)
+            with recording(self.recipe.players) as ops:
+                losses = phase.function(step).losses.values()
+                torch.stack([loss.sum() for loss in losses]).sum().backward()  # type: ignore[no-untyped-call]
+            for weight in live:
+                weight.requires_grad_(False)
+                weight.grad = None
+            found.append(ops)
+        return found
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What some steps in a row took, in seconds; `device` is None on a CPU."""
+
+    steps: int
+    seconds: float
+    host: float
+    """In which Python launched, without waiting for data; on a GPU also the wait for room in the queue of launches."""
+    device: float | None
+    """From the first event to the last on the GPU, gaps included."""
+    waited: float
+    """For data, by Python or by the GPU, whichever is longer."""
+
+
+def time_steps(stand: Stand, feed: Supply, steps: int) -> Timing:
+    """Take the time of so many steps."""
+    waited, stalled, host = feed.waited, feed.stalled(), 0.0
+
+    def run() -> None:
+        nonlocal host
+        for _ in range(steps):
+            start = time.perf_counter()
+            stand.step(feed)
+            host += time.perf_counter() - start
+
+    seconds, device = time_work(run, stand.device)
+    waited, stalled = feed.waited - waited, feed.stalled() - stalled
+    return Timing(steps, seconds, host - waited, device, max(waited, stalled))
+
+
+def time_work(work: Callable[[], None], device: torch.device) -> tuple[float, float | None]:
+    """Wall time of some work until it is done; and, on a GPU, its time between two events."""
+    if device.type != "cuda":
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start, None
+    before, behind = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    before.record()
+    work()
+    behind.record()
+    torch.cuda.synchronize(device)
+    return time.perf_counter() - start, before.elapsed_time(behind) / 1e3
+
+
+def time_phase(stand: Stand, phase: Phase, batch: Batch, calls: int) -> float:
+    """Seconds of one call of a phase alone, on average over some behind one that is not measured."""
+    stand.alone(phase, batch)
+
+    def run() -> None:
+        for _ in range(calls):
+            stand.alone(phase, batch)
+
+    seconds, device = time_work(run, stand.device)
+    return (seconds if device is None else device) / calls
+
+
+def peak_memory(device: torch.device) -> dict[str, int | None]:
+    """Bytes: on a GPU allocated and reserved since the last reset; on a CPU the process's peak since its start."""
+    if device.type == "cuda":
+        return {
+            "allocated": torch.cuda.max_memory_allocated(device),
+            "reserved": torch.cuda.max_memory_reserved(device),
+            "resident": None,
+        }
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"allocated": None, "reserved": None, "resident": resident}

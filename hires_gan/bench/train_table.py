@@ -1,0 +1,110 @@
+"""The result of `bench train` as lines for people."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+Record = dict[str, Any]
+_KERNELS_SHOWN = 15
+_WIDTH = 116
+
+
+def table(record: Record) -> list[str]:
+    """The whole result."""
+    settings = record["settings"]
+    place = f"{settings['resolution']}x{settings['resolution']}{' in a fade' if settings['fade'] else ''}"
+    lines = [
+        f"{settings['config']}: {place} from {settings['nimg']} images on, batches of {settings['batch']}, "
+        f"{settings['precision']}, performance {settings['performance']}, {settings['ops']} ops, {settings['data']} "
+        f"images, on {settings['device']}"
+    ]
+    for result in record["results"]:
+        lines += ["", *_speed(result, settings), "", *_phases(result), "", *_floor(result)]
+        lines += ["", *_kernels(result["profile"])] if result["profile"] else []
+    if "reference" in record:
+        lines += ["", *_reference(record)]
+    return lines
+
+
+def _speed(result: Record, settings: Record) -> Iterator[str]:
+    operations = result["operations"]
+    yield f"micro-batch {result['micro']}: {result['images_per_s']:.2f} images/s, {result['s_per_kimg']:.2f} s/kimg"
+    yield _line("for all of the run", f"{result['gpu_days']:.3g} days at this rate for {settings['total_kimg']:g} kimg")
+    partial = result["steps"] % settings["cycle"]
+    note = f", no whole cycles of {settings['cycle']}: an average step is {result['average_ms_per_step']:.2f} ms"
+    yield _line("step", f"{result['ms_per_step']:.2f} ms over {result['steps']} steps{note if partial else ''}")
+    device = result["device_ms_per_step"]
+    if device is not None:
+        host = f"{result['host_ms_per_step']:.2f} ms to launch a step"
+        yield _line("host, device", f"{host}, {device:.2f} ms on the device")
+    yield _line("waiting for data", f"{result['data_wait_share']:.1%}")
+    memory = {name: size for name, size in result["memory"].items() if size is not None}
+    yield _line("peak memory", ", ".join(f"{size / 2**30:.2f} GiB {name}" for name, size in memory.items()))
+    yield _line("operations", f"{operations['flop_per_image'] / 1e9:.2f} GFLOP per image of an average step")
+    share = f"{operations['share_of_peak']:.1%} of a matrix product's"
+    yield _line("achieved", f"{operations['tflops']:.3g} TFLOP/s, {share}")
+    peak = f"{operations['peak_tflops']:.3g} TFLOP/s ({operations['peak_of']})"
+    yield _line("measured limits", f"{peak}, copy {operations['copy_gb_per_s']:.1f} GB/s, read and written together")
+
+
+def _line(name: str, text: str) -> str:
+    return f"  {name:20}{text}"
+
+
+def _phases(result: Record) -> Iterator[str]:
+    profile = result["profile"]
+    head = f"{'phase':16}{'interval':>9}{'ms/call':>10}{'ms/step':>10}{'GFLOP/call':>12}{'floor ms/call':>15}"
+    yield head + (f"{'kernels':>9}{'busy ms':>10}" if profile else "")
+    for name, phase in result["phases"].items():
+        line = f"{name:16}{phase['interval']:>9}{phase['ms_per_call']:>10.2f}{phase['ms_per_step']:>10.2f}"
+        line += f"{phase['gflop']:>12.2f}{phase['floor_ms_per_call']:>15.3f}"
+        ran = profile and profile["phases"][name]
+        yield line + (f"{ran['kernels']:>9}{ran['busy_ms']:>10.2f}" if ran else "")
+    total = sum(phase["ms_per_step"] for phase in result["phases"].values())
+    yield f"{'together':16}{'':>19}{total:>10.2f}"
+    if result["average_ms_per_step"] == result["ms_per_step"]:
+        yield f"{'the rest':16}{'':>19}{result['ms_per_step'] - total:>10.2f}"
+
+
+def _floor(result: Record) -> Iterator[str]:
+    floor = result["floor"]
+    share = f"{floor['share_of_step']:.1%} of an average step"
+    yield f"floor: {floor['ms_per_step']:.3f} ms per step, {share}; {floor['ms_of_matrices']:.3f} ms of it in matrices"
+    yield from textwrap.wrap(floor["in_words"], _WIDTH, initial_indent="  ", subsequent_indent="  ")
+    yield ""
+    columns = f"{'GFLOP':>10}{'MB':>10}{'ms by ops':>11}{'by bytes':>10}{'larger':>10}"
+    yield f"{'an average step, by resolution':62}{columns}"
+    for side, cost in floor["by_resolution"].items():
+        yield f"{side + 'x' + side if side != '0' else 'weights and vectors':62}{_cost(cost)}"
+    yield ""
+    yield f"{'one forward pass of a micro-batch, by layer':62}{columns}"
+    for layer in floor["layers"]:
+        shape = "x".join(map(str, layer["shape"]))
+        yield f"{layer['name']:45}{shape:17}{_cost(layer)}"
+
+
+def _cost(cost: Record) -> str:
+    return (
+        f"{cost['gflop']:>10.3f}{cost['mb']:>10.2f}{cost['ms_by_operations']:>11.4f}{cost['ms_by_bytes']:>10.4f}"
+        f"{cost['ms']:>10.4f}"
+    )
+
+
+def _kernels(profile: Record) -> Iterator[str]:
+    busy = f"{profile['busy_ms_per_step']:.2f} ms"
+    count = f"{profile['kernels_per_step']:.0f} kernels in an average step"
+    yield f"{count}, which keep the GPU busy for {busy}; the longest:"
+    yield f"{'ms/step':>10}{'share':>8}{'calls':>9}  kernel"
+    for kernel in profile["kernels"][:_KERNELS_SHOWN]:
+        figures = f"{kernel['ms_per_step']:>10.3f}{kernel['share']:>8.1%}{kernel['calls_per_step']:>9.1f}"
+        yield f"{figures}  {kernel['name'][:88]}"
+
+
+def _reference(record: Record) -> Iterator[str]:
+    reference = record["reference"]
+    yield (
+        f"{record['ratio_to_reference']:.3f} times the {reference['images_per_s']:.2f} images/s of {reference['file']} "
+        f"({reference['gpu.name']}, {reference['date']})"
+    )

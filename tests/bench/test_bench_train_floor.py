@@ -1,0 +1,194 @@
+"""What `hires-gan bench train` counts: operations and bytes are those by hand, and their times add up."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from hires_gan.bench import train_rates
+from hires_gan.bench.train_floor import by_side, cost, layers, updating
+from hires_gan.bench.train_measure import Recorded, compare, speeds
+from hires_gan.bench.train_ops import Op, recording
+from hires_gan.bench.train_rates import Rates, matrix_dtype
+from hires_gan.bench.train_steps import Timing
+from hires_gan.ops import conv2d_resample
+
+CPU = torch.device("cpu")
+RATES = Rates(CPU, copied=1e9, measured={torch.float32: 1e9})
+"""1 ms for 1e6 operations, and for 1e6 bytes."""
+
+
+@pytest.fixture(autouse=True)
+def small_limits(monkeypatch):
+    """Matrices and buffers that are measured at once."""
+    monkeypatch.setitem(train_rates._SIDES, "cpu", 64)
+    monkeypatch.setitem(train_rates._BUFFER, "cpu", 2**16)
+
+
+# Operations and bytes
+
+
+def recorded(work, **players: nn.Module) -> list[Op]:
+    with recording(players) as ops:
+        work()
+    return ops
+
+
+def flops(ops: list[Op]) -> int:
+    return sum(op.flops for op in ops)
+
+
+def test_the_operations_of_a_plain_model():
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1, stride=2), nn.Flatten(), nn.Linear(64, 5))
+    x = torch.randn(2, 3, 8, 8)
+    first, second, last = 2 * 2 * 8 * 3 * 9 * 64, 2 * 2 * 4 * 8 * 16, 2 * 2 * 64 * 5
+    forward = recorded(lambda: network(x), generator=network)
+    assert flops(forward) == first + second + last
+    both = recorded(lambda: network(x).sum().backward(), generator=network)
+    assert flops([op for op in both if op.forward]) == first + second + last
+    # Backward: the gradient of the weights for all layers, that of the input for all but the first.
+    assert flops([op for op in both if not op.forward]) == first + 2 * second + 2 * last
+    with FlopCounterMode(display=False) as counter:
+        network(x).sum().backward()
+    assert flops(both) == counter.get_total_flops()
+
+
+def test_the_layers_of_a_plain_model():
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU()))
+    x = torch.randn(2, 3, 8, 8)
+    ops = recorded(lambda: network(x * 2).sum().backward(), judge=network)
+    found = layers((op for op in ops if op.forward), RATES)
+    assert [layer.name for layer in found] == ["judge.0", "judge.1.0", "judge.1.1"]
+    assert [layer.shape for layer in found] == [(2, 8, 8, 8)] * 3
+    assert found[0].cost.gflop == pytest.approx(2 * 2 * 8 * 3 * 9 * 64 / 1e9)
+    assert {op.layer for op in ops if not op.forward} == {""}
+    assert [op.name for op in ops if not op.layer][:3] == ["aten.mul", "aten.sum", "aten.ones_like"]
+    assert not network[0]._forward_hooks and not network[0]._forward_pre_hooks
+
+
+def test_a_module_that_fails_leaves_no_name_behind():
+    network = nn.Sequential(nn.Conv2d(3, 8, 3))
+    with recording({"judge": network}) as ops:
+        with pytest.raises(RuntimeError):
+            network(torch.zeros(1, 4, 8, 8))
+        torch.zeros(3) + 1
+    assert ops[-1].name == "aten.add" and ops[-1].layer == ""
+
+
+def test_groups_divide_the_operations():
+    x, w = torch.randn(1, 8, 8, 8, requires_grad=True), torch.randn(8, 2, 3, 3, requires_grad=True)
+    ops = recorded(lambda: nn.functional.conv2d(x, w, padding=1, groups=4).sum().backward())
+    assert flops(ops) == 3 * (2 * 8 * 2 * 9 * 64)  # forward, the gradient of the input, that of the weights
+
+
+def test_the_operations_of_a_penalty():
+    """A gradient at the images that is differentiated again: through torch, and through a module, as recipes do it."""
+    network = nn.Conv2d(3, 8, 3, padding=1)
+    x = torch.randn(2, 3, 8, 8, requires_grad=True)
+
+    def penalise():
+        (gradient,) = torch.autograd.grad(network(x).sum(), x, create_graph=True)
+        gradient.square().sum().backward()
+
+    # Forward; the gradient of the images; and, through that one, the gradients of the weights and of what had arrived:
+    # torch computes the latter whether or not somebody asks, and what runs is counted.
+    assert flops(recorded(penalise, judge=network)) == 4 * (2 * 2 * 8 * 3 * 9 * 64)
+
+
+@pytest.mark.parametrize("up", [1, 2])
+def test_the_operations_of_our_own_convolution(up):
+    x, w = torch.randn(2, 3, 8, 8, requires_grad=True), torch.randn(8, 3, 3, 3, requires_grad=True)
+    f = torch.ones(1) if up > 1 else None
+    ops = recorded(lambda: conv2d_resample(x, w, f, up=up, padding=1).sum().backward())
+    convolved = [op for op in ops if op.shape != (2, 8, 16, 16)]  # without the filter behind the enlargement
+    assert flops(convolved) == 3 * (2 * 2 * 8 * 3 * 9 * 64)
+
+
+def test_the_bytes_of_ops():
+    x, y = torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4)  # of 384 bytes
+
+    def moved(work) -> list[tuple[str, int]]:
+        return [(op.name.removeprefix("aten."), op.bytes) for op in recorded(work)]
+
+    assert moved(lambda: x + y) == [("add", 3 * 384)]
+    assert moved(lambda: x + x) == [("add", 2 * 384)]
+    assert moved(lambda: x + torch.ones(1).expand(3, 1, 1)) == [("ones", 4), ("add", 2 * 384 + 4)]
+    assert moved(lambda: x.half()) == [("_to_copy", 384 + 192)]
+    assert moved(lambda: x.add_(y)) == [("add_", 3 * 384)]
+    assert moved(lambda: x.copy_(y)) == [("copy_", 2 * 384)]
+    assert moved(lambda: x.zero_()) == [("zero_", 384)]
+    assert moved(lambda: torch.zeros_like(x)) == [("zeros_like", 384)]
+    assert moved(lambda: torch.add(x, y, out=x)) == [("add", 3 * 384)]
+    assert moved(lambda: (x.view(-1), x.permute(1, 0, 2, 3), x[1:], x.detach(), torch.empty_like(x), x.chunk(2))) == []
+    assert moved(lambda: x[:, :1] * 1.0) == [("mul", 128 + 128)]
+
+
+@pytest.mark.parametrize(("side", "expected"), [(1025, 1024), (1024, 1024), (33, 32), (4, 4), (3, 0), (1, 0)])
+def test_the_side_of_an_op(side, expected):
+    (op,) = recorded(lambda: torch.zeros(1, 1, side, side).relu())[-1:]
+    assert op.side == expected
+
+
+# The floor
+
+
+def an_op(flops: int, moved: int, side: int = 8, dtype: torch.dtype = torch.float32, layer: str = "", name: str = "op"):
+    return Op(name, layer, True, side, (1,), dtype, flops, moved)
+
+
+def test_the_cost_of_ops():
+    total = cost([an_op(4_000_000, 1_000_000), an_op(1_000_000, 2_000_000), an_op(0, 500_000)], RATES)
+    assert (total.gflop, total.mb) == (pytest.approx(0.005), pytest.approx(3.5))
+    assert (total.ms_by_operations, total.ms_by_bytes) == (pytest.approx(5), pytest.approx(3.5))
+    assert total.ms == pytest.approx(4 + 2 + 0.5)
+    assert total.ms_of_matrices == pytest.approx(4 + 2)
+
+
+def test_each_dtype_has_its_own_rate():
+    rates = Rates(torch.device("cuda"), copied=1e12, measured={torch.float32: 1e9, torch.bfloat16: 1e10})
+    assert cost([an_op(10_000_000, 0), an_op(10_000_000, 0, dtype=torch.bfloat16)], rates).ms == pytest.approx(10 + 1)
+    assert matrix_dtype(torch.bfloat16, CPU) == torch.float32 and matrix_dtype(torch.float64, CPU) == torch.float64
+
+
+def test_the_cost_of_a_step_by_resolution():
+    found = by_side([(1, [an_op(0, 1_000_000, 4), an_op(0, 2_000_000)]), (4, [an_op(0, 8_000_000)])], RATES)
+    assert {side: one.ms for side, one in found.items()} == {8: pytest.approx(2 + 8 / 4), 4: pytest.approx(1)}
+    assert list(found) == [8, 4]
+
+
+def test_the_bytes_of_the_updates():
+    weights = [torch.zeros(10), torch.zeros(2, 5, dtype=torch.float64)]
+    assert [op.bytes for op in updating(weights, weights[:1])] == [7 * 40, 7 * 80, 3 * 40]
+
+
+def test_rates_are_measured_once(monkeypatch):
+    monkeypatch.setattr(train_rates, "measure_matrix", lambda dtype, device: seen.append(dtype) or 5.0)
+    monkeypatch.setattr(train_rates, "measure_copy", lambda device: seen.append("copy") or 7.0)
+    seen: list[object] = []
+    rates = Rates(CPU)
+    assert [rates.matrix(torch.bfloat16), rates.matrix(torch.float32), rates.copy, rates.copy] == [5.0, 5.0, 7.0, 7.0]
+    assert seen == [torch.float32, "copy"]
+
+
+def test_the_rates_of_this_machine():
+    assert train_rates.measure_matrix(torch.float32, CPU) > 0 and train_rates.measure_copy(CPU) > 0
+
+
+def test_what_follows_from_times_and_counts():
+    timing = Timing(4, 2.0, 0.5, 1.0, 0.2)
+    found = speeds(timing, 10, 25.0)
+    assert (found["images_per_s"], found["s_per_kimg"], found["ms_per_step"]) == (20.0, 50.0, 500.0)
+    assert found["gpu_days"] == pytest.approx(1250 / 86_400)
+    assert (found["host_ms_per_step"], found["device_ms_per_step"], found["data_wait_share"]) == (125.0, 250.0, 0.1)
+    result = {"batch": 10, "average_ms_per_step": 500.0, "phases": {"generator": {}, "r1": {}}}
+    ops = {"generator": Recorded(1, [an_op(10**9, 0)]), "r1": Recorded(4, [an_op(2 * 10**9, 10**9)])}
+    found = compare(result, ops, [(1, updating([torch.zeros(250_000)], []))], RATES, torch.float32)
+    assert found["operations"]["flop_per_image"] == (1e9 + 2e9 / 4) / 10
+    assert found["operations"]["tflops"] == pytest.approx(1.5e9 / 0.5 / 1e12)
+    assert found["operations"]["share_of_peak"] == pytest.approx(3)
+    assert found["phases"]["r1"] == {"gflop": 2.0, "mb": 1000.0, "floor_ms_per_call": 2000.0}
+    assert found["floor"]["updates_ms"] == pytest.approx(7)
+    assert found["floor"]["ms_per_step"] == pytest.approx(1000 + 2000 / 4 + 7)
+    assert found["floor"]["ms_of_matrices"] == pytest.approx(1500)
