@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 RUNS ?= runs
 OUT ?= benchmarks/gpu
+# A shard set of 1024x1024, on which gpu-check measures training on real images.
+GPU_SHARDS ?=
 BIN = $(VENV)/bin
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 EXTRAS = s3,gcs,dali,deepspeed,metrics,export,demo,dev
@@ -89,8 +91,14 @@ gpu-check:
 	else echo "== compute-sanitizer is not on the PATH"; fi; \
 	step $(GPU_PYTHON) -m pytest -m gpu --junitxml=$(OUT)/gpu-tests.xml; \
 	step $(GPU_PYTHON) -m hires_gan bench ops --out $(OUT)/ops.json; \
-	step $(GPU_PYTHON) -m hires_gan bench train --config configs/stylegan2_ffhq1024.yaml batch.size=8 \
-	--micro 4 --micro 8 --profile --out $(OUT)/train.json; \
+	step $(GPU_PYTHON) -c "import nvidia.dali"; \
+	step $(GPU_PYTHON) -m hires_gan bench input --resolution 1024 --out $(OUT)/input.json; \
+	if [ -n "$(GPU_SHARDS)" ]; then step $(GPU_PYTHON) -m hires_gan bench train --data real --micro 8 \
+		--config configs/stylegan2_ffhq1024.yaml batch.size=8 data.shards=$(GPU_SHARDS) data.decoder=dali \
+		--out $(OUT)/train-real.json; \
+	else echo "== GPU_SHARDS names no shard set of 1024x1024: training on real images is not measured"; fi; \
+	for size in 4 8 32; do step $(GPU_PYTHON) -m hires_gan bench train --config configs/stylegan2_ffhq1024.yaml \
+		batch.size=$$size --micro $$((size < 8 ? size : 8)) --profile --out $(OUT)/train-$$size.json; done; \
 	test -z "$$failed"
 
 clean:

@@ -20,7 +20,7 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Train Progressive GAN at up to 1024x1024 on your own images.",
+    help="Train Progressive GAN, StyleGAN and StyleGAN2 at up to 1024x1024 on your own images.",
 )
 config_app = typer.Typer(no_args_is_help=True, help="Look at a configuration without running it.")
 bench_app = typer.Typer(no_args_is_help=True, help="Measure this machine.")

@@ -107,6 +107,14 @@ def _embedding(latent_size: int, w_size: int, classes: int, together: bool) -> E
 
 
 def check_labels(labels: Tensor | None, classes: int) -> None:
-    """Refuse labels without classes, and classes without labels."""
+    """Refuse labels without classes, classes without labels and, on the CPU, labels that are no classes.
+
+    Reading them on a GPU would make it wait.
+    """
     if (labels is not None) != (classes > 0):
         raise ValueError(f"labels {'given' if labels is not None else 'missing'}; classes is {classes}")
+    if labels is None or labels.device.type != "cpu" or labels.numel() == 0 or torch.compiler.is_compiling():
+        return
+    wrong = labels[(labels < 0) | (labels >= classes)]
+    if wrong.numel():
+        raise ValueError(f"labels hold {int(wrong[0])}; classes 0 to {classes - 1} are allowed")

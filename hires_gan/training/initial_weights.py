@@ -8,12 +8,16 @@ from typing import Any
 from hires_gan.checkpoint import Checkpoint, load_exactly
 from hires_gan.errors import UsageError
 from hires_gan.inference.loading import find
+from hires_gan.networks.growth import Width, resolutions_to
 from hires_gan.progress import say
+from hires_gan.settings import at_resolution
 from hires_gan.training.backends import SingleProcess
 from hires_gan.training.settings import Plan
 
 _NO_ARCHITECTURE = {"group_size", "freeze"}
 """Keys of the networks' blocks that leave the weights' names and shapes alone."""
+
+_WIDTH = {"fmap_base", "fmap_max"}
 
 
 def open_initial(plan: Plan) -> Checkpoint | None:
@@ -57,6 +61,16 @@ def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[
     if there.get("name") != here.get("name"):
         return
     for player in ("generator", "discriminator"):
-        for key in here[player].keys() - _NO_ARCHITECTURE:
+        alike = _NO_ARCHITECTURE | (_WIDTH if _maps(there, player) == _maps(here, player) else set())
+        for key in (key for key in here[player] if key not in alike):
             if there[player].get(key) != here[player][key]:
                 yield f"recipe.{player}.{key} is {there[player].get(key)} there and {here[player][key]} here"
+
+
+def _maps(recipe: Mapping[str, Any], player: str) -> list[int]:
+    """How many feature maps there are at each resolution: two ways of writing the base may give the same."""
+    base, most = (recipe[player].get(key) for key in ("fmap_base", "fmap_max"))
+    if isinstance(base, Mapping):
+        base = at_resolution({int(side): value for side, value in base.items()}, recipe["resolution"])
+    width = Width(base // 2 if recipe["name"] == "stylegan2" else base, most)
+    return [width.at(side) for side in resolutions_to(recipe["resolution"])]

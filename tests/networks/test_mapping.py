@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -173,5 +174,6 @@ def test_refusals() -> None:
         build("stylegan2")(normal(2, 4))
     with pytest.raises(ValueError, match="at least one latent or class, and one layer"):
         MappingNetwork(0, 4)
-    with pytest.raises(RuntimeError, match=r"Class values must be smaller than num_classes"):
-        build("stylegan2", classes=3)(normal(1, 5), torch.tensor([3]))
+    for family, label in itertools.product(("stylegan", "stylegan2"), (3, -1)):
+        with pytest.raises(ValueError, match=rf"labels hold {label}; classes 0 to 2 are allowed"):
+            build(family, classes=3)(normal(2, 5), torch.tensor([1, label]))
