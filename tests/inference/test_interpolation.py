@@ -26,8 +26,6 @@ from hires_gan.inference.request import Film, Given, Look, Request
 from hires_gan.inference.styles_file import Styles, write_styles
 from hires_gan.inference.video import FrameFolder, open_film
 
-FFMPEG = shutil.which("ffmpeg")
-
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> str:
@@ -237,15 +235,28 @@ def test_an_interrupted_film_ends_its_program_and_keeps_the_old_one(fake_ffmpeg,
     assert not (tmp_path / ".film.mp4.partial").exists()
 
 
-@pytest.mark.skipif(FFMPEG is None, reason="needs ffmpeg on PATH")
-def test_the_film_that_ffmpeg_makes_has_the_colours(tmp_path):
+@pytest.fixture
+def real_ffmpeg(tmp_path, monkeypatch) -> str:
+    """The program of the machine, or the one that comes with the development packages, on the PATH."""
+    found = shutil.which("ffmpeg")
+    if found is None:
+        from imageio_ffmpeg import get_ffmpeg_exe
+
+        (tmp_path / "bin").mkdir()
+        (tmp_path / "bin" / "ffmpeg").symlink_to(get_ffmpeg_exe())
+        monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+        found = str(tmp_path / "bin" / "ffmpeg")
+    return found
+
+
+def test_the_film_that_ffmpeg_makes_has_the_colours(real_ffmpeg, tmp_path):
     colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (120, 200, 40), (255, 255, 255), (0, 0, 0)]
     with open_film(tmp_path, "film", 10) as writer:
         for colour in colours:
             writer.add(np.full((64, 64, 3), colour, np.uint8))
     assert isinstance(writer, video.Mp4)
     command = [
-        FFMPEG,
+        real_ffmpeg,
         "-loglevel",
         "error",
         "-i",
