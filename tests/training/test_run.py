@@ -12,9 +12,12 @@ import threading
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from hires_gan import checkpoint
 from hires_gan.config import Configuration, to_yaml
+from hires_gan.data.command import PrepareOptions
+from hires_gan.data.prepare import prepare
 from hires_gan.errors import Failure, UsageError
 from hires_gan.training.run import train
 from hires_gan.training.trainer import Trainer
@@ -135,6 +138,18 @@ def test_labels_train_a_conditional_model(settings, tmp_path):
     state = checkpoint.latest(tmp_path / "runs" / "small" / "checkpoints").state
     assert state["inference"]["classes"] == 2
     assert metric_steps(tmp_path / "runs", "loss/labels_fake") == list(range(32, 481, 32))
+
+
+def test_labels_that_the_data_do_not_have_are_refused(settings, tmp_path):
+    (tmp_path / "images").mkdir()
+    for number in range(4):
+        Image.new("RGB", (16, 16), (60 * number, 0, 0)).save(tmp_path / "images" / f"{number}.png")
+    prepare([str(tmp_path / "images")], tmp_path / "unlabelled", PrepareOptions(resolution=16, processes=1))
+    asked = changed(settings, data={"shards": str(tmp_path / "unlabelled")}, recipe={"labels": True})
+    sentence = "recipe.labels is true, but .*unlabelled has no labels; prepare it with --labels, or set it to false"
+    with pytest.raises(UsageError, match=sentence):
+        run(asked)
+    assert not (tmp_path / "runs" / "small").exists()
 
 
 def test_a_finished_run_stays_finished(settings, tmp_path):

@@ -7,16 +7,29 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
+from torch import Tensor
+from typer.testing import CliRunner
 
 import hires_gan
 from hires_gan import checkpoint
-from hires_gan.config import Configuration, to_yaml
+from hires_gan.augment.pipe import augment
+from hires_gan.cli import app
+from hires_gan.config import Configuration, load_configuration, to_yaml
+from hires_gan.data.command import PrepareOptions
+from hires_gan.data.prepare import prepare
 from hires_gan.errors import UsageError
+from hires_gan.recipes import stylegan2
 from hires_gan.training.run import train
 
+FINETUNE = Path(__file__).resolve().parent.parent.parent / "configs" / "stylegan2_finetune.yaml"
+GEOMETRY = {"xflip", "rotate90", "xint", "scale", "rotate", "aniso", "xfrac"}
+BGC = GEOMETRY | {"brightness", "contrast", "lumaflip", "hue", "saturation"}
+NOT_BGC = {"bands", "noise", "cutout"}
 STYLEGAN2 = {
     "name": "stylegan2",
     "resolution": 16,
@@ -130,6 +143,101 @@ def test_a_new_run_starts_from_anothers_weights_and_with_fresh_optimizers(
     again = changed(tuned, run={"total_kimg": 0.032})
     run(again)
     assert saved(again).nimg == 32
+
+
+@pytest.fixture
+def few_images(tmp_path: Path) -> Path:
+    """Eight images of 64x64."""
+    generator = np.random.default_rng(0)
+    (tmp_path / "few").mkdir()
+    for number in range(8):
+        pixels = generator.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "few" / f"{number}.png")
+    prepare([str(tmp_path / "few")], tmp_path / "few-shards", PrepareOptions(resolution=64, processes=1))
+    return tmp_path / "few-shards"
+
+
+def trained(overrides: list[str]) -> checkpoint.Checkpoint:
+    """The last checkpoint of the shipped configuration of fine-tuning, with overrides."""
+    configuration = load_configuration(FINETUNE, overrides)
+    assert train(configuration, to_yaml(configuration))
+    return saved(configuration.model_dump())
+
+
+def test_the_shipped_fine_tuning_starts_from_a_run_and_learns_behind_the_frozen_layers(
+    few_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file as it is, but for its size: of the discriminator's 13 layers at 64x64, the first 10 are frozen."""
+    small = [
+        f"run.dir={tmp_path / 'runs'}",
+        f"data.shards={few_images}",
+        "data.workers=0",
+        "recipe.resolution=64",
+        "recipe.generator={latent_size: 8, w_size: 8, mapping_layers: 2, fmap_base: 256, fmap_max: 8}",
+        "recipe.discriminator.fmap_base=256",
+        "recipe.discriminator.fmap_max=8",
+        "batch.size=4",
+        "precision=fp32",
+        "samples.count=4",
+        "evaluation={metrics: [], best: null}",
+    ]
+    of_scratch = ["run.init_from=null", "recipe.augment=null", "run.name=first", "run.total_kimg=0.004"]
+    source = trained([*small, *of_scratch])
+    seen: list[tuple[float, set[str]]] = []
+
+    def watched(images: Tensor, draws: Any, p: Tensor, settings: Any) -> Tensor:
+        changed = augment(images, draws, p, settings)
+        assert not torch.equal(changed, images)
+        seen.append((float(p), {name for name in BGC | NOT_BGC if settings.strength(name) > 0}))
+        return changed
+
+    monkeypatch.setattr(stylegan2, "augment", watched)
+    half = ["recipe.augment.probability.initial=0.5"]
+    tuned = trained([*small, *half, f"run.init_from={source.folder}", "run.total_kimg=0.02"])
+    assert tuned.state["configuration"]["run"]["name"] == "stylegan2-finetune"
+    before, after = source.tensors("discriminator"), tuned.tensors("discriminator")
+    unchanged = {name for name in before if torch.equal(before[name], after[name])} - {"filter"}
+    layers = ("from_rgb.", "blocks.64.", "blocks.32.", "blocks.16.")
+    assert unchanged == {name for name in before if name.startswith(layers)}
+    assert len(unchanged) == 2 + 3 * 5
+    before, after = source.tensors("generator"), tuned.tensors("generator")
+    assert not torch.equal(before["synthesis.constant"], after["synthesis.constant"])
+    # The whole of one preset, always. With 16 images in an interval and 100 kimg from 0 to 1, p has moved by 0.00016.
+    assert {names == BGC for _, names in seen} == {True}
+    probabilities = [p for p, _ in seen]
+    assert probabilities[0] == 0.5
+    assert abs(probabilities[-1] - 0.5) == pytest.approx(16 / 100_000, rel=1e-9)
+
+
+@pytest.mark.parametrize("recipe", [STYLEGAN, STYLEGAN2], ids=["stylegan", "stylegan2"])
+def test_generate_makes_the_class_that_was_asked_for(
+    settings: dict[str, Any], recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    made = style_settings(settings, recipe | {"labels": True}, total_kimg=0.064)
+    run(made)
+
+    def images(label: int, folder: str) -> list[np.ndarray[Any, Any]]:
+        arguments = ["generate", str(saved(made).folder), "--out", str(tmp_path / folder), "--seeds", "3,5"]
+        done = CliRunner().invoke(app, [*arguments, "--class", str(label), "--device", "cpu"])
+        assert done.exit_code == 0, done.output
+        return [np.asarray(Image.open(tmp_path / folder / f"seed{seed:010d}.png")) for seed in (3, 5)]
+
+    first, second, again = images(0, "first"), images(1, "second"), images(0, "again")
+    for one, other, same in zip(first, second, again, strict=True):
+        assert not np.array_equal(one, other)
+        assert np.array_equal(one, same)
+    assert not np.array_equal(first[0], first[1])
+
+
+def test_weights_of_another_resolution_are_refused(settings: dict[str, Any]) -> None:
+    first = style_settings(settings, STYLEGAN2, total_kimg=0.016)
+    run(first)
+    lower = style_settings(settings, STYLEGAN2, name="lower", init_from=str(saved(first).folder))
+    lower["recipe"]["resolution"] = 8
+    lower["evaluation"] |= {"metrics": [], "best": None}
+    with pytest.raises(UsageError, match=r"recipe\.resolution is 16 there and 8 here\. Set these keys to what"):
+        run(lower)
+    assert not (Path(first["run"]["dir"]) / "lower").exists()
 
 
 def test_a_run_of_a_folder_or_of_another_family_s_weights_says_what_differs(settings: dict[str, Any]) -> None:
