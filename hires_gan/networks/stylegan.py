@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hires_gan.networks.growth import Growth, Width, live_at, resolutions_to
 from hires_gan.networks.layers import (
+    FP16_CLAMP,
     EqualizedConv2d,
     EqualizedLinear,
     biased_lrelu,
@@ -210,12 +211,13 @@ def adaptive_instance_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float =
         eps: Added to the variance.
 
     Returns:
-        The same shape and dtype as `x`.
+        The same shape and dtype as `x`; in fp16 within plus and minus `FP16_CLAMP`, as the layers' other outputs.
     """
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     centred = wide - wide.mean((2, 3), keepdim=True)  # the one large tensor that is kept for the backward pass
     factor = torch.rsqrt(centred.square().mean((2, 3)) + eps) * (scale + 1)
-    return torch.addcmul(shift[:, :, None, None], centred, factor[:, :, None, None]).to(x.dtype)
+    styled = torch.addcmul(shift[:, :, None, None], centred, factor[:, :, None, None])
+    return (styled.clamp(-FP16_CLAMP, FP16_CLAMP) if x.dtype == torch.float16 else styled).to(x.dtype)
 
 
 class Discriminator(nn.Module):

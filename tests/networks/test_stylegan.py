@@ -189,6 +189,20 @@ def test_adaptive_instance_norm_takes_its_statistics_wide(dtype: torch.dtype) ->
     close(found, adaptive_instance_norm(x.double(), scale.double(), shift.double()), 1e-2)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_styles_of_ten_thousand_stay_finite_with_their_gradients(dtype: torch.dtype) -> None:
+    """One pixel far from all others, the most that a normalised map can hold, in a layer with such a style."""
+    x = torch.zeros(1, 2, 64, 64, dtype=dtype)
+    x[:, :, 5, 7] = 100
+    x.requires_grad_()
+    scale, shift = (torch.full((1, 2), value, requires_grad=True) for value in (1e4, -1e4))
+    y = adaptive_instance_norm(x, scale, shift)
+    assert y.isfinite().all()
+    assert dtype != torch.float16 or float(y.detach().abs().max()) == 256
+    for gradient in torch.autograd.grad(y.float().sum(), (x, scale, shift)):
+        assert gradient.isfinite().all()
+
+
 def test_a_constant_map_becomes_its_shift_with_finite_derivatives() -> None:
     x = torch.ones(2, 3, 4, 4, requires_grad=True)
     y = adaptive_instance_norm(x, torch.zeros(2, 3), torch.full((2, 3), 0.5))
