@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from hires_gan.data import mixed, store
 from hires_gan.data.command import PrepareOptions
 from hires_gan.data.manifest import INDEX_ROW, LABEL, Manifest, ShardEntry
 from hires_gan.data.opening import resolve_lanes
@@ -104,10 +105,22 @@ def test_what_the_page_says_of_the_code(tmp_path):
     assert known["lanes"] == resolve_lanes("auto", int(known["batch"]))
     assert known["lanes_64"] == resolve_lanes("auto", 64)
     assert known["downloads"] == StreamSettings().downloads
+    assert abs(known["piece"] - store._LARGEST) <= shown(figures()["piece"][1])[1]
+    assert known["looked_shards"] == mixed.SHARDS_LOOKED_AT
+    assert known["look_time"] == mixed.SECONDS
     assert "the default is 50 GB" in PAGE
     assert StreamSettings().cache_gb == 50
     side = 4**15
     assert side // 4 < known["images"] <= side == known["network"]
+
+
+def test_as_many_headers_are_looked_at_as_the_page_says():
+    """Of a set with as many columns and more shards than are looked at."""
+    entries = tuple(ShardEntry(name=shard_name(n), samples=10_000, bytes=1, sha256="a" * 64) for n in range(500))
+    columns = ("image", "image.256", "image.64")
+    manifest = Manifest(resolution=1024, count=5_000_000, columns=columns, filter="box", shards=entries)
+    assert len(columns) == computed()["columns"]
+    assert len(mixed.rows_to_look_at(manifest)) * len(columns) == computed()["headers"]
 
 
 def test_a_manifest_has_as_many_bytes_as_the_page_says(tmp_path):

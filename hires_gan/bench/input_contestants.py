@@ -25,6 +25,7 @@ _PATIENCE = 300.0
 
 Kind = Literal["limit", "loader", "peer", "disk"]
 """A decoder alone; our loader; what a user would pick instead; reading alone."""
+Device = Literal["cpu", "cuda"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ class Contestant:
     kind: Kind
     measure: Callable[[Task], Measurement]
     """A function of a module, or a partial of one."""
+    device: Device = "cpu"
+    """Where it decodes: the limit of another device says nothing of it."""
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ def contestants(decoder: Decoder, folder: Path) -> list[Contestant]:
     }
     name = "dali, GPU" if gpu else decoder
     names: dict[Kind, str] = {"limit": f"{name} alone", "loader": f"loader, {name}"}
-    return [Contestant(names[kind], kind, measure) for kind, measure in alone.items()]
+    return [Contestant(names[kind], kind, measure, "cuda" if gpu else "cpu") for kind, measure in alone.items()]
 
 
 @contextlib.contextmanager

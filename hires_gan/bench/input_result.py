@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from hires_gan.bench.input_contestants import Contestant, Kind, Measurement
+from hires_gan.bench.input_contestants import Contestant, Device, Kind, Measurement
 from hires_gan.bench.input_peers import PIL_TO_UINT8
 
 Rounds = Sequence[Mapping[str, Measurement]]
@@ -22,7 +22,8 @@ class Row:
     of_loader: float | None
     """Its rate by that of our first loader, in the same round."""
     of_limit: float | None
-    """Its rate by that of the fastest decoder alone, in the same round; None for reading alone."""
+    """Its rate by that of the fastest decoder alone on its device, in the same round; None for reading alone, and where
+    no decoder of that device took part."""
     cpu_seconds_per_image: float
     """Of all its processes together."""
     first_batch_seconds: float | None
@@ -31,6 +32,8 @@ class Row:
     """Proportional set size of all its processes."""
     rates: tuple[float, ...]
     """Images per second, round by round."""
+    device: Device = "cpu"
+    """Where it decodes."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +53,10 @@ def rows_of(contestants: Sequence[Contestant], rounds: Rounds) -> list[Row]:
         rounds: What each measured, by its name; one that is missing in any of them is left out.
     """
     there = [one for one in contestants if all(one.name in found for found in rounds)]
-    limits = [one.name for one in there if one.kind == "limit"]
-    best = max(limits, key=lambda name: _median(rounds, name), default=None)
+    limits = sorted((one for one in there if one.kind == "limit"), key=lambda one: _median(rounds, one.name))
+    best = {one.device: one.name for one in limits}
     loader = next((one.name for one in there if one.kind == "loader"), None)
-    return [_row(one, rounds, loader, best) for one in there]
+    return [_row(one, rounds, loader, best.get(one.device)) for one in there]
 
 
 def _median(rounds: Rounds, name: str) -> float:
@@ -80,6 +83,7 @@ def _row(contestant: Contestant, rounds: Rounds, loader: str | None, best: str |
         statistics.median(firsts) if firsts else None,
         statistics.median(one.memory_mib for one in found),
         tuple(round(one.images_per_second, 2) for one in found),
+        contestant.device,
     )
 
 
@@ -87,8 +91,8 @@ def figures(result: Result) -> dict[str, dict[str, float]]:
     """What is promised of our loader, as it was found: for each decoder, as far as it was measured.
 
     Returns:
-        By the loader's name: `of_best_decoder`, its share of the fastest decoder alone, and `of_pil_to_uint8`, its rate
-        by that of a DataLoader over a folder with PIL to uint8.
+        By the loader's name: `of_best_decoder`, its share of the fastest decoder alone on its device, and
+        `of_pil_to_uint8`, its rate by that of a DataLoader over a folder with PIL to uint8.
     """
     peer = next((row for row in result.rows if row.name == PIL_TO_UINT8), None)
     found: dict[str, dict[str, float]] = {}
@@ -136,13 +140,14 @@ def _lines(result: Result) -> list[str]:
 
 
 def _sentences(result: Result) -> list[str]:
-    limits = [row for row in result.rows if row.kind == "limit"]
-    best = max(limits, key=lambda row: row.images_per_second, default=None)
+    limits = sorted((row for row in result.rows if row.kind == "limit"), key=lambda row: row.images_per_second)
+    best, devices = {row.device: row for row in limits}, {row.name: row.device for row in result.rows}
     sentences = []
     for name, found in figures(result).items():
         parts = []
-        if best is not None and "of_best_decoder" in found:
-            rate = f"{best.name}, {best.images_per_second:.1f} images/s"
+        if "of_best_decoder" in found:
+            limit = best[devices[name]]
+            rate = f"{limit.name}, {limit.images_per_second:.1f} images/s"
             parts.append(f"{found['of_best_decoder']:.1%} of the best decoder ({rate})")
         if "of_pil_to_uint8" in found:
             parts.append(f"{found['of_pil_to_uint8']:.2f} times the DataLoader over a folder with PIL to uint8")

@@ -10,7 +10,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -212,8 +212,8 @@ def suggest(measured: Measured | None, machine: Machine, wish: Wish) -> Advice:
     prefetch = wish.prefetch
     if prefetch is None:
         prefetch = _prefetch(measured, machine, wish, workers if wish.decoder == "torchvision" else threads)
-    sentence = _sentence(measured, machine, wish, own, workers, threads, prefetch)
-    return Advice(workers, threads, readers, prefetch, sentence)
+    advice = Advice(workers, threads, readers, prefetch, "")
+    return replace(advice, sentence=_sentence(measured, machine, wish, own, advice))
 
 
 def _prefetch(measured: Measured | None, machine: Machine, wish: Wish, workers: int) -> int:
@@ -227,9 +227,7 @@ def _prefetch(measured: Measured | None, machine: Machine, wish: Wish, workers: 
     return max(1, min(wanted, _MOST_PREFETCH, affordable))
 
 
-def _sentence(
-    measured: Measured | None, machine: Machine, wish: Wish, own: int, workers: int, threads: int, prefetch: int
-) -> str:
+def _sentence(measured: Measured | None, machine: Machine, wish: Wish, own: int, advice: Advice) -> str:
     if not wish.open:
         return ""
     in_workers = wish.decoder == "torchvision"
@@ -238,13 +236,14 @@ def _sentence(
         cores = f"{machine.cores} core{'s' if machine.cores > 1 else ''}"
         if machine.share > 1:
             cores += f" for each of {machine.share} training processes"
-        name, count = ("data.workers", workers) if in_workers else ("data.threads", threads)
+        name, count = ("data.workers", advice.workers) if in_workers else ("data.threads", advice.threads)
         crowd = f"{count} on {cores}" if count > own else f"{count} of {cores}"
         parts.append(f"{name}: auto takes {crowd}: {_found(measured, wish)}")
     if wish.prefetch is None:
-        parts.append(
-            f"prefetch {prefetch}" if parts else f"data.prefetch: auto takes {prefetch}: {_found(measured, wish)}"
-        )
+        ahead = advice.prefetch
+        parts.append(f"prefetch {ahead}" if parts else f"data.prefetch: auto takes {ahead}: {_found(measured, wish)}")
+    if not in_workers:
+        parts.append("1 thread reads" if advice.readers == 1 else f"{advice.readers} threads read")
     return "; ".join(parts)
 
 
@@ -255,7 +254,12 @@ def _found(measured: Measured | None, wish: Wish) -> str:
     rate = 1 / measured.whole if measured.whole else math.inf
     share, idle = measured.part(measured.waiting + measured.reading), measured.part(measured.waiting)
     waits = f", most of it waiting for the file system ({idle:.0%})" if idle > _WAITING else ""
-    return f"one decodes {rate:,.0f} images/s at {side}, reading takes {share:.0%} of its time{waits}"
+    who = (
+        "one decodes"
+        if wish.decoder == "torchvision"
+        else "measured with torchvision on the CPU, where one process decodes"
+    )
+    return f"{who} {rate:,.0f} images/s at {side}, reading takes {share:.0%} of its time{waits}"
 
 
 def this_machine(share: int, on_gpu: bool) -> Machine:

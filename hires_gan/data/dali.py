@@ -32,6 +32,7 @@ from hires_gan.data.dali_pipeline import (
     Place,
     check_installed,
     first_line,
+    no_memory,
 )
 from hires_gan.data.decoders import decode, decode_square
 from hires_gan.data.domains import Domains, in_one_set
@@ -50,7 +51,7 @@ _AT_LEAST = 16
 """Samples that go through DALI at once, where the largest batch is smaller than so many of full size."""
 _GRACE = 5.0
 """Seconds that the decoding thread gets to end by itself."""
-_JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+_JPEG, _JPEG_END, _PNG = b"\xff\xd8\xff", b"\xff\xd9", b"\x89PNG\r\n\x1a\n"
 _PNG_DEPTH = slice(24, 25)
 """Place of the byte with the bits per channel."""
 
@@ -100,13 +101,17 @@ def gpu_for(settings: DataSettings, device: torch.device) -> torch.device | None
 
 
 def same_everywhere(data: bytes) -> None:
-    """Refuse what DALI would decode and torchvision would not: other kinds of file, and 16 bits per channel.
+    """Refuse what DALI would decode and torchvision would not: other kinds of file, 16 bits per channel, half a JPEG.
+
+    Of a JPEG that is cut a GPU may make half an image. What does not end as JPEG files do is decoded here to know: some
+    have bytes behind their end, and are whole.
 
     Raises:
         Undecodable: As `decode`.
     """
     is_png = data.startswith(_PNG)
-    if not (data.startswith(_JPEG) or is_png) or (is_png and data[_PNG_DEPTH] == b"\x10"):
+    whole_jpeg = data.startswith(_JPEG) and data.endswith(_JPEG_END)
+    if not (whole_jpeg or is_png) or (is_png and data[_PNG_DEPTH] == b"\x10"):
         decode(data)
 
 
@@ -427,7 +432,7 @@ class _Line:
         """Behind an error a pipeline is dead: find the bad samples in it, replace them, and begin anew.
 
         Raises:
-            Failure: If nothing is wrong with the samples, for the second time.
+            Failure: If nothing is wrong with the samples, or there is no memory for them, for the second time.
         """
         lost = list(self._inside)
         self._pipeline = None
@@ -439,7 +444,7 @@ class _Line:
         self._inexplicable += 1
         if self._inexplicable > 1:
             names = ", ".join(lost[0].where(place) for place in lost[0].places[:2])
-            raise Failure(
+            raise no_memory(error) or Failure(
                 f"DALI fails on images that torchvision can decode, around {names}: {first_line(error)}; "
                 "set data.decoder to torchvision"
             ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, Protocol
@@ -22,6 +23,7 @@ PIPELINE_ERRORS = (RuntimeError, ValueError, IndexError)
 """What DALI raises; behind any of them the pipeline cannot be used any more."""
 _ELSEWHERE = "set data.decoder to dali-cpu or torchvision"
 _FILES, _FLIPS = "files", "flips"
+_NO_MEMORY = re.compile(r"out of memory|CUDA_ERROR_OUT_OF_MEMORY|cudaErrorMemoryAllocation", re.IGNORECASE)
 
 
 class WrongSidesError(ValueError):
@@ -94,7 +96,7 @@ class DaliPipeline:
         hw_decoder_load: The share that a GPU's JPEG decoder takes.
 
     Raises:
-        Failure: If DALI cannot decode there.
+        Failure: If DALI cannot decode there, or gets no memory for it.
     """
 
     def __init__(
@@ -113,7 +115,7 @@ class DaliPipeline:
                 self.take(None)
         except PIPELINE_ERRORS as error:
             where = "the CPU" if gpu is None else f"{gpu}"
-            raise Failure(
+            raise no_memory(error) or Failure(
                 f"DALI cannot decode on {where}: {first_line(error)}; "
                 + ("set data.decoder to torchvision" if gpu is None else f"see `hires-gan doctor`, or {_ELSEWHERE}")
             ) from error
@@ -285,6 +287,18 @@ def first_line(error: BaseException) -> str:
     if "encountered:" in lines[:-1]:
         return lines[lines.index("encountered:") + 1]
     return lines[0] if lines else type(error).__name__
+
+
+def no_memory(error: BaseException) -> Failure | None:
+    """What to do if DALI's error is that it got no memory; None if it is another one."""
+    line = next((line.strip() for line in str(error).splitlines() if _NO_MEMORY.search(line)), None)
+    if line is None:
+        return None
+    return Failure(
+        f"DALI gets no more memory to decode ({line}): lower data.prefetch, which holds so many batches in it, or "
+        "batch.per_device, which leaves it more of a GPU's; or set data.decoder to dali-cpu; none of them changes what "
+        "is trained"
+    )
 
 
 def _check_sides(decoded: Any, side: int) -> None:

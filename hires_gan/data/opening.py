@@ -6,7 +6,6 @@ from typing import Literal
 
 from hires_gan.data.demo import resolve_shards
 from hires_gan.data.lanes import LaneOrder
-from hires_gan.data.mixed import refuse_mixed
 from hires_gan.data.order import Order
 from hires_gan.data.shard_cache import ShardCache, default_cache, require_room
 from hires_gan.data.shards import ShardSet
@@ -26,12 +25,10 @@ def open_shards(location: str, stream: StreamSettings) -> ShardSet:
 
     Raises:
         UsageError: There is no such set, the location is of no known kind, or something has to be installed for it.
-        Failure: It cannot be read, or a folder holds images of other sizes than its manifest says.
+        Failure: It cannot be read.
     """
     if not is_streamed(location):
-        shards = ShardSet(resolve_shards(location))
-        refuse_mixed(shards)
-        return shards
+        return ShardSet(resolve_shards(location))
     store = open_store(location, stream.allow_pipe)
     manifest = fetch_manifest(store, stream.patience)
     root = default_cache() if stream.cache is None else stream.cache.expanduser()

@@ -182,10 +182,11 @@ class StreamReader:
         return None
 
     def _remember(self, row: int, column: str, error: Failure) -> CorruptRow:
-        path = self.shards.locate(row, column).path
-        name, problem = f"{path.name}, sample {self.shards.key_of(row)}", str(error)
+        shard = self.shards.locate(row, column).path.name
+        name, problem = f"{shard}, sample {self.shards.key_of(row)}", str(error)
         if not isinstance(error, CorruptSample):  # which names its place itself
-            problem = f"{path.parent / name}, column '{column}': {problem}"
+            # By where the set is: a copy in a cache is another one's tomorrow.
+            problem = f"{self.shards.folder}/{name}, column '{column}': {problem}"
         self._rows.add(row)
         corrupt = CorruptRow(row, name, problem, str(self.shards.folder), len(self.shards))
         return self._corrupt.setdefault((row, column), corrupt)

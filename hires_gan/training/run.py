@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from hires_gan import __version__, checkpoint
 from hires_gan.data.domains import Domains, open_data
 from hires_gan.data.loader import Loader, Request, check_decoder
+from hires_gan.data.mixed import refuse_mixed
 from hires_gan.data.opening import describe_order, order_of, resolve_lanes
 from hires_gan.data.replacement import CorruptRows
 from hires_gan.data.shard_cache import require_room
@@ -68,9 +69,10 @@ def train(plan: Plan, resolved: str) -> bool:
     folder = RunFolder(plan.run.dir / plan.run.name)
     try:
         saved = find_checkpoint(plan, resolved, folder, data, order)
+        recipe = build_recipe(plan.recipe, plan.batch.size, DTYPES[plan.precision], plan.run.seed, labels)
+        refuse_mixed(data, {stage.resolution for stage in recipe.stages}, plan.data.max_corrupt, saved is not None)
         initial = open_initial(plan) if saved is None else None
         config = folder.write_config(resolved)
-        recipe = build_recipe(plan.recipe, plan.batch.size, DTYPES[plan.precision], plan.run.seed, labels)
         backend = SingleProcess(recipe, device, plan.run.seed, plan.performance)
         if initial is not None:
             start_from(initial, backend)

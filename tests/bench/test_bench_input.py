@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from hires_gan.bench.input import MOST_ROUNDS, Request, bench_input, figures, table
 from hires_gan.bench.input_contestants import Batches, Contestant, Family, Measurement, Task, measured, take
 from hires_gan.bench.input_images import describe, make_shards
+from hires_gan.bench.input_loaders import DECODERS, contestants
 from hires_gan.bench.input_peers import PIL_TO_UINT8
 from hires_gan.bench.input_result import Result, rows_of
 from hires_gan.cli import app
@@ -295,6 +296,30 @@ def test_the_promised_figures_are_those_that_were_found():
     )
     assert len(lines) == 1 + 6 + 2
     assert lines[0].startswith("64x64 ")
+
+
+def test_a_loader_is_measured_by_the_decoders_of_its_own_device():
+    """A GPU that decodes twenty times as fast makes no loader on the CPU a bad one, and the other way round."""
+    devices = {"one": ("limit", "cpu"), "two": ("limit", "cpu"), "gpu": ("limit", "cuda")}
+    devices |= {"loader, cpu": ("loader", "cpu"), "loader, gpu": ("loader", "cuda"), PIL_TO_UINT8: ("peer", "cpu")}
+    field = [Contestant(name, kind, odd_contestants.works, device) for name, (kind, device) in devices.items()]
+    rates = {"one": 80, "two": 100, "gpu": 2000, "loader, cpu": 96, "loader, gpu": 1800, PIL_TO_UINT8: 40}
+    rows = rows_of(field, [round_of(**rates)] * 3)
+    assert {row.name: row.of_limit for row in rows} == {
+        "one": 0.8, "two": 1.0, "gpu": 1.0, "loader, cpu": 0.96, "loader, gpu": 0.9, PIL_TO_UINT8: 0.4
+    }  # fmt: skip
+    assert {row.name: row.device for row in rows} == {name: device for name, (_, device) in devices.items()}
+    lines = table([Result(64, "", rows)])
+    assert lines[-2].startswith("loader, cpu: 96.0% of the best decoder (two, 100.0 images/s); 2.40 times")
+    assert lines[-1].startswith("loader, gpu: 90.0% of the best decoder (gpu, 2000.0 images/s); 45.00 times")
+    rows = rows_of([one for one in field if one.name != "gpu"], [round_of(**rates)])
+    assert {row.name: row.of_limit for row in rows}["loader, gpu"] is None
+    assert "best decoder" not in table([Result(64, "", rows)])[-1]
+
+
+def test_dali_on_a_gpu_is_of_another_device(tmp_path):
+    devices = {name: {one.device for one in contestants(name, tmp_path)} for name in DECODERS}
+    assert devices == {"torchvision": {"cpu"}, "dali-cpu": {"cpu"}, "dali": {"cuda"}}
 
 
 def test_several_resolutions_end_in_a_table_over_all_of_them():

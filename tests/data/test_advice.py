@@ -98,7 +98,21 @@ def test_rings_take_an_eighth_of_the_memory_at_most(gib, prefetch):
 def test_dali_is_given_threads():
     found = suggest(FAST, GPU, replace(WISH, decoder="dali"))
     assert found.threads == 7
-    assert found.sentence.startswith("data.threads: auto takes 7 of 8 cores: one decodes 262 images/s at 1024x1024")
+
+
+@pytest.mark.parametrize("decoder", ["dali", "dali-cpu"])
+def test_with_dali_it_is_said_that_torchvision_was_measured_and_how_many_threads_read(decoder):
+    measured = (
+        "measured with torchvision on the CPU, where one process decodes 262 images/s at 1024x1024, reading takes 3%"
+    )
+    wish = replace(WISH, decoder=decoder)
+    assert suggest(FAST, GPU, wish).sentence == (
+        f"data.threads: auto takes 7 of 8 cores: {measured} of its time; prefetch 3; 7 threads read"
+    )
+    known = suggest(FAST, GPU, replace(wish, threads=2, workers=1)).sentence
+    assert known == f"data.prefetch: auto takes 3: {measured} of its time; 1 thread reads"
+    unmeasured = suggest(None, GPU, wish).sentence
+    assert unmeasured.endswith("nothing could be measured beforehand; prefetch 3; 7 threads read")
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,12 @@ def png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def jpeg(pixels: np.ndarray, subsampling: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=95, subsampling=subsampling)
+    return buffer.getvalue()
+
+
 def defined(bad: set[int], mirror: bool = True) -> Definition:
     """The input with the bad rows replaced as promised: the first good one of row + 1, row + 2, ..."""
     shown = [next(r % COUNT for r in range(row, row + COUNT) if r % COUNT not in bad) for row in range(COUNT)]
@@ -101,6 +107,23 @@ def test_the_next_good_row_is_shown_with_its_label(damaged, decoder, capfd):
     for row, why in {3: "cannot decode", 12: "its crc32 is", 13: "12x12 pixels stands where one of 16x16 must"}.items():
         named = f"skipped a corrupt sample: {damaged}/shard-{row // 10:06d}.tar, sample {row:09d}, column 'image': "
         assert sum(line.startswith(named) and why in line for line in lines) == 1
+
+
+@pytest.mark.parametrize("subsampling", [0, 2])
+def test_half_a_jpeg_is_replaced_whole(tmp_path, decoder, capfd, subsampling):
+    """A decoder that is lenient makes half an image of it, the rest of it grey."""
+    random = np.random.default_rng(1)
+    files = [jpeg(random.integers(0, 256, (SIDE, SIDE, 3), np.uint8), subsampling) for _ in range(COUNT)]
+    whole = write_shards(tmp_path / "whole", [*files[:5], files[6], *files[6:]], SIDE, LABELS)
+    half = files[5][: len(files[5]) // 2]
+    cut = write_shards(tmp_path / "cut", [*files[:5], half, *files[6:]], SIDE, LABELS)
+    found = []
+    for folder in (whole, cut):
+        with loader_of(folder, decoder) as loader:
+            found.append([batch.images.clone() for batch in loader.batches(iter(requests()))])
+            assert len(loader.corrupt) == (folder == cut)
+    assert all(np.array_equal(one, other) for one, other in zip(*found, strict=True))
+    assert f"{cut}/shard-000000.tar, sample 000000005, column 'image': cannot decode" in capfd.readouterr().err
 
 
 def test_ranks_and_resolutions_see_the_same(damaged, decoder):

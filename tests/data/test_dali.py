@@ -21,8 +21,10 @@ from input_definition import Definition, noise_files, write_shards
 from PIL import Image
 from test_decoders import FILES, file, scene
 
-from hires_gan.data import dali_pipeline
-from hires_gan.data.dali_pipeline import DaliPipeline, check_driver, check_installed, first_line
+from hires_gan.data import dali, dali_pipeline
+from hires_gan.data.dali import same_everywhere
+from hires_gan.data.dali_pipeline import DaliPipeline, OnHost, check_driver, check_installed, first_line
+from hires_gan.data.decoders import Undecodable
 from hires_gan.data.loader import Loader, Request, check_decoder
 from hires_gan.data.settings import DataSettings
 from hires_gan.data.shards import ShardSet
@@ -279,6 +281,92 @@ def test_what_dali_alone_cannot_decode_is_a_sentence(folder, monkeypatch):
         for _ in range(2):  # and whoever asks again hears it again
             with pytest.raises(Failure, match=named):
                 next(loader.batches(numbers()))
+
+
+@pytest.mark.parametrize("subsampling", [0, 2])
+def test_half_a_jpeg_is_refused_before_dali_sees_it(subsampling):
+    """On a GPU there may be no error."""
+    whole = file(scene(), quality=90, subsampling=subsampling)
+    for good in (whole, whole + b"\0\0 more", png_of(Image.fromarray(scene()))):
+        same_everywhere(good)
+    for length in (len(whole) // 2, len(whole) - 40, 200):
+        with pytest.raises(Undecodable):
+            same_everywhere(whole[:length])
+
+
+MEMORY = (
+    r"^DALI gets no more memory to decode \({}\): lower data\.prefetch, .* or batch\.per_device, .* or set "
+    r"data\.decoder to dali-cpu;"
+)
+NO_MEMORY = [
+    ("CUDA runtime API error cudaErrorMemoryAllocation (2):\nout of memory", "CUDA runtime API error .*"),
+    ("Can't allocate 3221225472 bytes on device 0: Out of memory", "Can't allocate .*"),
+    ("CUDA driver API error CUDA_ERROR_OUT_OF_MEMORY (2)", "CUDA driver API error .*"),
+]
+
+
+@pytest.mark.parametrize(("said", "line"), NO_MEMORY)
+def test_memory_that_dali_does_not_get_is_not_said_to_be_the_images(folder, monkeypatch, said, line):
+    calls = []
+
+    def never(self, files, flips):
+        calls.append(files)
+        raise RuntimeError(f"Critical error in pipeline:\nError in GPU operator\n\nencountered:\n\n{said}\n")
+
+    monkeypatch.setattr(DaliPipeline, "feed", never)
+    with loader_of(folder) as loader, pytest.raises(Failure, match=MEMORY.format(line)) as caught:
+        next(loader.batches(numbers()))
+    assert "torchvision" not in str(caught.value)
+    assert len(calls) == 2  # a passing lack of memory is no end
+
+
+@pytest.mark.parametrize(("said", "line"), NO_MEMORY)
+def test_memory_that_a_pipeline_does_not_get_at_its_beginning(folder, monkeypatch, said, line):
+    def no(*_):
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(DaliPipeline, "_build", no)
+    with loader_of(folder) as loader, pytest.raises(Failure, match=MEMORY.format(line)) as caught:
+        next(loader.batches(numbers()))
+    assert "torchvision" not in str(caught.value)
+
+
+@pytest.fixture
+def asked(monkeypatch) -> dict[str, Any]:
+    """What DALI's decoder was asked for."""
+    from nvidia.dali import fn
+
+    found, real = {}, fn.decoders.image
+
+    def image(*inputs: Any, **arguments: Any) -> Any:
+        found.update(arguments)
+        return real(*inputs, **arguments)
+
+    monkeypatch.setattr(fn.decoders, "image", image)
+    return found
+
+
+@pytest.mark.skipif(torch.cuda.is_available() or Path("/dev/nvidiactl").exists(), reason="there is a GPU")
+@pytest.mark.parametrize("load", [0.0, 0.3, 1.0])
+def test_what_a_gpu_s_decoder_is_asked_for_and_that_it_cannot_decode_here(folder, asked, monkeypatch, load):
+    """The setting's way to DALI, up to where it needs a GPU."""
+    monkeypatch.setattr(dali, "check_installed", lambda gpu: "2.4.0")
+    monkeypatch.setattr(dali, "OnGpu", lambda gpu, domains: OnHost(4, 60 * SIDE * SIDE * 3, domains))
+    data = DataSettings(shards=str(folder), decoder="dali", threads=1, prefetch=3, hw_decoder_load=load)
+    named = (
+        r"DALI cannot decode on cuda:0: .+; see `hires-gan doctor`, or set data\.decoder to dali-cpu or torchvision$"
+    )
+    loader = Loader(ShardSet(folder), data, SEED, 60 * SIDE * SIDE * 3, device=torch.device("cuda", 0))
+    with loader, pytest.raises(Failure, match=named):
+        next(loader.batches(numbers()))
+    assert (asked["device"], asked["hw_decoder_load"], asked["jpeg_fancy_upsampling"]) == ("mixed", load, True)
+
+
+def test_on_the_cpu_it_is_asked_for_nothing_of_a_gpu(folder, asked):
+    with loader_of(folder, hw_decoder_load=0.3) as loader:
+        next(loader.batches(numbers()))
+    assert asked["device"] == "cpu"
+    assert "hw_decoder_load" not in asked
 
 
 def test_a_pipeline_that_cannot_begin_is_a_sentence(folder, monkeypatch):

@@ -25,6 +25,7 @@ pytest.importorskip("nvidia.dali")
 
 DEVICE = torch.device("cuda")
 SEED, SIDE, COUNT = 5, 256, 24
+LARGE, FEW = 1024, 8
 
 
 def jpeg(number: int, subsampling: int, side: int = SIDE) -> bytes:
@@ -54,9 +55,10 @@ def images(folder: Path, wanted: list[Request], **settings: Any) -> list[torch.T
 
 @pytest.mark.parametrize("load", [0.0, 0.65, 1.0])
 @pytest.mark.parametrize(("name", "subsampling"), [("4:4:4", 0), ("4:2:0", 2)])
-def test_the_gpu_decodes_to_within_a_grey_level(tmp_path, record_property, name, subsampling, load):
-    folder = write_shards(tmp_path / "set", [jpeg(number, subsampling) for number in range(COUNT)], SIDE)
-    wanted = [Request(range(COUNT), SIDE), Request(range(COUNT, 2 * COUNT), SIDE // 4)]
+@pytest.mark.parametrize(("side", "count"), [(SIDE, COUNT), (LARGE, FEW)])
+def test_the_gpu_decodes_to_within_a_grey_level(tmp_path, record_property, side, count, name, subsampling, load):
+    folder = write_shards(tmp_path / "set", [jpeg(number, subsampling, side) for number in range(count)], side)
+    wanted = [Request(range(count), side), Request(range(count, 2 * count), side // 4)]
     there = images(folder, wanted, hw_decoder_load=load)
     here = images(folder, wanted, decoder="torchvision", workers=0)
     for request, one, other in zip(wanted, there, here, strict=True):
@@ -115,15 +117,17 @@ def test_the_feed_takes_them_as_they_are(tmp_path):
         assert classes.tolist() == definition.classes(request.samples)
 
 
-def test_a_bad_file_is_replaced_on_the_gpu_too(tmp_path):
+def test_bad_files_are_replaced_on_the_gpu_too(tmp_path):
+    """A header alone, and half a file, of which a decoder may make half an image."""
     files = [jpeg(number, 0) for number in range(COUNT)]
     good = list(files)
     files[7], good[7] = files[7][:200], files[8]
+    files[15], good[15] = files[15][: len(files[15]) // 2], files[16]
     bad = write_shards(tmp_path / "bad", files, SIDE)
     wanted = [Request(range(8 * k, 8 * k + 8), SIDE) for k in range(6)]
     with loader_of(bad, wanted[0].size, max_corrupt=0.1) as loader:
         there = [batch.images.clone() for batch in loader.batches(iter(wanted))]
-        assert len(loader.corrupt) == 1
+        assert len(loader.corrupt) == 2
     here = images(write_shards(tmp_path / "good", good, SIDE), wanted)
     for one, other in zip(there, here, strict=True):
         assert (one.int() - other.int()).abs().float().mean() <= 1

@@ -333,7 +333,7 @@ def test_files_that_were_closed_are_opened_anew(tmp_path):
 
 
 def test_a_million_samples_open_fast_and_small(tmp_path):
-    """100 shards of 10,000 samples, two columns; the tars are sparse files."""
+    """100 shards of 10,000 samples, two columns; the tars are sparse files. Opened and looked at as a run does it."""
     entries = []
     rows = np.zeros((10_000, 2), INDEX_ROW)
     rows["offset"] = np.arange(20_000).reshape(10_000, 2) * 1024 + 512
@@ -357,11 +357,14 @@ def test_a_million_samples_open_fast_and_small(tmp_path):
     write_manifest(tmp_path, manifest)
     code = """
 import sys, time, psutil
-from pathlib import Path
-from hires_gan.data.shards import ShardSet
+from hires_gan.data.domains import open_data
+from hires_gan.data.mixed import refuse_mixed
+from hires_gan.data.settings import DataSettings
 memory = psutil.Process().memory_info
 before, start = memory().rss, time.perf_counter()
-shards = ShardSet(Path(sys.argv[1]))
+data = open_data(DataSettings(shards=sys.argv[1]))
+refuse_mixed(data, [4, 64], 0.001, False)
+shards = data.sources[0].shards
 opened = time.perf_counter() - start
 start = time.perf_counter()
 for k in range(10_000):

@@ -8,9 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from input_definition import noise_files, write_shards
 from shard_server import serving
 from streamed_sets import EQUAL, opened
 
+from hires_gan.data.domains import in_one_set
+from hires_gan.data.loader import Loader, Request
+from hires_gan.data.mixed import refuse_mixed
+from hires_gan.data.settings import DataSettings
 from hires_gan.data.shard_files import CachedFiles
 from hires_gan.data.shards import CorruptSample
 
@@ -123,6 +128,29 @@ def test_a_sample_that_is_corrupt_in_the_store_is_not_downloaded_again(server, c
         flip(place.path, place.offset + 9)
         assert opened(second, cache).read(8) == FILES[8]
         assert second.fetched()["shard-000001.tar"] == 2
+
+
+@pytest.mark.parametrize("decoder", ["torchvision", "dali-cpu"])
+def test_images_of_another_size_are_named_with_both_sizes_and_not_looked_for(cache, tmp_path, capfd, decoder):
+    """In a streamed set they are met in training alone: a look beforehand would fetch shards."""
+    if decoder == "dali-cpu":
+        pytest.importorskip("nvidia.dali")
+    odd = dict(zip((0, 7, COUNT - 1), noise_files(3, 8), strict=True))
+    folder = write_shards(tmp_path / "mixed" / "set", [odd.get(k, FILES[k]) for k in range(COUNT)], 16, LABELS, EACH)
+    with serving(folder, tmp_path / "second") as second:
+        shards = opened(second, cache)
+        refuse_mixed(in_one_set(shards), [16], 0.0, False)
+        assert set(second.fetched()) == {"manifest.json"}
+        settings = DataSettings(shards=second.url, decoder=decoder, workers=0, threads=1, max_corrupt=0.1)
+        with Loader(shards, settings, 0, COUNT * 16 * 16 * 3, lanes=4) as loader:
+            (batch,) = loader.batches(iter([Request(range(COUNT), 16)]))
+            assert batch.images.shape == (COUNT, 3, 16, 16)
+            assert len(loader.corrupt) == 3
+    said = capfd.readouterr().err
+    for row in odd:
+        name = f"{second.url}/shard-{row // EACH:06d}.tar, sample {row:09d}, column 'image'"
+        sizes = "an image of 8x8 pixels stands where one of 16x16 must"
+        assert f"skipped a corrupt sample: {name}: {sizes}\n" in said
 
 
 def test_two_readers_of_one_damaged_copy_fetch_it_once(server, cache):

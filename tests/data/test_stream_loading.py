@@ -98,6 +98,20 @@ def test_every_layout_is_the_definition(server, tmp_path, workers):
                 assert check(loader, requests(steps, rank, ranks)) > 0
 
 
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_ranks_that_go_on_later_show_the_same(server, tmp_path, ranks):
+    """From a step within an epoch over its end, whatever the number of ranks was before; each with an empty cache."""
+    for first in (7, COUNT // BATCH - 1):
+        shown = []
+        for rank in range(ranks):
+            room = room_for(server.served, 2 * LANES)
+            with loader_of(server, tmp_path / f"cache-{first}-{rank}", 0, cache_gb=room) as loader:
+                wanted = list(requests(3, rank, ranks, first))
+                assert check(loader, iter(wanted)) == sum(len(request.samples) for request in wanted)
+            shown += [sample for request in wanted for sample in request.samples]
+        assert sorted(shown) == list(range(first * BATCH, (first + 3) * BATCH))
+
+
 def test_going_on_anywhere_is_the_continuation_and_fetches_no_more_than_the_lanes_need(server, tmp_path):
     for first in (0, 5, 11, 12, 40):
         before = server.fetched()

@@ -367,9 +367,13 @@ def test_what_the_errors_of_the_libraries_mean():
     class DefaultCredentialsError(Exception):
         pass
 
+    class NoCredentialsError(Exception):
+        """botocore's."""
+
     class HttpError(Exception):
         pass
 
+    assert kind(NoCredentialsError("Unable to locate credentials")) is UsageError
     assert kind(DefaultCredentialsError("none")) is UsageError
     assert kind(HttpError("no"), code="403") is UsageError
     assert kind(HttpError("busy"), code=503) is Passing
