@@ -53,8 +53,8 @@ def conv2d(
         stride: Along both axes.
         padding: Zeros on either side, along y and x.
         groups: Channels are convolved in so many separate groups.
-        carries: Whether `w` depends on something whose gradient is asked for within `inputs_only`, as weights that
-            are modulated by styles do: whoever enters `inputs_only`.
+        carries: Whether `w` depends on something whose gradient is asked for within `inputs_only`, whoever enters it;
+            weights that are modulated by styles do.
 
     Returns:
         `[n, cout, h', w']` in the dtype of `x`.

@@ -5,13 +5,11 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterator
-from multiprocessing import forkserver
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from domain_sets import DECODERS, FILES, LEFT, PAIRS, RIGHT, SEED, SIDE, check, definitions, loader_of, make_kinds
+from domain_sets import DECODERS, FILES, LEFT, PAIRS, RIGHT, SEED, SIDE, check, definitions, loader_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from input_definition import Definition, noise_files, write_columns, write_shards
@@ -29,22 +27,7 @@ STEPS = [(8, 12, 3), (16, 20, 2), (16, 8, 4), (4, 4, 3)]
 """Resolution, batch and number of steps."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _fresh_server():
-    """Another test may have started a server that has not imported torch: every worker would do so by itself."""
-    forkserver._forkserver._stop()
-
-
-@pytest.fixture(params=DECODERS)
-def decoder(request) -> dict[str, Any]:
-    if request.param == "dali-cpu":
-        pytest.importorskip("nvidia.dali")
-    return DECODERS[request.param]
-
-
-@pytest.fixture(scope="module")
-def kinds(tmp_path_factory) -> dict[str, dict[str, Any]]:
-    return make_kinds(tmp_path_factory.mktemp("sets"))
+pytestmark = pytest.mark.usefixtures("fresh_server")
 
 
 def steps() -> Iterator[tuple[range, int]]:

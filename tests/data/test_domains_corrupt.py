@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import time
-from multiprocessing import forkserver
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from domain_sets import DECODERS, LEFT, PAIRS, RIGHT, SEED, SIDE, check, loader_of, make_kinds
+from domain_sets import LEFT, PAIRS, RIGHT, SEED, SIDE, check, loader_of
 from input_definition import Definition, noise_files, write_columns, write_shards
 
 from hires_gan.data.domains import open_data
@@ -19,23 +17,7 @@ from hires_gan.data.settings import DataSettings
 from hires_gan.data.shards import ShardSet
 from hires_gan.errors import Failure
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _fresh_server():
-    """Another test may have started a server that has not imported torch: every worker would do so by itself."""
-    forkserver._forkserver._stop()
-
-
-@pytest.fixture(params=DECODERS)
-def decoder(request) -> dict[str, Any]:
-    if request.param == "dali-cpu":
-        pytest.importorskip("nvidia.dali")
-    return DECODERS[request.param]
-
-
-@pytest.fixture(scope="module")
-def kinds(tmp_path_factory) -> dict[str, dict[str, Any]]:
-    return make_kinds(tmp_path_factory.mktemp("sets"))
+pytestmark = pytest.mark.usefixtures("fresh_server")
 
 
 def damage(folder: Path, row: int, column: str) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from multiprocessing import forkserver
 from typing import Any
 
 import numpy as np
 import pytest
-from domain_sets import FILES, LEFT, PAIRS, RIGHT, SIDE, loader_of, make_kinds
+from domain_sets import FILES, LEFT, PAIRS, RIGHT, SIDE, loader_of
 from input_definition import noise_files, write_columns, write_shards
 
 from hires_gan.data.domains import Domains, in_one_set, open_data
@@ -16,16 +15,7 @@ from hires_gan.data.settings import DataSettings
 from hires_gan.data.shards import ShardSet
 from hires_gan.errors import Failure, UsageError
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _fresh_server():
-    """Another test may have started a server that has not imported torch: every worker would do so by itself."""
-    forkserver._forkserver._stop()
-
-
-@pytest.fixture(scope="module")
-def kinds(tmp_path_factory) -> dict[str, dict[str, Any]]:
-    return make_kinds(tmp_path_factory.mktemp("sets"))
+pytestmark = pytest.mark.usefixtures("fresh_server")
 
 
 def test_the_digest_is_the_manifests_and_of_several_their_names_order_and_digests(kinds, tmp_path):

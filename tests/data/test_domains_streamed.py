@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +28,7 @@ DECODERS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _fresh_server():
-    """Another test may have started a server that has not imported torch: every worker would do so by itself."""
-    forkserver._forkserver._stop()
+pytestmark = pytest.mark.usefixtures("fresh_server")
 
 
 @pytest.fixture(params=DECODERS)

@@ -6,7 +6,6 @@ import itertools
 import time
 import zlib
 from collections.abc import Iterator
-from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np
@@ -33,10 +32,7 @@ STAGES = [(4, 12, 5), (8, 20, 3), (16, 8, 6), (16, 4, 4)]
 """Resolution, batch and number of steps: growing, with a batch of a single group at the end."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _fresh_server():
-    """Another test may have started a server that has not imported torch: every worker would do so by itself."""
-    forkserver._forkserver._stop()
+pytestmark = pytest.mark.usefixtures("fresh_server")
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager, suppress
-from multiprocessing import forkserver
 from pathlib import Path
 
 import psutil
@@ -25,10 +24,7 @@ from hires_gan.errors import Failure
 SLOT = 8 * 4 * 4 * 3
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _fresh_server():
-    """Another test may have started a server that has not imported torch: every worker would do so by itself."""
-    forkserver._forkserver._stop()
+pytestmark = pytest.mark.usefixtures("fresh_server")
 
 
 @contextmanager
