@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from hires_gan.data.heartbeat import HEART
+from hires_gan.data.orphans import watch_parent
 from hires_gan.data.replacement import Report
 from hires_gan.data.ring import Ring
 from hires_gan.data.waiting import Deadline, Stopped, never
@@ -69,7 +70,11 @@ def leave_signals_to_parent() -> None:
 
 
 def work(reader: Fills, ring: Ring, board: Ring, orders: Connection, number: int, count: int) -> None:
-    """A worker's life: for every order decode one's share, say so; end when the parent has ended."""
+    """A worker's life: for every order decode one's share, say so; end when the parent has ended.
+
+    The parent's end closes the pipe, but one that waits for a store that is away looks at the pipe only when its
+    patience is over: hence the watch.
+    """
     cell, beats = board.cell(2 * number), board.cell(2 * number + 1)
 
     def reading(row: int) -> None:
@@ -80,6 +85,7 @@ def work(reader: Fills, ring: Ring, board: Ring, orders: Connection, number: int
 
     HEART.tell(beating)
     leave_signals_to_parent()
+    watch_parent()
     torch.set_num_threads(1)
     while True:
         try:
