@@ -5,7 +5,9 @@ and a style together. Each domain has a generator of its own, and nothing is sha
 domain's decoder, from the image's content and a style of that domain, encoded or drawn from N(0, 1).
 
 With the defaults these are the published networks. At 1024x1024 they see a quarter of what they see at 256x256; with a
-`content_downs` of 3 or 4 and as many channels as before, they see more and compute less.
+`content_downs` of 3 or 4 and as many channels as before, they see more and compute less. With `levels`, they can be
+trained coarse to fine: at each level the layers within are those of the whole network, and only what lies between them
+and the images is the level's own.
 """
 
 from __future__ import annotations
@@ -18,8 +20,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hires_gan.networks.munit_layers import Conv2d, ConvBlock, Dense, ResidualBlock, Statistics, doubled
+from hires_gan.networks.munit_layers import (
+    Conv2d,
+    ConvBlock,
+    Dense,
+    Level,
+    ResidualBlock,
+    Statistics,
+    check_level,
+    doubled,
+    halved,
+)
 from hires_gan.ops import epilogue
+
+__all__ = ["ContentEncoder", "Decoder", "Generator", "Level", "StyleEncoder"]
 
 
 class Generator(nn.Module):
@@ -36,10 +50,17 @@ class Generator(nn.Module):
         dtype: In which convolutions compute; None for that of what they are given. Statistics, dense layers and images
             are in float32 (float64 for float64). Where an image is constant, each instance normalisation multiplies
             the gradient by up to 316, which bf16 has the range for and fp16 has not.
-        recompute: Compute what lies at full resolution again in the backward pass, instead of keeping it.
+        recompute: Compute what lies at the images' resolution again in the backward pass, instead of keeping it.
+        levels: How many levels below full resolution the network can work at, each one at half the resolution of the
+            one above; less than `content_downs` and `style_downs`. 0 for a network that does not grow.
+
+    Attributes:
+        level: The level that the methods work at when none is given; at first full resolution. Whoever loads weights
+            that have not grown to the end sets it.
 
     Raises:
-        ValueError: If there are too few halvings, or the content's channels cannot be halved as often.
+        ValueError: If there are too few halvings, or the content's channels cannot be halved as often, or there are
+            more levels than halvings.
     """
 
     def __init__(
@@ -53,67 +74,102 @@ class Generator(nn.Module):
         features: int = 256,
         dtype: torch.dtype | None = None,
         recompute: bool = False,
+        levels: int = 0,
     ) -> None:
         super().__init__()
         widths = [min(base << level, most) for level in range(content_downs + 1)]
         _check_widths(content_downs, style_downs, widths[-1])
+        _check_levels(levels, content_downs, style_downs)
         style_widths = [base << min(level, 2) for level in range(style_downs + 1)]
         self.style_size, self.content_channels, self.content_downs = style_size, widths[-1], content_downs
-        self.content_encoder = ContentEncoder(widths, blocks, dtype, recompute)
-        self.style_encoder = StyleEncoder(style_widths, style_size, dtype, recompute)
-        self.decoder = Decoder(style_size, widths[-1], content_downs, blocks, features, dtype, recompute)
+        self.levels, self.level = levels, Level()
+        self.content_encoder = ContentEncoder(widths, blocks, dtype, recompute, levels)
+        self.style_encoder = StyleEncoder(style_widths, style_size, dtype, recompute, levels)
+        self.decoder = Decoder(style_size, widths[-1], content_downs, blocks, features, dtype, recompute, levels)
 
-    def encode(self, images: Tensor, statistics: Statistics | None = None) -> tuple[Tensor, Tensor]:
+    def encode(
+        self, images: Tensor, statistics: Statistics | None = None, level: Level | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Take images apart.
 
         Args:
-            images: `[n, 3, h, w]` in [-1, 1], float32 or float64; sides are multiples of 2^content_downs, and at least
-                `least_side`.
+            images: `[n, 3, h, w]` in [-1, 1], float32 or float64; sides are multiples of `stride`, and at least
+                `least_side`, both of the level.
             statistics: The content encoder's, to record or to use; None for the images' own.
+            level: At which the images are; None for `self.level`.
 
         Returns:
-            Content `[n, content_channels, h / 2^content_downs, w / 2^content_downs]` and style `[n, style_size]`, in
-            the dtype of the images.
+            Content `[n, content_channels, h / stride, w / stride]` and style `[n, style_size]`, in the dtype of the
+            images.
 
         Raises:
-            ValueError: If the images have another shape, or `statistics` lack what is asked for.
+            ValueError: If the images have another shape, or `statistics` lack what is asked for, or the network does
+                not have the level.
         """
-        return self.encode_content(images, statistics), self.encode_style(images)
+        return self.encode_content(images, statistics, level), self.encode_style(images, level)
 
-    def encode_content(self, images: Tensor, statistics: Statistics | None = None) -> Tensor:
+    def encode_content(
+        self, images: Tensor, statistics: Statistics | None = None, level: Level | None = None
+    ) -> Tensor:
         """The content alone; as `encode`."""
-        _check_images(images, 1 << self.content_downs, 2 << self.content_downs)
-        content: Tensor = self.content_encoder(images, statistics)
+        level = self._at(level)
+        check_images(images, self.stride(level), 2 * self.stride(level), level)
+        content: Tensor = self.content_encoder(images, statistics, level)
         return content
 
-    def encode_style(self, images: Tensor) -> Tensor:
-        """The style alone; sides may be any from 2^style_downs on."""
-        _check_images(images, 1, 1 << self.style_encoder.halvings)
-        style: Tensor = self.style_encoder(images)
+    def encode_style(self, images: Tensor, level: Level | None = None) -> Tensor:
+        """The style alone; sides may be any from 2^style_downs on, halved by each level; in a fade they are even."""
+        level = self._at(level)
+        check_images(images, len(level.numbers), 1 << self.style_encoder.halvings - level.number, level)
+        style: Tensor = self.style_encoder(images, level)
         return style
 
-    def decode(self, content: Tensor, style: Tensor, statistics: Statistics | None = None) -> Tensor:
+    def decode(
+        self, content: Tensor, style: Tensor, statistics: Statistics | None = None, level: Level | None = None
+    ) -> Tensor:
         """Put images together.
 
         Args:
             content: `[n, content_channels, h, w]`, float32 or float64; h and w at least 2.
             style: `[n, style_size]`, encoded, or from N(0, 1); in the same dtype.
             statistics: The decoder's, to record or to use; None for the content's own.
+            level: At which the images are to be; None for `self.level`.
 
         Returns:
-            `[n, 3, h * 2^content_downs, w * 2^content_downs]` in [-1, 1], in the dtype of the content.
+            `[n, 3, h * stride, w * stride]` in [-1, 1], in the dtype of the content; `stride` is the level's.
 
         Raises:
-            ValueError: If content or style have another shape, or `statistics` lack what is asked for.
+            ValueError: If content or style have another shape, or `statistics` lack what is asked for, or the network
+                does not have the level.
         """
-        _check_content(content, style, self.content_channels, self.style_size)
-        images: Tensor = self.decoder(content, style, statistics)
+        level = self._at(level)
+        check_content(content, style, self.content_channels, self.style_size)
+        images: Tensor = self.decoder(content, style, statistics, level)
         return images
 
-    @property
-    def least_side(self) -> int:
+    def stride(self, level: Level | None = None) -> int:
+        """Pixels of an image by pixels of its content, along each side."""
+        return 1 << self.content_downs - self._at(level).number
+
+    def least_side(self, level: Level | None = None) -> int:
         """The least height and width that `encode` takes: reflection needs two pixels everywhere."""
-        return max(4, 2 << self.content_downs, 1 << self.style_encoder.halvings)
+        level = self._at(level)
+        return max(_least(level), 2 * self.stride(level), 1 << self.style_encoder.halvings - level.number)
+
+    def live_parameters(self, level: Level | None = None) -> list[str]:
+        """The names of the parameters of the layers that what is made at a level goes through.
+
+        Among them are the biases before instance normalisations, which cancel out and get no gradient.
+        """
+        level = self._at(level)
+        parts = (self.content_encoder, self.style_encoder, self.decoder)
+        dead = {id(parameter) for part in parts for layer in part.dead(level) for parameter in layer.parameters()}
+        return [name for name, parameter in self.named_parameters() if id(parameter) not in dead]
+
+    def _at(self, level: Level | None) -> Level:
+        level = level or self.level
+        check_level(level, self.levels)
+        return level
 
 
 class ContentEncoder(nn.Module):
@@ -124,25 +180,32 @@ class ContentEncoder(nn.Module):
         blocks: Residual blocks.
         dtype: As for `Generator`.
         recompute: As for `Generator`.
+        levels: As for `Generator`; each has a 7x7 convolution of its own.
     """
 
-    def __init__(self, widths: list[int], blocks: int, dtype: torch.dtype | None, recompute: bool) -> None:
+    def __init__(
+        self, widths: list[int], blocks: int, dtype: torch.dtype | None, recompute: bool, levels: int = 0
+    ) -> None:
         super().__init__()
         self.dtype, self.recompute = dtype, recompute
-        self.stem = ConvBlock(3, widths[0], 7, norm="instance")
+        self.stems = nn.ModuleList(ConvBlock(3, width, 7, norm="instance") for width in widths[: levels + 1])
         self.downs = nn.ModuleList(ConvBlock(a, b, 4, 2, norm="instance") for a, b in pairwise(widths))
         self.blocks = nn.ModuleList(ResidualBlock(widths[-1], "instance") for _ in range(blocks))
 
-    def forward(self, images: Tensor, statistics: Statistics | None = None) -> Tensor:
+    def forward(self, images: Tensor, statistics: Statistics | None, level: Level) -> Tensor:
         """`[n, 3, h, w]` -> the content, in the dtype of the images."""
 
-        def at_full_resolution(x: Tensor) -> Tensor:
-            return self.downs[0](self.stem(x, statistics), statistics)  # type: ignore[no-any-return]
+        def entered(images: Tensor) -> Tensor:
+            return _entered(images, self.stems, self.downs, self.dtype, level, statistics)
 
-        x = _passed(at_full_resolution, images.to(self.dtype or images.dtype), recompute=self.recompute)
-        for layer in (*self.downs[1:], *self.blocks):
+        x = _passed(entered, images, recompute=self.recompute)
+        for layer in (*self.downs[level.number + 1 :], *self.blocks):
             x = layer(x, statistics)
         return x.to(images.dtype)
+
+    def dead(self, level: Level) -> list[nn.Module]:
+        """The layers through which nothing goes at a level."""
+        return [*self.downs[: level.number], *_others(self.stems, level)]
 
 
 class StyleEncoder(nn.Module):
@@ -155,26 +218,33 @@ class StyleEncoder(nn.Module):
         style_size: Dimensions of a style.
         dtype: As for `Generator`.
         recompute: As for `Generator`.
+        levels: As for `Generator`; each has a 7x7 convolution of its own.
     """
 
-    def __init__(self, widths: list[int], style_size: int, dtype: torch.dtype | None, recompute: bool) -> None:
+    def __init__(
+        self, widths: list[int], style_size: int, dtype: torch.dtype | None, recompute: bool, levels: int = 0
+    ) -> None:
         super().__init__()
         self.dtype, self.recompute, self.halvings = dtype, recompute, len(widths) - 1
-        self.stem = ConvBlock(3, widths[0], 7)
+        self.stems = nn.ModuleList(ConvBlock(3, width, 7) for width in widths[: levels + 1])
         self.downs = nn.ModuleList(ConvBlock(a, b, 4, 2) for a, b in pairwise(widths))
         self.output = Dense(widths[-1], style_size)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, level: Level) -> Tensor:
         """`[n, 3, h, w]` -> `[n, style_size]`, in the dtype of the images."""
 
-        def at_full_resolution(x: Tensor) -> Tensor:
-            return self.downs[0](self.stem(x))  # type: ignore[no-any-return]
+        def entered(images: Tensor) -> Tensor:
+            return _entered(images, self.stems, self.downs, self.dtype, level, None)
 
-        x = _passed(at_full_resolution, images.to(self.dtype or images.dtype), recompute=self.recompute)
-        for layer in self.downs[1:]:
+        x = _passed(entered, images, recompute=self.recompute)
+        for layer in self.downs[level.number + 1 :]:
             x = layer(x)
         style: Tensor = self.output(x.mean((2, 3), dtype=images.dtype))
         return style
+
+    def dead(self, level: Level) -> list[nn.Module]:
+        """The layers through which nothing goes at a level."""
+        return [*self.downs[: level.number], *_others(self.stems, level)]
 
 
 class Decoder(nn.Module):
@@ -188,6 +258,7 @@ class Decoder(nn.Module):
         features: Of the dense layers.
         dtype: As for `Generator`.
         recompute: As for `Generator`.
+        levels: As for `Generator`; each has a 7x7 convolution to colours of its own.
     """
 
     def __init__(
@@ -199,6 +270,7 @@ class Decoder(nn.Module):
         features: int,
         dtype: torch.dtype | None,
         recompute: bool,
+        levels: int = 0,
     ) -> None:
         super().__init__()
         self.dtype, self.recompute, self.channels = dtype, recompute, channels
@@ -207,28 +279,62 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(ResidualBlock(channels, "adaptive") for _ in range(blocks))
         widths = [channels >> level for level in range(ups + 1)]
         self.ups = nn.ModuleList(ConvBlock(a, b, 5, norm="layer") for a, b in pairwise(widths))
-        self.output = Conv2d(widths[-1], 3, 7)
+        self.outputs = nn.ModuleList(Conv2d(width, 3, 7) for width in widths[ups - levels :][::-1])
 
-    def forward(self, content: Tensor, style: Tensor, statistics: Statistics | None = None) -> Tensor:
+    def forward(self, content: Tensor, style: Tensor, statistics: Statistics | None, level: Level) -> Tensor:
         """Content and `[n, style_size]` -> `[n, 3, h, w]` in [-1, 1], in the dtype of the content."""
-
-        def at_full_resolution(x: Tensor) -> Tensor:
-            x = self.ups[-1](doubled(x), statistics)
-            return self._colours(x, content.dtype)
-
         x = content.to(self.dtype or content.dtype)
-        # For each block and each of its two layers, the shifts of all channels and then their factors.
-        affine = self.mapping(style).reshape(len(style), len(self.blocks), 2, 2, self.channels)
-        for block, own in zip(self.blocks, affine.unbind(1), strict=True):
+        for block, own in zip(self.blocks, self.affines(style), strict=True):
             x = block(x, statistics, own)
-        for layer in self.ups[:-1]:
+        *inner, outermost = self.ups[: len(self.ups) - level.number]
+        for layer in inner:
             x = layer(doubled(x), statistics)
-        return _passed(at_full_resolution, x, recompute=self.recompute)
 
-    def _colours(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        y, factor = self.output(x)
+        def left(x: Tensor) -> Tensor:
+            colours = self.colours(outermost(doubled(x), statistics), level.number, content.dtype)
+            if level.alpha == 1.0:
+                return colours
+            return torch.lerp(doubled(self.colours(x, level.number + 1, content.dtype)), colours, level.alpha)
+
+        return _passed(left, x, recompute=self.recompute)
+
+    def affines(self, style: Tensor) -> tuple[Tensor, ...]:
+        """For each block `[n, 2, 2, channels]`: of each of its layers the shifts of all channels, then the factors."""
+        numbers: Tensor = self.mapping(style)
+        return numbers.reshape(len(style), len(self.blocks), 2, 2, self.channels).unbind(1)
+
+    def colours(self, x: Tensor, number: int, dtype: torch.dtype) -> Tensor:
+        """Features at a level to `[n, 3, h, w]` in [-1, 1], in a dtype."""
+        output = self.outputs[number]
+        assert isinstance(output, Conv2d)
+        y, factor = output(x)
         factor = None if factor is None else factor.to(dtype).expand(len(y), -1)
-        return epilogue(y.to(dtype), factor, b=self.output.bias.to(dtype), act="linear").tanh()
+        return epilogue(y.to(dtype), factor, b=output.bias.to(dtype), act="linear").tanh()
+
+    def dead(self, level: Level) -> list[nn.Module]:
+        """The layers through which nothing goes at a level."""
+        return [*self.ups[len(self.ups) - level.number :], *_others(self.outputs, level)]
+
+
+def _entered(
+    images: Tensor,
+    stems: nn.ModuleList,
+    downs: nn.ModuleList,
+    dtype: torch.dtype | None,
+    level: Level,
+    statistics: Statistics | None,
+) -> Tensor:
+    """The features behind the first halving of images at a level, in `dtype`."""
+    dtype = dtype or images.dtype
+    x: Tensor = downs[level.number](stems[level.number](images.to(dtype), statistics), statistics)
+    if level.alpha == 1.0:
+        return x
+    before: Tensor = stems[level.number + 1](halved(images).to(dtype), statistics)
+    return torch.lerp(before, x, level.alpha)
+
+
+def _others(layers: nn.ModuleList, level: Level) -> list[nn.Module]:
+    return [layer for number, layer in enumerate(layers) if number not in level.numbers]
 
 
 def _passed(function: Callable[[Tensor], Tensor], x: Tensor, recompute: bool) -> Tensor:
@@ -251,8 +357,27 @@ def _check_widths(content_downs: int, style_downs: int, channels: int) -> None:
         )
 
 
-def _check_images(images: Tensor, multiple: int, least: int) -> None:
-    least = max(least, 4)  # the first kernel reaches three pixels across the edge
+def _check_levels(levels: int, content_downs: int, style_downs: int) -> None:
+    for name, value in (("content_downs", content_downs), ("style_downs", style_downs)):
+        if not 0 <= levels < value:
+            raise ValueError(
+                f"levels is {levels}, and {name} is {value}; 0 to {value - 1} is allowed: choose fewer levels or more "
+                "halvings"
+            )
+
+
+def _least(level: Level) -> int:
+    """The first kernel reaches three pixels across the edge, in a fade at half the resolution too."""
+    return 4 * len(level.numbers)
+
+
+def check_images(images: Tensor, multiple: int, least: int, level: Level) -> None:
+    """Refuse images whose sides are no multiples, or less than what is needed.
+
+    Raises:
+        ValueError: If they are, or are no images.
+    """
+    least = max(least, _least(level))
     sides = images.shape[2:]
     if images.ndim != 4 or images.shape[1] != 3 or any(side % multiple or side < least for side in sides):
         raise ValueError(
@@ -261,7 +386,12 @@ def _check_images(images: Tensor, multiple: int, least: int) -> None:
         )
 
 
-def _check_content(content: Tensor, style: Tensor, channels: int, style_size: int) -> None:
+def check_content(content: Tensor, style: Tensor, channels: int, style_size: int) -> None:
+    """Refuse a content and a style that a decoder cannot put together.
+
+    Raises:
+        ValueError: If one has another shape.
+    """
     if content.ndim != 4 or content.shape[1] != channels or min(content.shape[2:]) < 2:
         raise ValueError(
             f"content is {list(content.shape)}; [n, {channels}, h, w] is allowed, with h and w of at least 2"

@@ -1,6 +1,9 @@
 """MUNIT's discriminator: one network for each of several scales of an image (Huang et al. 2018, appendix B).
 
 After Wang et al. 2018, "High-Resolution Image Synthesis and Semantic Manipulation with Conditional GANs", section 3.2.
+
+When training goes coarse to fine, images at half the resolution go to the second network first, and so on: each network
+always sees the resolution that it has learned.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hires_gan.networks.munit_layers import Conv2d, ConvBlock
+from hires_gan.networks.munit_layers import Conv2d, ConvBlock, Level, check_level
 
 _DEVIATION = 0.02
 
@@ -31,9 +34,14 @@ class MultiScaleDiscriminator(nn.Module):
         spectral: Whether weights are divided by their largest singular values; `iterate_spectral_norm` is then to be
             called behind each optimizer step.
         dtype: In which convolutions compute; None for that of the images. Scores are computed in the latter.
+        levels: How many levels below full resolution the network can work at, less than `scales`.
+
+    Attributes:
+        level: The level of the images when none is given; at first full resolution. Whoever loads weights that have
+            not grown to the end sets it.
 
     Raises:
-        ValueError: If there is no scale or no layer.
+        ValueError: If there is no scale or no layer, or there are as many levels as scales.
     """
 
     def __init__(
@@ -44,52 +52,79 @@ class MultiScaleDiscriminator(nn.Module):
         most: int = 512,
         spectral: bool = False,
         dtype: torch.dtype | None = None,
+        levels: int = 0,
     ) -> None:
         super().__init__()
-        for name, value in (("scales", scales), ("layers", layers)):
-            if value < 1:
-                raise ValueError(f"{name} is {value}; 1 or more is allowed")
+        _check_sizes(scales, layers, levels)
         widths = [3, *(min(base << level, most) for level in range(layers))]
-        self.layers = layers
+        self.layers, self.levels, self.level = layers, levels, Level()
         self.scales = nn.ModuleList(_PatchDiscriminator(widths, spectral, dtype) for _ in range(scales))
 
-    def forward(self, images: Tensor) -> list[Tensor]:
+    def forward(self, images: Tensor, level: Level | None = None) -> list[Tensor]:
         """Judge images.
 
         Args:
-            images: `[n, 3, h, w]` in about [-1, 1], float32 or float64; h and w at least `least_side`.
+            images: `[n, 3, h, w]` in about [-1, 1], float32 or float64; h and w at least `least_side` of the level.
+            level: Of the images; None for `self.level`. Its alpha changes nothing: whoever calls fades the images and
+                weighs the first of the scales.
 
         Returns:
-            For each scale `[n, 1, h', w']`, in the dtype of the images; the higher, the more real. h' is h, halved by
-            each scale before (rounded up) and by each layer (rounded down).
+            For each scale from the level's on `[n, 1, h', w']`, in the dtype of the images; the higher, the more real.
+            h' is h, halved by each scale before (rounded up) and by each layer (rounded down).
 
         Raises:
-            ValueError: If the images have another shape.
+            ValueError: If the images have another shape, or the network does not have the level.
         """
-        if images.ndim != 4 or images.shape[1] != 3 or min(images.shape[2:]) < self.least_side:
+        level = self._at(level)
+        least = self.least_side(level)
+        if images.ndim != 4 or images.shape[1] != 3 or min(images.shape[2:]) < least:
             raise ValueError(
                 f"images are {list(images.shape)}; [n, 3, h, w] is allowed, with h and w of at least "
-                f"{self.least_side}: take larger images, or fewer scales or layers"
+                f"{least}: take larger images, or fewer scales or layers"
             )
-        maps = [self.scales[0](images)]
-        for scale in self.scales[1:]:
+        first, *coarser = self.scales[level.number :]
+        maps = [first(images)]
+        for scale in coarser:
             images = F.avg_pool2d(images, 3, stride=2, padding=1, count_include_pad=False)
             maps.append(scale(images))
         return maps
 
-    @property
-    def least_side(self) -> int:
+    def least_side(self, level: Level | None = None) -> int:
         """The least height and width: of the last scale's images, the last layer gets two pixels to reflect."""
         side: int = 1 << self.layers
-        for _ in range(len(self.scales) - 1):
+        for _ in range(len(self.scales) - self._at(level).number - 1):
             side = 2 * side - 1
         return side
 
+    def live_parameters(self, level: Level | None = None) -> list[str]:
+        """The names of the parameters that the scores at a level depend on."""
+        dead = tuple(f"scales.{number}." for number in range(self._at(level).number))
+        return [name for name, _ in self.named_parameters() if not name.startswith(dead)]
+
     def iterate_spectral_norm(self) -> None:
-        """One power iteration of each weight's spectral normalisation, in place; nothing without one."""
+        """One power iteration of each weight's spectral normalisation, in place; nothing without one.
+
+        At any level of all of them: where a weight stands still, its vectors only get nearer to what they stand for.
+        """
         for module in self.modules():
             if isinstance(module, Conv2d):
                 module.iterate_spectral_norm()
+
+    def _at(self, level: Level | None) -> Level:
+        level = level or self.level
+        check_level(level, self.levels)
+        return level
+
+
+def _check_sizes(scales: int, layers: int, levels: int) -> None:
+    for name, value in (("scales", scales), ("layers", layers)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}; 1 or more is allowed")
+    if not 0 <= levels < scales:
+        raise ValueError(
+            f"levels is {levels}, and scales is {scales}; 0 to {scales - 1} is allowed: choose fewer levels or more "
+            "scales"
+        )
 
 
 class _PatchDiscriminator(nn.Module):

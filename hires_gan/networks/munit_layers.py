@@ -9,13 +9,14 @@ a convolution computes in that of its input.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hires_gan.networks.layers import FP16_CLAMP, double_nearest
+from hires_gan.networks.layers import FP16_CLAMP, double_nearest, halve_box
 from hires_gan.ops import conv2d, epilogue
 
 EPS = 1e-5
@@ -25,6 +26,51 @@ _LEAST = 1e-20
 """No variance of which a root is taken is less: the root's slope at 0 is infinite."""
 
 Norm = Literal["none", "instance", "adaptive", "layer"]
+
+
+@dataclass(frozen=True)
+class Level:
+    """How far networks have grown that start at a lower resolution.
+
+    Attributes:
+        number: How many halvings the images lie below full resolution; 0 when all is grown.
+        alpha: The share of the newest level, in [0, 1]; below 1 the level before, a halving below, is blended in.
+
+    Raises:
+        ValueError: If one of them is out of range.
+    """
+
+    number: int = 0
+    alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.number < 0:
+            raise ValueError(f"number is {self.number}; 0, which is full resolution, or more is allowed")
+        if not 0.0 <= self.alpha <= 1.0:
+            raise ValueError(f"alpha is {self.alpha}; 0 to 1 is allowed")
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """Of the levels that images enter or leave at: the newest, and in a fade the one before."""
+        return (self.number, self.number + 1) if self.alpha < 1.0 else (self.number,)
+
+
+def check_level(level: Level, levels: int) -> None:
+    """Refuse a level that a network does not have.
+
+    Args:
+        level: What is asked for.
+        levels: How many levels below full resolution the network has.
+
+    Raises:
+        ValueError: If it, or what is to be blended in, lies below the coarsest.
+    """
+    if level.numbers[-1] > levels:
+        needed = " and the one before" if level.alpha < 1.0 else ""
+        raise ValueError(
+            f"level is {level}, which needs level {level.number}{needed}; the network has 0 to {levels}: ask for one "
+            "of these, with an alpha of 1 at the coarsest, or build the network with more levels"
+        )
 
 
 class Moments(NamedTuple):
@@ -51,17 +97,34 @@ class Statistics:
         content, style = generator.encode(images, whole)
         content, _ = generator.encode(tile, whole.fixed())
 
-    A layer that is passed twice keeps the later values. Nothing that is recorded has a gradient.
+    A layer that is passed twice keeps the later values, but where windows are merged. Nothing that is recorded has a
+    gradient.
     """
 
     def __init__(self) -> None:
         self._recorded: dict[nn.Module, Moments] = {}
         self._fixed = False
+        self._merged: tuple[nn.Module, slice, slice] | None = None
 
     def fixed(self) -> Statistics:
         """The same values, given to the layers in place of their own; what is recorded later is seen as well."""
         given = Statistics()
         given._recorded, given._fixed = self._recorded, True
+        return given
+
+    def merging(self, layer: nn.Module, rows: slice, columns: slice) -> Statistics:
+        """The same values, where `layer` adds a window of what it normalises; the others use them, as of `fixed`.
+
+        The windows of many passes, if they are parts of a map, together give what one pass over the map would. They are
+        summed up in float64 on the CPU.
+
+        Args:
+            layer: Whose values grow; to start with it has none.
+            rows: Of its map, in this pass.
+            columns: Likewise.
+        """
+        given = self.fixed()
+        given._merged = (layer, rows, columns)
         return given
 
     def at(self, layer: nn.Module, x: Tensor) -> Moments:
@@ -75,6 +138,8 @@ class Statistics:
             ValueError: If the values are fixed and there are none for this layer, or of another number of samples
                 than 1 and n.
         """
+        if self._merged is not None and self._merged[0] is layer:
+            return self._merge(x, *self._merged)
         if not self._fixed:
             found = moments(x)
             self._recorded[layer] = Moments(found.mean.detach(), found.variance.detach(), found.pixels)
@@ -90,7 +155,24 @@ class Statistics:
                 f"statistics are of {given.mean.shape[0]} samples, and the batch has {x.shape[0]}; 1, for all of them, "
                 "or as many are allowed"
             )
-        return Moments(given.mean.expand(x.shape[:2]), given.variance.expand(x.shape[:2]), given.pixels)
+        mean, variance = (one.to(x.device, _wide(x.dtype)).expand(x.shape[:2]) for one in given[:2])
+        return Moments(mean, variance, given.pixels)
+
+    def _merge(self, x: Tensor, layer: nn.Module, rows: slice, columns: slice) -> Moments:
+        found = moments(x[:, :, rows, columns])
+        mean, variance = (one.detach().cpu().double() for one in found[:2])
+        one = Moments(mean, variance, found.pixels)
+        before = self._recorded.get(layer)
+        self._recorded[layer] = one if before is None else merged(before, one)
+        return found
+
+
+def merged(a: Moments, b: Moments) -> Moments:
+    """The moments of two sets of pixels together (Chan, Golub and LeVeque 1983)."""
+    pixels = a.pixels + b.pixels
+    share, between = b.pixels / pixels, b.mean - a.mean
+    variance = torch.lerp(a.variance, b.variance, share) + between.square() * (share * (1 - share))
+    return Moments(a.mean + between * share, variance, pixels)
 
 
 def moments(x: Tensor) -> Moments:
@@ -144,6 +226,14 @@ def doubled(x: Tensor) -> Tensor:
     n, c, h, w = x.shape
     pixels = x.permute(0, 2, 3, 1)[:, :, None, :, None]
     return pixels.expand(n, h, 2, w, 2, c).reshape(n, 2 * h, 2 * w, c).permute(0, 3, 1, 2)
+
+
+def halved(x: Tensor) -> Tensor:
+    """`[n, c, h, w]` -> `[n, c, h/2, w/2]`, the mean of each 2x2 block; in the memory format of `x`."""
+    y = halve_box(x)
+    if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
+        return y
+    return y.contiguous(memory_format=torch.channels_last)
 
 
 class SpectralNorm(nn.Module):

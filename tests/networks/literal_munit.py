@@ -68,10 +68,19 @@ def residual(x: Tensor, w: Weights, norm: str, affines: tuple[Tensor | None, Ten
     return x + block(y, part(w, "second"), norm, "linear", affine=affines[1])
 
 
-def content(images: Tensor, w: Weights, downs: int, blocks: int) -> Tensor:
-    x = block(images, part(w, "stem"), "instance")
-    for level in range(downs):
-        x = block(x, part(w, f"downs.{level}"), "instance", stride=2)
+def entered(images: Tensor, w: Weights, norm: str, level: int, alpha: float) -> Tensor:
+    """What is behind the first halving of images at a level."""
+    x = block(images, part(w, f"stems.{level}"), norm)
+    x = block(x, part(w, f"downs.{level}"), norm, stride=2)
+    if alpha == 1:
+        return x
+    return alpha * x + (1 - alpha) * block(halved(images), part(w, f"stems.{level + 1}"), norm)
+
+
+def content(images: Tensor, w: Weights, downs: int, blocks: int, level: int = 0, alpha: float = 1) -> Tensor:
+    x = entered(images, w, "instance", level, alpha)
+    for number in range(level + 1, downs):
+        x = block(x, part(w, f"downs.{number}"), "instance", stride=2)
     for number in range(blocks):
         x = residual(x, part(w, f"blocks.{number}"), "instance")
     return x
@@ -81,14 +90,16 @@ def dense(x: Tensor, w: Weights) -> Tensor:
     return x @ w["weight"].T + w["bias"]
 
 
-def style(images: Tensor, w: Weights, downs: int) -> Tensor:
-    x = block(images, part(w, "stem"), "none")
-    for level in range(downs):
-        x = block(x, part(w, f"downs.{level}"), "none", stride=2)
+def style(images: Tensor, w: Weights, downs: int, level: int = 0, alpha: float = 1) -> Tensor:
+    x = entered(images, w, "none", level, alpha)
+    for number in range(level + 1, downs):
+        x = block(x, part(w, f"downs.{number}"), "none", stride=2)
     return dense(x.mean((2, 3)), part(w, "output"))
 
 
-def decoded(features: Tensor, code: Tensor, w: Weights, ups: int, blocks: int) -> Tensor:
+def decoded(
+    features: Tensor, code: Tensor, w: Weights, ups: int, blocks: int, level: int = 0, alpha: float = 1
+) -> Tensor:
     numbers = dense(code, part(w, "mapping.0")).clamp_min(0)
     numbers = dense(dense(numbers, part(w, "mapping.1")).clamp_min(0), part(w, "mapping.2"))
     slices = list(numbers.split(2 * features.shape[1], 1))
@@ -96,10 +107,21 @@ def decoded(features: Tensor, code: Tensor, w: Weights, ups: int, blocks: int) -
     for number in range(blocks):
         x = residual(x, part(w, f"blocks.{number}"), "adaptive", (slices.pop(0), slices.pop(0)))
     assert not slices
-    for level in range(ups):
-        x = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
-        x = block(x, part(w, f"ups.{level}"), "layer")
-    return torch.tanh(convolved(x, part(w, "output")))
+    before = x
+    for number in range(ups - level):
+        before, x = x, block(enlarged(x), part(w, f"ups.{number}"), "layer")
+    colours = torch.tanh(convolved(x, part(w, f"outputs.{level}")))
+    if alpha == 1:
+        return colours
+    return alpha * colours + (1 - alpha) * enlarged(torch.tanh(convolved(before, part(w, f"outputs.{level + 1}"))))
+
+
+def enlarged(x: Tensor) -> Tensor:
+    return x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+
+def halved(x: Tensor) -> Tensor:
+    return sum(x[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)) / 4
 
 
 def averaged(images: Tensor) -> Tensor:
@@ -110,9 +132,9 @@ def averaged(images: Tensor) -> Tensor:
     return torch.cat(sums, 1) / F.conv2d(ones, kernel, stride=2, padding=1)
 
 
-def scores(images: Tensor, w: Weights, scales: int, layers: int) -> list[Tensor]:
+def scores(images: Tensor, w: Weights, scales: int, layers: int, level: int = 0) -> list[Tensor]:
     maps = []
-    for scale in range(scales):
+    for scale in range(level, scales):
         own = part(w, f"scales.{scale}")
         x = images
         for layer in range(layers):

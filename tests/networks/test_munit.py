@@ -185,7 +185,7 @@ def test_a_style_changes_an_image_and_the_normalisations_take_all_of_it() -> Non
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (8, 200), (36, 20), (100, 12)])
 def test_any_size_that_can_be_halved_is_taken(height: int, width: int) -> None:
     network = tiny()
-    assert network.least_side == 8
+    assert network.least_side() == 8
     content, style, images = both(network, pictures(1, height, width).float())
     assert content.shape == (1, 8, height // 4, width // 4)
     assert style.shape == (1, 3)

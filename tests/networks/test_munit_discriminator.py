@@ -232,7 +232,7 @@ def test_a_constant_image_gives_numbers(value: float) -> None:
 @pytest.mark.parametrize(("scales", "layers", "least"), [(1, 1, 2), (2, 3, 15), (3, 2, 13), (3, 4, 61)])
 def test_the_least_side_is_the_least_that_works(scales: int, layers: int, least: int) -> None:
     network = tiny(scales, layers)
-    assert network.least_side == least
+    assert network.least_side() == least
     assert [tuple(scores.shape[2:]) for scores in network(torch.zeros(1, 3, least, least))][-1] == (1, 1)
     with pytest.raises(ValueError, match=rf"images are \[1, 3, {least - 1}, 80\]; .* at least {least}: take larger"):
         network(torch.zeros(1, 3, least - 1, 80))

@@ -17,6 +17,7 @@ from hires_gan.networks.munit_layers import (
     ResidualBlock,
     SpectralNorm,
     doubled,
+    halved,
     moments,
     reflect_pad,
 )
@@ -46,6 +47,16 @@ def test_doubling_repeats_each_pixel_in_either_memory_format(memory_format: torc
     assert y.is_contiguous(memory_format=memory_format)
     (dx,) = torch.autograd.grad(y.sum(), x)
     assert torch.equal(dx, torch.full_like(x, 4))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_halving_takes_the_mean_of_four_pixels_in_either_memory_format(memory_format: torch.memory_format) -> None:
+    x = normal(2, 3, 4, 6).contiguous(memory_format=memory_format).requires_grad_()
+    y = halved(x)
+    torch.testing.assert_close(y, literal.halved(x), rtol=1e-13, atol=1e-13)
+    assert y.is_contiguous(memory_format=memory_format)
+    (dx,) = torch.autograd.grad(y.sum(), x)
+    assert torch.equal(dx, torch.full_like(x, 0.25))
 
 
 def test_moments_are_those_of_each_channel_and_differentiable_twice() -> None:
