@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hires_gan.errors import UsageError
-from hires_gan.inference.features import VGG16Features, cached_vgg, download_vgg, load_lpips, load_vgg, lpips_file
+from hires_gan.inference.features import OPTIONS, load_lpips, lpips_file
 from hires_gan.networks.layers import halve_box
+from hires_gan.networks.vgg import VGG16Features, cached_vgg, download_vgg, load_vgg
 from hires_gan.progress import say
 
 Kind = Literal["auto", "lpips", "vgg", "pixel"]
@@ -25,7 +26,6 @@ _FEATURES_SIDE = 256
 _LEAST_SIDE = 16
 _LEAST_LEVEL = 8
 _EPS = 1e-10
-_GET = "fetch torchvision's VGG16 weights with --download, or name their file with --weights"
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def choose_kind(wanted: DistanceOptions) -> tuple[Kind, Path | None]:
         return "pixel", None
     path = _vgg_file(wanted)
     if path is None:
-        say(f"distance: pixels and frequencies. LPIPS follows the eye better: {_GET} (528 MB)")
+        say(f"distance: pixels and frequencies. LPIPS follows the eye better: {OPTIONS.remedy} (528 MB)")
         return "pixel", None
     if wanted.kind != "vgg" and lpips_file() is not None:
         say("distance: LPIPS")
@@ -144,11 +144,11 @@ def _vgg_file(wanted: DistanceOptions) -> Path | None:
         if wanted.download:
             raise UsageError("--weights and --download are both given; one of them is enough")
         return wanted.weights
-    path = download_vgg() if wanted.download else cached_vgg()
+    path = download_vgg(OPTIONS) if wanted.download else cached_vgg()
     if path.is_file():
         return path
     if wanted.kind != "auto":
-        raise UsageError(f"--distance is {wanted.kind}, but there are no VGG16 weights in {path}; {_GET}")
+        raise UsageError(f"--distance is {wanted.kind}, but there are no VGG16 weights in {path}; {OPTIONS.remedy}")
     return None
 
 
@@ -165,6 +165,6 @@ def make_distance(kind: Kind, target: Tensor, weights: Path | None) -> Distance:
     """
     if kind == "pixel" or weights is None:
         return PixelDistance(target)
-    vgg = load_vgg(weights).to(target.device, target.dtype)
+    vgg = load_vgg(weights, OPTIONS).to(target.device, target.dtype)
     linear = lpips_file() if kind == "lpips" else None
     return FeatureDistance(target, vgg, None if linear is None else load_lpips(linear))

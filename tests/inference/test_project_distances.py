@@ -18,7 +18,9 @@ from hires_gan.inference.distances import (
     choose_kind,
     make_distance,
 )
-from hires_gan.inference.features import VGG16Features, cached_vgg, load_lpips, load_vgg, lpips_file
+from hires_gan.inference.features import OPTIONS, load_lpips, lpips_file
+from hires_gan.networks import vgg as vgg_module
+from hires_gan.networks.vgg import VGG16Features, cached_vgg, load_vgg
 
 
 def images(count: int, side: int, seed: int = 0) -> torch.Tensor:
@@ -52,7 +54,7 @@ def weights_file(weights, tmp_path_factory):
 @pytest.fixture
 def published(weights_file, monkeypatch, tmp_path):
     """The random weights pass for the published ones, and torch hub's cache is empty."""
-    monkeypatch.setattr(features, "VGG_SHA256", hashlib.sha256(weights_file.read_bytes()).hexdigest())
+    monkeypatch.setattr(vgg_module, "VGG_SHA256", hashlib.sha256(weights_file.read_bytes()).hexdigest())
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     return weights_file
 
@@ -104,7 +106,7 @@ def test_features_are_torchvisions(network, weights):
 def test_lpips_by_its_formula(weights):
     """Zhang et al. 2018, equation 1, written out."""
     vgg = VGG16Features(weights)
-    linear = [torch.rand(count, generator=torch.Generator().manual_seed(count)) for count in features.CHANNELS]
+    linear = [torch.rand(count, generator=torch.Generator().manual_seed(count)) for count in vgg_module.CHANNELS]
     target, other = images(1, 32, 1), images(1, 32, 2)
     expected = 0.0
     for one, two, weight in zip(vgg(target), vgg(other), linear, strict=True):
@@ -196,7 +198,7 @@ def test_weights_are_checked_before_they_are_read(published, tmp_path):
 
 
 def test_the_files_are_known_by_the_published_checksums():
-    assert features.VGG_URL.endswith(f"/vgg16-{features.VGG_SHA256[:8]}.pth")  # torchvision names them so
+    assert vgg_module.VGG_URL.endswith(f"/vgg16-{vgg_module.VGG_SHA256[:8]}.pth")  # torchvision names them so
     pytest.importorskip("torchmetrics")
     file = lpips_file()
     assert file is not None
@@ -206,21 +208,21 @@ def test_the_files_are_known_by_the_published_checksums():
 def test_weights_of_another_network_are_refused(weights, tmp_path, monkeypatch):
     path = tmp_path / "other.pth"
     torch.save({name: tensor for name, tensor in weights.items() if "features.2." not in name}, path)
-    monkeypatch.setattr(features, "VGG_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+    monkeypatch.setattr(vgg_module, "VGG_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
     with pytest.raises(Failure, match=r"the VGG16 weights are of another network: .*features\.2\."):
-        load_vgg(path)
+        load_vgg(path, OPTIONS)
 
 
 def test_a_download_is_asked_for_and_checked(published, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(features, "VGG_URL", published.as_uri())
+    monkeypatch.setattr(vgg_module, "VGG_URL", published.as_uri())
     assert choose_kind(DistanceOptions("vgg", download=True)) == ("vgg", cached_vgg())
     assert cached_vgg().read_bytes() == published.read_bytes()
     assert "downloading file://" in capsys.readouterr().err
     cached_vgg().unlink()
-    monkeypatch.setattr(features, "VGG_SHA256", "0" * 64)
+    monkeypatch.setattr(vgg_module, "VGG_SHA256", "0" * 64)
     with pytest.raises(Failure, match=r"cannot download file://.*name it with --weights"):
         choose_kind(DistanceOptions("vgg", download=True))
     assert not cached_vgg().exists()
-    monkeypatch.setattr(features, "VGG_URL", (tmp_path / "nothing.pth").as_uri())
+    monkeypatch.setattr(vgg_module, "VGG_URL", (tmp_path / "nothing.pth").as_uri())
     with pytest.raises(Failure, match=r"cannot download file://"):
         choose_kind(DistanceOptions("vgg", download=True))

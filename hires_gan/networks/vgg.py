@@ -1,0 +1,257 @@
+"""VGG16's features, from weights that are at hand and checked; nothing is ever downloaded without being asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import VGG16_Weights
+
+from hires_gan.errors import Failure, UsageError
+from hires_gan.networks.munit_layers import EPS, moments
+from hires_gan.progress import say
+
+VGG_SHA256 = "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0"
+VGG_URL: str = VGG16_Weights.IMAGENET1K_V1.url
+
+Layer = Literal["relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3"]
+LAYERS: tuple[Layer, ...] = get_args(Layer)
+"""Where features are taken: behind the last rectifier of each resolution, the largest first."""
+
+# Side by side: the maps of the convolutions of each resolution; after the last of them, features are taken.
+_CONVOLUTIONS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+CHANNELS = tuple(maps[-1] for maps in _CONVOLUTIONS)
+_MEAN = (0.485, 0.456, 0.406)
+_DEVIATION = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class OptionNames:
+    """What the caller's options are called, for errors to name them.
+
+    Attributes:
+        weights: Names the file of the weights: "--weights".
+        download: Allows to fetch it: "--download".
+        without: What to set for VGG16 not to be needed: "recipe.loss.perceptual=0"; None where there is nothing.
+    """
+
+    weights: str
+    download: str
+    without: str | None = None
+
+    @property
+    def remedy(self) -> str:
+        """What to do where there are no weights."""
+        get = f"fetch torchvision's VGG16 weights with {self.download}, or name their file with {self.weights}"
+        return get + self.otherwise
+
+    @property
+    def otherwise(self) -> str:
+        """The last part of a remedy: how to do without, if there is a way."""
+        return "" if self.without is None else f", or set {self.without}"
+
+
+class VGG16Features(nn.Module):
+    """The convolutional part of VGG16 (Simonyan and Zisserman 2015), with torchvision's names and weights.
+
+    It computes in the dtype of its weights, float32 as they are stored, whatever that of the images is and whether
+    autocast is on or not. Its weights have no gradients.
+
+    Args:
+        weights: What `features.*` of torchvision's model holds; others are left alone.
+
+    Raises:
+        Failure: If one is missing or has another shape.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, weights: dict[str, Tensor]) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        self.taken: list[int] = []
+        channels = 3
+        for maps in _CONVOLUTIONS:
+            for count in maps:
+                layers += [nn.Conv2d(channels, count, 3, padding=1), nn.ReLU()]
+                channels = count
+            self.taken.append(len(layers) - 1)
+            layers.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*layers[:-1])
+        self.register_buffer("mean", torch.tensor(_MEAN)[:, None, None], persistent=False)
+        self.register_buffer("deviation", torch.tensor(_DEVIATION)[:, None, None], persistent=False)
+        own = {name: weights[name] for name in self.state_dict() if name in weights}
+        try:
+            self.load_state_dict(own)
+        except RuntimeError as error:
+            raise Failure(f"the VGG16 weights are of another network: {' '.join(str(error).split())}") from error
+        self.eval().requires_grad_(False)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Features of images, after the last rectifier of each resolution.
+
+        Args:
+            images: `[n, 3, h, w]` in [-1, 1], of 16x16 at least.
+
+        Returns:
+            Five tensors `[n, c, h / 2^i, w / 2^i]`, with c as `CHANNELS` says.
+        """
+        return list(self._maps(images))
+
+    def features_at(self, images: Tensor, layer: Layer) -> Tensor:
+        """Features of images at one layer; what is behind it is not computed.
+
+        Args:
+            images: `[n, 3, h, w]` in [-1, 1], of 2^i x 2^i at least, for number i of `LAYERS` from 0.
+            layer: One of `LAYERS`.
+
+        Returns:
+            `[n, c, h / 2^i, w / 2^i]`.
+
+        Raises:
+            ValueError: If there is no such layer.
+        """
+        if layer not in LAYERS:
+            raise ValueError(f"layer is {layer!r}; {', '.join(LAYERS)} are allowed")
+        return next(islice(self._maps(images), LAYERS.index(layer), None))
+
+    def _maps(self, images: Tensor) -> Iterator[Tensor]:
+        """The maps at `LAYERS`, each computed when it is asked for."""
+        x = (images.to(self.mean.dtype) * 0.5 + 0.5 - self.mean) / self.deviation
+        for number, layer in enumerate(self.features):
+            with torch.autocast(x.device.type, enabled=False):  # it would convolve in half precision
+                x = layer(x)
+            if number in self.taken:
+                yield x
+
+
+def instance_normalised(features: Tensor, eps: float = EPS) -> Tensor:
+    """Each channel of each sample to mean 0 and variance 1 over its pixels; no factors or shifts are learned.
+
+    Args:
+        features: `[n, c, h, w]`, of any floating dtype.
+        eps: Added to variances, so that a constant channel becomes 0, and its gradient stays finite.
+
+    Returns:
+        `[n, c, h, w]` in float32 (float64 for float64).
+    """
+    mean, variance, _ = moments(features)
+    scale = torch.rsqrt(variance + eps)
+    return (features.to(mean.dtype) - mean[:, :, None, None]) * scale[:, :, None, None]
+
+
+def perceptual_distance(a: Tensor, b: Tensor) -> Tensor:
+    """The domain-invariant perceptual distance (Huang et al. 2018, section 5.1), from the features of one layer.
+
+    The mean square of the differences of instance-normalised features, over channels and pixels: what the means and
+    deviations of channels say, which is more of the domain than of the content, is left out.
+
+    Args:
+        a: `[n, c, h, w]`, of more than one pixel: normalisation would leave nothing of a single one.
+        b: Likewise, of the same shape.
+
+    Returns:
+        `[n]`, one distance for each sample, in float32 (float64 for float64); differentiable in both.
+
+    Raises:
+        ValueError: If the shapes differ, or the maps have a single pixel.
+    """
+    if a.shape != b.shape:
+        raise ValueError(f"a is of shape {list(a.shape)} and b of {list(b.shape)}; they have to be the same")
+    if a.shape[2] * a.shape[3] == 1:
+        raise ValueError(
+            f"features are of shape {list(a.shape)}, and instance normalisation leaves nothing of a single pixel; "
+            "take larger images, or an earlier layer"
+        )
+    return (instance_normalised(a) - instance_normalised(b)).square().mean((1, 2, 3))
+
+
+def obtain_vgg(path: Path | None, download: bool, names: OptionNames) -> VGG16Features:
+    """VGG16's features from a file, else from torch hub's cache, else from the network if that is allowed.
+
+    Args:
+        path: torchvision's file of the weights; None for torch hub's cache.
+        download: Whether the file may be fetched into the cache if it is not there; without effect beside a path.
+        names: What these two options are called.
+
+    Returns:
+        The network on the CPU, in float32.
+
+    Raises:
+        UsageError: If there are no weights, or they are not the published ones.
+        Failure: If a download fails.
+    """
+    if path is None:
+        path = download_vgg(names) if download else cached_vgg()
+        if not path.is_file():
+            raise UsageError(f"there are no VGG16 weights in {path}; {names.remedy}")
+    return load_vgg(path, names)
+
+
+def cached_vgg() -> Path:
+    """Where torch hub keeps torchvision's VGG16 weights, whether they are there or not."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / VGG_URL.rsplit("/", 1)[1]
+
+
+def download_vgg(names: OptionNames) -> Path:
+    """Fetch torchvision's VGG16 weights (528 MB) into torch hub's cache, if they are not there.
+
+    Raises:
+        Failure: If they cannot be had.
+    """
+    path = cached_vgg()
+    if not path.is_file():
+        say(f"downloading {VGG_URL} to {path}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(VGG_URL, str(path), VGG_SHA256, progress=sys.stderr.isatty())
+        except (OSError, RuntimeError) as error:
+            remedy = f"fetch it elsewhere and name it with {names.weights}{names.otherwise}"
+            raise Failure(f"cannot download {VGG_URL} ({error}); {remedy}") from error
+    return path
+
+
+def load_vgg(path: Path, names: OptionNames) -> VGG16Features:
+    """VGG16's features with the weights of a file.
+
+    Raises:
+        UsageError: If it is not there, or is not torchvision's file.
+    """
+    what = f"torchvision's {VGG_URL.rsplit('/', 1)[1]}"
+    return VGG16Features(published_tensors(path, VGG_SHA256, what, names))
+
+
+def published_tensors(path: Path, sha256: str, what: str, names: OptionNames) -> dict[str, Tensor]:
+    """The tensors of a file whose bytes are the published ones; nothing in it executes.
+
+    Args:
+        path: The file.
+        sha256: Of the published one, in hexadecimal.
+        what: The published one, for errors.
+        names: What the option is called that gives the file.
+
+    Raises:
+        UsageError: If it cannot be read, or is another one.
+    """
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        what += names.otherwise
+        raise UsageError(f"{names.weights}: {path} cannot be read ({error.strerror}); give {what}") from error
+    if found != sha256:
+        remedy = f"fetch it anew{names.otherwise}"
+        raise UsageError(f"{path} is not {what}: its sha256 is {found}, not {sha256}; {remedy}")
+    # The file is there: torch hub only reads it, as tensors and nothing else.
+    tensors: dict[str, Tensor] = torch.hub.load_state_dict_from_url(
+        VGG_URL, str(path.parent), "cpu", file_name=path.name, weights_only=True
+    )
+    return tensors
