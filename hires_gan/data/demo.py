@@ -7,12 +7,14 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from hires_gan.data.demo_pictures import inks, overlapping_crops, two_ink_print
 from hires_gan.data.manifest import IMAGE, MANIFEST, Manifest
 from hires_gan.data.pictures import DEFAULT_MAX_PIXELS, encode, normalise, open_picture, resize
 from hires_gan.data.writer import ShardWriter, disk_failure, write_manifest
@@ -20,18 +22,61 @@ from hires_gan.errors import Failure, UsageError
 from hires_gan.progress import ProgressBar
 
 PREFIX = "demo:"
-_VERSION = 2
-"""Part of the folder's name: a changed recipe makes a new set instead of reusing the old one."""
 _RESOLUTION = 64
-_SCALES = (1.0, 0.85, 0.7, 0.55)
-_STRIDE = 0.12
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class DemoSet:
+    """How a demo set is made.
+
+    Args:
+        version: Part of the folder's name: a changed recipe makes a new set instead of reusing the old one.
+        regions: What is cut up: files of scikit-image's, and left, top, right and bottom of a part of the photograph,
+            or None for all of it.
+        stride: How far neighbouring crops are apart at most, about, in their sides.
+        printed: Whether the crops become prints in two inks.
+    """
+
+    version: int
+    regions: tuple[tuple[str, tuple[int, int, int, int] | None], ...]
+    stride: float
+    printed: bool = False
+
+
 _SETS = {
-    "photographs": (
-        "astronaut.png",
-        "chelsea.png",
-        "coffee.png",
-        "rocket.jpg",
-        "motorcycle_left.png",
+    "photographs": DemoSet(
+        version=2,
+        regions=(
+            ("astronaut.png", None),
+            ("chelsea.png", None),
+            ("coffee.png", None),
+            ("rocket.jpg", None),
+            ("motorcycle_left.png", None),
+        ),
+        stride=0.12,
+    ),
+    # Two domains without a pixel in common: each has its own part of every photograph (all CC0 or public domain).
+    "snapshots": DemoSet(
+        version=1,
+        regions=(
+            ("astronaut.png", (0, 0, 400, 236)),
+            ("chelsea.png", (0, 0, 226, 300)),
+            ("coffee.png", (0, 0, 300, 400)),
+            ("rocket.jpg", (290, 100, 640, 427)),
+        ),
+        stride=0.09,
+    ),
+    "prints": DemoSet(
+        version=1,
+        regions=(
+            ("astronaut.png", (0, 236, 400, 512)),
+            ("chelsea.png", (226, 0, 451, 300)),
+            ("coffee.png", (300, 0, 600, 400)),
+            ("rocket.jpg", (0, 100, 290, 427)),
+        ),
+        stride=0.09,
+        printed=True,
     ),
 }
 
@@ -52,7 +97,9 @@ def demo_shards(name: str) -> Path:
     """Return the folder of a demo set, making it on first use; several processes may ask at once.
 
     Args:
-        name: `photographs`: overlapping square crops of colourful photographs, at 64x64.
+        name: All are overlapping square crops of colourful photographs, at 64x64. `photographs`: of whole ones.
+            `snapshots` and `prints`: of parts of them that have no pixel in common, two domains for the translation
+            between unpaired images; each print is hatched in two inks of its own.
 
     Raises:
         UsageError: There is no such set.
@@ -60,7 +107,7 @@ def demo_shards(name: str) -> Path:
     """
     if name not in _SETS:
         raise UsageError(f"there is no demo set '{name}': the demo sets are {', '.join(PREFIX + one for one in _SETS)}")
-    folder = cache_folder() / "demo" / f"{name}-v{_VERSION}"
+    folder = cache_folder() / "demo" / f"{name}-v{_SETS[name].version}"
     if (folder / MANIFEST).is_file():
         return folder
     photographs = _photographs(name)
@@ -68,7 +115,7 @@ def demo_shards(name: str) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
-            _write(photographs, partial)
+            _write(name, photographs, partial)
             _publish(partial, folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -84,7 +131,7 @@ def cache_folder() -> Path:
 
 
 def _photographs(name: str) -> list[Image.Image]:
-    """Decode the photographs of a set from the installed scikit-image; nothing is fetched."""
+    """Decode the photographs of a set from the installed scikit-image, cut to its regions; nothing is fetched."""
     try:
         data = resources.files("skimage") / "data"
     except ModuleNotFoundError:
@@ -93,26 +140,26 @@ def _photographs(name: str) -> list[Image.Image]:
             "pip install 'hires-gan[demo]'"
         ) from None
     try:
-        files = [(data / file).read_bytes() for file in _SETS[name]]
+        files = [(data / file).read_bytes() for file, _ in _SETS[name].regions]
     except FileNotFoundError as error:
         raise Failure(
             f"the installed scikit-image does not bring {error.filename}, which {PREFIX}{name} is made from: "
             "pip install 'hires-gan[demo]'"
         ) from None
-    return [normalise(open_picture(file, DEFAULT_MAX_PIXELS), Counter()) for file in files]
+    photographs = [normalise(open_picture(file, DEFAULT_MAX_PIXELS), Counter()) for file in files]
+    boxes = [box for _, box in _SETS[name].regions]
+    return [photograph.crop(box) if box else photograph for photograph, box in zip(photographs, boxes, strict=True)]
 
 
-def _write(photographs: list[Image.Image], folder: Path) -> None:
+def _write(name: str, photographs: list[Image.Image], folder: Path) -> None:
     """Write the set, one shard."""
     with (
         ShardWriter(folder, 0, (IMAGE,), labelled=False, first_row=0) as writer,
-        ProgressBar("making the demo photographs", None) as bar,
+        ProgressBar(f"making the demo {name}", None) as bar,
     ):
-        for photograph in photographs:
-            for crop in overlapping_crops(photograph):
-                array = np.asarray(resize(crop, _RESOLUTION, "lanczos"))
-                writer.write({IMAGE: encode(array, "png")}, None)
-                bar.advance()
+        for array in _pictures(_SETS[name], photographs):
+            writer.write({IMAGE: encode(array, "png")}, None)
+            bar.advance()
         entry = writer.finish()
     manifest = Manifest(
         resolution=_RESOLUTION, count=entry.samples, columns=(IMAGE,), filter="lanczos", shards=(entry,)
@@ -120,19 +167,13 @@ def _write(photographs: list[Image.Image], folder: Path) -> None:
     write_manifest(folder, manifest)
 
 
-def overlapping_crops(photograph: Image.Image) -> Iterator[Image.Image]:
-    """Cut squares of several sizes at evenly spaced places, neighbours about an eighth of their side apart."""
-    for scale in _SCALES:
-        side = round(min(photograph.size) * scale)
-        for top in _places(photograph.height - side, side):
-            for left in _places(photograph.width - side, side):
-                yield photograph.crop((left, top, left + side, top + side))
-
-
-def _places(room: int, side: int) -> list[int]:
-    """Spread crops evenly over `room` pixels, both ends included."""
-    steps = -(-room // round(side * _STRIDE))
-    return [round(step * room / steps) for step in range(steps + 1)] if steps else [0]
+def _pictures(demo: DemoSet, photographs: list[Image.Image]) -> Iterator[np.ndarray]:
+    """Make the pictures of a set in their order: uint8 [64, 64, 3]."""
+    numbers = np.random.PCG64(_SEED)
+    for photograph in photographs:
+        for crop in overlapping_crops(photograph, demo.stride):
+            picture = resize(crop, _RESOLUTION, "lanczos")
+            yield two_ink_print(picture, *inks(numbers)) if demo.printed else np.asarray(picture)
 
 
 def _publish(partial: Path, folder: Path) -> None:

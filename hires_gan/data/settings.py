@@ -35,7 +35,7 @@ class DataSettings(Settings):
 
     shards: Location | None = None
     """A folder that `hires-gan prepare` made; a URL of one, such as s3://bucket/set; or `demo:NAME` for a set made from
-    scikit-image's photographs."""
+    scikit-image's photographs: `photographs`, or `snapshots` and `prints`, two unpaired domains."""
 
     domains: Annotated[dict[str, Location], AfterValidator(_check_names)] | None = None
     """For the translation between unpaired images: a shard set for each domain, by the domain's name."""
