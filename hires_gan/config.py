@@ -141,7 +141,7 @@ _LOWEST_FOR_SWD = 16  # the metric's own constant is out of reach here: importin
 
 def _batch_problems(configuration: Configuration) -> Iterator[str]:
     recipe, batch = configuration.recipe, configuration.batch
-    start, group = recipe.first_resolution, recipe.discriminator.group_size
+    start, group = recipe.first_resolution, recipe.group_size
     if isinstance(batch.size, dict) and min(batch.size) > start:
         yield (
             f"batch.size has no entry for resolution {start}, at which training starts; "

@@ -7,7 +7,7 @@ so that a value never depends on how a batch is cut into ranks and micro-batches
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -176,6 +176,47 @@ def drift(logits_real: Tensor) -> Tensor:
     Karras et al. 2018 (Progressive GAN), appendix A.1, where its weight is 0.001.
     """
     return logits_real.square()
+
+
+def absolute_difference(one: Tensor, other: Tensor) -> Tensor:
+    """Mean of the absolute differences of each sample, `[n, ...]` and `[n, ...]` to `[n]`.
+
+    The reconstruction terms of MUNIT (Huang et al. 2018, equations 1 to 3).
+    """
+    return (one - other).abs().flatten(1).mean(1)
+
+
+def over_scales(loss: Loss, maps: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """A loss on the scores of several discriminators, each of which judges many places of an image.
+
+    Args:
+        loss: From scores to losses, elementwise.
+        maps: For each scale `[n, 1, h, w]`.
+        weights: Of the scales.
+
+    Returns:
+        `[n]`: the mean over the places of each map, weighted and added.
+    """
+    terms = [loss(scores).flatten(1).mean(1) * weight for scores, weight in zip(maps, weights, strict=True)]
+    return torch.stack(terms).sum(0)
+
+
+def moment_matching(values: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    """A term whose gradient draws the mean and the variance of `values` over many samples to 0 and 1.
+
+    Half the square of the mean plus a quarter of the square of the variance minus one is, to second order, the
+    divergence of N(mean, variance) from N(0, 1). Its gradient by one value, with running moments in place of those of
+    a batch, is `mean + (variance - 1) * (value - mean)`: that of the term that is returned.
+
+    Args:
+        values: `[n, d]`.
+        mean: `[d]`, of steps before, a constant for autograd.
+        variance: `[d]`, likewise.
+
+    Returns:
+        `[n]`: mean over the dimensions of `mean * value + (variance - 1) / 2 * (value - mean)^2`.
+    """
+    return (mean * values + (variance - 1) / 2 * (values - mean).square()).mean(1)
 
 
 @torch.no_grad()

@@ -77,6 +77,14 @@ class Purpose(IntEnum):
     """Latents from which the centre of W and its spread are taken."""
     NOISE_PROJECTION = 24
     """What the projection of an image into W adds to its latents on the way."""
+    STYLE_DISCRIMINATOR = 25
+    """Styles of the translations that the discriminator's step sees, of all domains."""
+    STYLE_GENERATOR = 26
+    """The same in the generator's step."""
+    CROP = 27
+    """Where crops are taken from the images of a sample, of all domains."""
+    SPECKLE = 28
+    """The pattern on images of a single colour."""
 
 
 def _multiply(a: int, b: Tensor) -> tuple[Tensor, Tensor]:

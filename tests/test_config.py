@@ -247,7 +247,8 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
          "such as 256, 512 or 1024"),
         (
             "recipe.name=progresive",
-            'recipe.name is "progresive"; allowed: progressive, stylegan or stylegan2; did you mean progressive?',
+            'recipe.name is "progresive"; allowed: progressive, stylegan, stylegan2 or munit; '
+            "did you mean progressive?",
         ),
         ("recipe.loss.name=hing", 'recipe.loss.name is "hing"; allowed: wgan_gp, wgan, minimax, non_saturating, '
          "least_squares or hinge; did you mean hinge?"),
@@ -277,7 +278,7 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
         ("bs=1", "bs is unknown; did you mean batch.size?"),
         ("learning-rate=1", "learning-rate is unknown; did you mean recipe.generator_optimizer.learning_rate or "
          "recipe.discriminator_optimizer.learning_rate?"),
-        ("samples.foo=1", "samples.foo is unknown; allowed here: every_kimg, count"),
+        ("samples.foo=1", "samples.foo is unknown; allowed here: every_kimg, count, styles"),
         ("foo=1", "foo is unknown; allowed at the top: run, data, recipe, batch, precision, performance, ops, "
          "checkpoint, samples, ema, evaluation, tracking"),
         ("base=a.yaml", "base is a key of a file, not of an override"),
@@ -310,7 +311,7 @@ def test_missing_keys_are_named_even_where_their_block_is_missing(tmp_path: Path
         "run.total_kimg is missing; needed: a number above 0 (a.yaml)",
         "data: neither shards nor domains is given; exactly one of them is needed: shards names a shard set, "
         "domains one for each domain that is translated; set the other to null (a.yaml)",
-        "recipe.name is missing; needed: progressive, stylegan or stylegan2 (a.yaml)",
+        "recipe.name is missing; needed: progressive, stylegan, stylegan2 or munit (a.yaml)",
     ]
 
 

@@ -16,13 +16,12 @@ from hires_gan.bench.identity import identity, write_record
 from hires_gan.bench.train_images import Images, open_images
 from hires_gan.bench.train_measure import Job, Record, is_out_of_memory, measure, next_smaller
 from hires_gan.bench.train_rates import Rates
-from hires_gan.bench.train_steps import Place, find_place
+from hires_gan.bench.train_steps import Place, find_place, recipe_for
 from hires_gan.errors import Failure, UsageError
 from hires_gan.ops.selection import choose, explain, resolve
 from hires_gan.progress import say
-from hires_gan.recipes.families import build_recipe
 from hires_gan.recipes.protocol import Stage
-from hires_gan.training.launch import DTYPES, choose_float32, join_launch, make_deterministic
+from hires_gan.training.launch import choose_float32, join_launch, make_deterministic
 from hires_gan.training.settings import Plan
 from hires_gan.training.trainer import micro_batch
 
@@ -143,8 +142,7 @@ def read_reference(path: Path, gpu: str) -> Record:
 
 
 def _place(plan: Plan, images: Images, request: Request) -> Place:
-    recipe = build_recipe(plan.recipe, plan.batch.size, DTYPES[plan.precision], plan.run.seed, images.labels)
-    return find_place(recipe, request.stage_nimg)
+    return find_place(recipe_for(plan, images), request.stage_nimg)
 
 
 def _micros(plan: Plan, stage: Stage, request: Request) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ import torch
 
 from hires_gan.data.domains import Domains, open_data
 from hires_gan.data.loader import Loader, Request, check_decoder
+from hires_gan.data.manifest import IMAGE
 from hires_gan.data.replacement import CorruptRows
 from hires_gan.errors import UsageError
 from hires_gan.recipes.protocol import Batch, LabelDistribution, Stage
@@ -31,11 +32,13 @@ class Images:
         kind: `synthetic` or `real`.
         data: The configuration's shards; None for synthetic images.
         labels: Their classes; None for an unconditional model.
+        domains: What they show: `image` alone for plain images.
     """
 
     kind: Literal["synthetic", "real"]
     data: Domains | None = None
     labels: LabelDistribution | None = None
+    domains: tuple[str, ...] = (IMAGE,)
 
 
 def open_images(plan: Plan, kind: Literal["synthetic", "real"], device: torch.device) -> Images:
@@ -48,13 +51,20 @@ def open_images(plan: Plan, kind: Literal["synthetic", "real"], device: torch.de
         data = open_data(plan.data)
         labels = check_data(plan, data)
         check_decoder(plan.data, data, device)
-        return Images(kind, data, labels)
+        return Images(kind, data, labels, data.names)
     if plan.recipe.labels:
         raise UsageError(
             "recipe.labels is true, and --data synthetic has none; use --data real, or measure without: "
             "recipe.labels=false"
         )
-    return Images(kind)
+    return Images(kind, domains=_synthetic_domains(plan))
+
+
+def _synthetic_domains(plan: Plan) -> tuple[str, ...]:
+    """Those of the configuration, or what pairs are called by default."""
+    if not plan.recipe.translates:
+        return (IMAGE,)
+    return tuple(plan.data.domains) if plan.data.domains else ("a", "b")
 
 
 class Supply(Protocol):
@@ -75,21 +85,29 @@ class Synthetic:
         device: Where they lie.
         dtype: float32 or float64, of what `take` gives.
         labels: Whether they have labels, all of the first class.
+        domains: What they show.
     """
 
     waited = 0.0
 
-    def __init__(self, stage: Stage, device: torch.device, dtype: torch.dtype, labels: bool = False) -> None:
-        shape = (stage.batch, 3, stage.resolution, stage.resolution)
+    def __init__(
+        self,
+        stage: Stage,
+        device: torch.device,
+        dtype: torch.dtype,
+        labels: bool = False,
+        domains: tuple[str, ...] = (IMAGE,),
+    ) -> None:
+        shape = (stage.batch * len(domains), 3, stage.resolution, stage.resolution)
         random = torch.Generator(device).manual_seed(0)
         made = (torch.randint(256, shape, generator=random, dtype=torch.uint8, device=device) for _ in range(_BATCHES))
         self._turns = itertools.cycle([one.contiguous(memory_format=torch.channels_last) for one in made])
-        self._dtype = dtype
+        self._dtype, self._domains = dtype, domains
         self._labels = torch.zeros(stage.batch, dtype=torch.int64, device=device) if labels else None
 
     def take(self) -> Batch:
         """The next batch, in [-1, 1]."""
-        return Batch(next(self._turns).to(self._dtype).div_(127.5).sub_(1.0), self._labels)
+        return Batch(next(self._turns).to(self._dtype).div_(127.5).sub_(1.0), self._labels, self._domains)
 
     def copy_ahead(self) -> None:
         """They are there."""
@@ -112,7 +130,7 @@ def supply(plan: Plan, images: Images, stage: Stage, starts: Iterator[int], devi
     """
     dtype = torch.float64 if plan.precision == "fp64" else torch.float32
     if images.data is None:
-        yield Synthetic(stage, device, dtype)
+        yield Synthetic(stage, device, dtype, domains=images.domains)
         return
     loader = Loader(
         images.data,

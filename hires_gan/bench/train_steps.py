@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import torch
 
-from hires_gan.bench.train_images import Supply
+from hires_gan.bench.train_images import Images, Supply
 from hires_gan.bench.train_ops import Op, recording
 from hires_gan.randomness import RandomSource, SampleRandom
 from hires_gan.recipes.families import build_recipe
-from hires_gan.recipes.protocol import Batch, LabelDistribution, Phase, Recipe, Stage, Step, stage_at
+from hires_gan.recipes.protocol import Batch, Phase, Recipe, Stage, Step, stage_at
 from hires_gan.training.backends import SingleProcess
 from hires_gan.training.launch import DTYPES
 from hires_gan.training.settings import Plan
@@ -52,6 +52,12 @@ def find_place(recipe: Recipe, wanted: int | None) -> Place:
     return Place(stage, nimg, cycle, left and max(left // cycle * cycle, 1))
 
 
+def recipe_for(plan: Plan, images: Images) -> Recipe:
+    """The recipe of the configuration, for these images."""
+    dtype = DTYPES[plan.precision]
+    return build_recipe(plan.recipe, plan.batch.size, dtype, plan.run.seed, images.labels, images.domains)
+
+
 def build_backend(recipe: Recipe, device: torch.device, plan: Plan) -> SingleProcess:
     """What steps, as in a run."""
     return SingleProcess(recipe, device, plan.run.seed, plan.performance)
@@ -62,18 +68,15 @@ class Stand:
 
     Args:
         plan: The configuration.
-        labels: The data's classes.
+        images: What it is trained on.
         device: Where it is trained.
         wanted: See `find_place`.
         micro: Images that go through the networks at once.
     """
 
-    def __init__(
-        self, plan: Plan, labels: LabelDistribution | None, device: torch.device, wanted: int | None, micro: int
-    ) -> None:
-        self.plan, self.device, self.micro = plan, device, micro
-        self.labelled = labels is not None
-        self.recipe = build_recipe(plan.recipe, plan.batch.size, DTYPES[plan.precision], plan.run.seed, labels)
+    def __init__(self, plan: Plan, images: Images, device: torch.device, wanted: int | None, micro: int) -> None:
+        self.plan, self.device, self.micro, self.images = plan, device, micro, images
+        self.recipe = recipe_for(plan, images)
         self.place = find_place(self.recipe, wanted)
         self.backend = build_backend(self.recipe, device, plan)
         self.backend.enter(self.place.stage)

@@ -66,6 +66,18 @@ class Domains:
         """Whether there are just images: one set, no domains."""
         return self.names == (IMAGE,)
 
+    def only(self, name: str) -> Domains:
+        """One of the domains alone.
+
+        Args:
+            name: One of `names`.
+        """
+        for source in self.sources:
+            for domain, column in zip(source.domains, source.columns, strict=True):
+                if domain == name:
+                    return Domains((Source(source.shards, (name,), (column,), source.location),))
+        raise ValueError(f"domain is {name!r}; there are {', '.join(self.names)}")
+
     @property
     def location(self) -> str:
         """Where all of them are, for people."""

@@ -9,12 +9,9 @@ import psutil
 import torch
 from torch import Tensor
 
-from hires_gan.data.loader import Loader, Request
-from hires_gan.data.replacement import CorruptRows
-from hires_gan.data.settings import DataSettings
-from hires_gan.data.shards import ShardSet
 from hires_gan.data.waiting import Stopped
 from hires_gan.errors import Failure, UsageError
+from hires_gan.evaluation.reals import Reals
 from hires_gan.evaluation.settings import EvaluationSettings
 from hires_gan.evaluation.swd import LOWEST_RESOLUTION, Descriptors, level_distance, mean_distance, memory_needed
 from hires_gan.progress import ProgressBar
@@ -22,21 +19,18 @@ from hires_gan.progress import ProgressBar
 Images = Callable[[int], Iterator[Tensor]]
 """From a count to that many generated images, in parts: uint8 `[n, 3, r, r]`."""
 
-_CHUNK = 64
-_ORDER_SEED = 0
-"""The reals are the first ones of the order of this seed, whatever the run's, so that runs can be compared."""
-
 
 class Evaluator:
     """Measures generated images against a fixed set of reals.
 
     Args:
         settings: The `evaluation` block.
-        shards: The reals.
-        data: The `data` block; its workers decode the reals.
-        resolution: Side at which both are compared, at most that of the shards.
+        reals: With what is compared, and at which resolution.
         device: Where the metrics are computed.
-        corrupt: Where corrupt reals are counted; by default for itself.
+        most: So many images can be generated; None for any number.
+
+    Attributes:
+        count: How many reals and fakes are compared.
 
     Raises:
         UsageError: If a metric cannot be taken at the resolution.
@@ -45,22 +39,20 @@ class Evaluator:
     def __init__(
         self,
         settings: EvaluationSettings,
-        shards: ShardSet,
-        data: DataSettings,
-        resolution: int,
+        reals: Reals,
         device: torch.device,
-        corrupt: CorruptRows | None = None,
+        most: int | None = None,
     ) -> None:
+        resolution = reals.resolution
         if "swd" in settings.metrics and resolution < LOWEST_RESOLUTION:
             raise UsageError(
                 f"evaluation.metrics has swd, which needs images of at least {LOWEST_RESOLUTION} pixels, but "
                 f"recipe.resolution is {resolution}; raise it, or set evaluation.metrics to [] and evaluation.best to "
                 f"null"
             )
-        self.settings, self.shards, self.data = settings, shards, data
-        self.resolution, self.device = resolution, device
-        self.corrupt = CorruptRows(data.max_corrupt) if corrupt is None else corrupt
-        self.count = min(settings.count, len(shards))
+        self.settings, self.reals, self.device = settings, reals, device
+        self.resolution = resolution
+        self.count = min(settings.count, len(reals), len(reals) if most is None else most)
         self._real: Descriptors | None = None
 
     def measure(self, fakes: Images, stopped: Callable[[], bool]) -> dict[str, float] | None:
@@ -81,7 +73,7 @@ class Evaluator:
             return {}
         self._check_memory()
         if self._real is None:
-            self._real = self._describe("describing reals", self._reals(stopped), stopped)
+            self._real = self._describe("describing reals", self.reals.first(self.count, stopped), stopped)
         if self._real is None:
             return None
         fake = self._describe("generating and describing fakes", fakes(self.count), stopped)
@@ -116,12 +108,3 @@ class Evaluator:
                 levels[resolution] = level_distance(real, fake, resolution)
                 bar.advance()
         return {"swd": mean_distance(levels)} | {f"swd/{level}": value for level, value in levels.items()}
-
-    def _reals(self, stopped: Callable[[], bool]) -> Iterator[Tensor]:
-        chunks = [range(i, min(i + _CHUNK, self.count)) for i in range(0, self.count, _CHUNK)]
-        # Whatever decodes for the training: a GPU's decoder differs by a grey level, and runs are to be compared.
-        plain = self.data.model_copy(update={"mirror": False, "decoder": "torchvision"})
-        largest = Request(chunks[0], self.resolution).size
-        with Loader(self.shards, plain, _ORDER_SEED, largest, corrupt=self.corrupt, stopped=stopped) as loader:
-            for loaded in loader.batches(Request(samples, self.resolution) for samples in chunks):
-                yield loaded.images

@@ -13,7 +13,7 @@ from safetensors.torch import save
 from hires_gan import __version__, checkpoint
 from hires_gan.errors import UsageError
 from hires_gan.inference.files import write_whole
-from hires_gan.inference.loading import build, find
+from hires_gan.inference.loading import build, find, find_generator
 from hires_gan.inference.onnx_model import LEAST_OPSET, check_request, pieces_of, write_models
 
 Part = Literal["generator", "mapping+synthesis"]
@@ -69,7 +69,7 @@ def export_onnx(reference: str, out: Path, request: OnnxRequest) -> list[Path]:
             written.
     """
     check_request(request.batch, request.opset)
-    saved = find(reference)
+    saved = find_generator(reference, "for --format onnx")
     network = build(_in_float32(saved))
     pieces = pieces_of(network, request.part == "mapping+synthesis")
     about = {

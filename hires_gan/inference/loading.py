@@ -47,13 +47,36 @@ def load(reference: str | Path, device: torch.device | str = "cpu") -> nn.Module
 
     Returns:
         A module in evaluation mode, without gradients: latents `[n, latent_size]`, and int64 labels `[n]` if it is
-        conditional, to images `[n, 3, r, r]` in about [-1, 1], at the growth of the checkpoint.
+        conditional, to images `[n, 3, r, r]` in about [-1, 1], at the growth of the checkpoint. Of MUNIT a
+        `networks.translation.Translator`: images `[n, 3, h, w]`, styles `[n, style_size]`, the names of their domain
+        and of the target's, to translations.
 
     Raises:
         UsageError: If there is no such checkpoint.
         Failure: If it is damaged, or of a recipe that this version does not know.
     """
     return build(find(reference)).to(device)
+
+
+def find_generator(reference: str | Path, purpose: str) -> checkpoint.Checkpoint:
+    """As `find`, for what needs a generator that makes images from nothing.
+
+    Args:
+        reference: As for `find`.
+        purpose: What it is needed for, in words.
+
+    Raises:
+        UsageError: If there is no checkpoint, or it holds a model that translates images.
+        Failure: If it is damaged.
+    """
+    saved = find(reference)
+    recipe = saved.state["configuration"]["recipe"]["name"]
+    if "domains" in saved.state["inference"]:
+        raise UsageError(
+            f"{reference} holds a {recipe} model, which translates images and makes none from nothing: it cannot be "
+            f"used {purpose}; use `hires-gan translate`"
+        )
+    return saved
 
 
 def build(saved: checkpoint.Checkpoint) -> nn.Module:

@@ -65,7 +65,7 @@ def project(
         UsageError: If the checkpoint or the picture is not there, or an option cannot be used.
         Failure: If the checkpoint is damaged or the folder cannot be written.
     """
-    renderer = open_renderer(reference, Look(label=label), device)
+    renderer = open_renderer(reference, Look(label=label), device, "to project images")
     if renderer.styled is None:
         raise UsageError(f"{reference} is of Progressive GAN, which has no styles to look for; use a StyleGAN")
     target = open_target(image, image_side(renderer.styled))

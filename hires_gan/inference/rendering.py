@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hires_gan.errors import UsageError
 from hires_gan.inference.images import to_uint8
-from hires_gan.inference.loading import build, find
+from hires_gan.inference.loading import build, find_generator
 from hires_gan.inference.request import Given, Look
 from hires_gan.inference.styles_file import Styles, StylesFile
 from hires_gan.networks import stylegan
@@ -135,20 +135,21 @@ class Renderer:
         return split
 
 
-def open_renderer(reference: str, look: Look, device: str | None) -> Renderer:
+def open_renderer(reference: str, look: Look, device: str | None, purpose: str = "to generate images") -> Renderer:
     """Load a checkpoint's generator and say where it computes.
 
     Args:
         reference: A checkpoint, a run's folder or `models:/NAME/VERSION`.
         look: How images shall look.
         device: Where to compute; by default a GPU if there is one.
+        purpose: What for, in words.
 
     Raises:
-        UsageError: If the checkpoint is not there, or the device or an option cannot be used.
+        UsageError: If the checkpoint is not there or of no generator, or the device or an option cannot be used.
         Failure: If the checkpoint is damaged.
     """
     place = usable(device)
-    renderer = Renderer(build(find(reference)), look, place)
+    renderer = Renderer(build(find_generator(reference, purpose)), look, place)
     say(explain(place))
     return renderer
 

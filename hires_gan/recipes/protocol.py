@@ -103,17 +103,34 @@ class Phase:
 
 @dataclass(frozen=True)
 class OptimizerPlan:
-    """Adam's settings and the parameters that live, for one player in one stage."""
+    """Adam's settings and the parameters that live, for one player in one stage.
+
+    Attributes:
+        learning_rate: At the start of the run.
+        betas: Decay of the moments.
+        eps: Added to the root of the second moment.
+        live: The names of the parameters that learn.
+        weight_decay: Times the parameters is added to the gradient.
+        halving: The learning rate is halved behind each so many images; None: never.
+    """
 
     learning_rate: float
     betas: tuple[float, float]
     eps: float
     live: tuple[str, ...]
+    weight_decay: float = 0.0
+    halving: int | None = None
+
+    def rate_at(self, nimg: int) -> float:
+        """The learning rate of the step that begins at `nimg`."""
+        return self.learning_rate * 0.5 ** (nimg // self.halving) if self.halving else self.learning_rate
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of training in which nothing changes but the fade: optimizers are made anew at its start.
+    """A stretch of training in which nothing changes but the fade and the learning rates' halvings.
+
+    Optimizers are made anew at its start.
 
     Attributes:
         start: First nimg, a step boundary.
@@ -200,9 +217,6 @@ class Recipe(Protocol):
             means: `loss/NAME`, `statistics/NAME` and `average/NAME`, over the global batch, on the device.
         """
 
-    def sample(self, network: nn.Module, samples: Tensor, nimg: int) -> Tensor:
-        """Images `[n, 3, r, r]` in [-1, 1] of fixed latents number `samples`, from the averaged network."""
-
     def describe(self, nimg: int) -> str:
         """Where the schedule stands, in a few words for the status line; asked at every step, so it reads no tensor."""
 
@@ -214,3 +228,32 @@ class Recipe(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave."""
+
+
+class Generates(Recipe, Protocol):
+    """A family that makes images from nothing."""
+
+    def sample(self, network: nn.Module, samples: Tensor, nimg: int) -> Tensor:
+        """Images `[n, 3, r, r]` in [-1, 1] of fixed latents number `samples`, from the averaged network."""
+
+
+class Translates(Recipe, Protocol):
+    """A family that makes images of one domain from those of another."""
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """The domains, in the order in which a batch holds them."""
+
+    def translate(
+        self, network: nn.Module, images: Tensor, samples: Tensor, nimg: int, source: str, target: str
+    ) -> Tensor:
+        """Translations `[n, 3, r, r]` in [-1, 1], from the averaged network.
+
+        Args:
+            network: The averaged player.
+            images: `[n, 3, R, R]` in [-1, 1] of domain `source`, at the full resolution.
+            samples: int64 `[n]`: which of the fixed styles each image gets.
+            nimg: Images shown; it says how far the network has grown.
+            source: The images' domain.
+            target: The domain to which they are translated.
+        """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import lcm
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -109,6 +109,8 @@ class StyleGAN2Settings(Settings):
     low_precision_resolutions: Annotated[int, Field(ge=0)] = 4
     """How many of the highest resolutions compute in `precision`; the rest computes in float32."""
 
+    translates: ClassVar[bool] = False
+
     @model_validator(mode="after")
     def _maps_reach_the_resolution(self) -> Self:
         for block in ("generator", "discriminator"):
@@ -139,6 +141,11 @@ class StyleGAN2Settings(Settings):
         """Path lengths are measured on every so many-th sample of a batch."""
         share = self.loss.path_length_share if self.loss.path_length else 1
         return share if batch % share == 0 else 1
+
+    @property
+    def group_size(self) -> int:
+        """How many consecutive samples share one minibatch standard deviation, where a batch has as many."""
+        return self.discriminator.group_size
 
     def group(self, batch: int) -> int:
         """How many consecutive samples of a batch go through the networks together; path lengths want one of them."""

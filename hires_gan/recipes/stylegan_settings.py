@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -85,6 +85,8 @@ class StyleGANSettings(Settings):
     low_precision_resolutions: Annotated[int, Field(ge=0)] = 4
     """How many of the highest resolutions compute in `precision`; the rest computes in float32."""
 
+    translates: ClassVar[bool] = False
+
     @model_validator(mode="after")
     def _starts_below_the_end(self) -> Self:
         check_growth(self.schedule, self.resolution, self.generator_optimizer, self.discriminator_optimizer)
@@ -94,6 +96,11 @@ class StyleGANSettings(Settings):
     def first_resolution(self) -> int:
         """The resolution at which training starts."""
         return self.schedule.start_resolution
+
+    @property
+    def group_size(self) -> int:
+        """How many consecutive samples share one minibatch standard deviation, where a batch has as many."""
+        return self.discriminator.group_size
 
     def group(self, batch: int) -> int:
         """How many consecutive samples of a batch go through the networks together."""

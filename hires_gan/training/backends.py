@@ -49,6 +49,7 @@ class SingleProcess:
         self.optimizers: dict[str, torch.optim.Adam] = {}
         self.live: dict[str, dict[str, nn.Parameter]] = {}
         self.group = 1
+        self._plans: Mapping[str, OptimizerPlan] = {}
         self._gradients: dict[str, FlatGradients] = {}
         self._runners: dict[tuple[str, int, int], PhaseRunner] = {}
         self._recorder = Recorder(device, False)
@@ -58,7 +59,7 @@ class SingleProcess:
 
     def enter(self, stage: Stage) -> None:
         """Make the optimizers anew, over the parameters that live in this stage."""
-        self.group = stage.group
+        self.group, self._plans = stage.group, stage.optimizers
         if self._runners:
             # The old stage's graphs, gradients and moments refer to themselves; their memory is wanted now.
             self._runners.clear()
@@ -82,6 +83,7 @@ class SingleProcess:
             lr=plan.learning_rate,
             betas=plan.betas,
             eps=plan.eps,
+            weight_decay=plan.weight_decay,
             fused=self.fast,
             capturable=self.fast,
         )
@@ -99,6 +101,7 @@ class SingleProcess:
             The means over the global batch, on the device: scalars `loss/NAME` and `statistics/NAME`, and tensors
             `average/NAME`.
         """
+        self._follow_schedule(first)
         # A smaller group would not fail but give other results: the networks take what is there as one group.
         assert micro % self.group == 0 or micro >= len(batch)
         samples = torch.arange(first, first + len(batch), device=self.device)
@@ -114,6 +117,15 @@ class SingleProcess:
                 phase.after()
         self._count(bad)
         return means
+
+    def _follow_schedule(self, nimg: int) -> None:
+        """Set the learning rates of the step that begins at `nimg`."""
+        for name, plan in self._plans.items():
+            (group,) = self.optimizers[name].param_groups
+            rate = plan.rate_at(nimg)
+            if group["lr"] != rate:
+                group["lr"] = rate
+                self._runners.clear()  # what is recorded steps at the old rate
 
     def _runner(self, phase: Phase, micro: int, size: int) -> PhaseRunner:
         key = (phase.name, micro, size)

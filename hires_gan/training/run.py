@@ -21,7 +21,6 @@ from hires_gan.data.opening import describe_order, order_of, resolve_lanes
 from hires_gan.data.replacement import CorruptRows
 from hires_gan.data.shard_cache import require_room
 from hires_gan.errors import Failure, UsageError
-from hires_gan.evaluation.evaluator import Evaluator
 from hires_gan.ops.selection import choose, explain
 from hires_gan.progress import say
 from hires_gan.recipes.families import build_recipe
@@ -30,6 +29,7 @@ from hires_gan.settings import at_resolution
 from hires_gan.tracking.flavour import ModelCard
 from hires_gan.tracking.tracker import Tracker
 from hires_gan.training.backends import SingleProcess
+from hires_gan.training.gallery import open_gallery
 from hires_gan.training.initial_weights import open_initial, start_from
 from hires_gan.training.launch import DTYPES, choose_float32, join_launch, make_deterministic
 from hires_gan.training.resume_rules import refuse_changes
@@ -69,9 +69,9 @@ def train(plan: Plan, resolved: str) -> bool:
     folder = RunFolder(plan.run.dir / plan.run.name)
     try:
         saved = find_checkpoint(plan, resolved, folder, data, order)
-        recipe = build_recipe(plan.recipe, plan.batch.size, DTYPES[plan.precision], plan.run.seed, labels)
+        recipe = build_recipe(plan.recipe, plan.batch.size, DTYPES[plan.precision], plan.run.seed, labels, data.names)
         refuse_mixed(data, {stage.resolution for stage in recipe.stages}, plan.data.max_corrupt, saved is not None)
-        initial = open_initial(plan) if saved is None else None
+        initial = open_initial(plan, data.names) if saved is None else None
         config = folder.write_config(resolved)
         backend = SingleProcess(recipe, device, plan.run.seed, plan.performance)
         if initial is not None:
@@ -80,11 +80,10 @@ def train(plan: Plan, resolved: str) -> bool:
     except BaseException:
         folder.discard_if_new()
         raise
-    resolution = plan.recipe.resolution
     corrupt = CorruptRows(plan.data.max_corrupt)
-    evaluator = Evaluator(plan.evaluation, data.sources[0].shards, plan.data, resolution, device, corrupt)
+    gallery = open_gallery(plan, recipe, data, device, corrupt)
     state = describe_run(plan, data, tracker.run_id) | {"order": order}
-    trainer = Trainer(plan, folder, recipe, backend, evaluator, tracker, corrupt, state)
+    trainer = Trainer(plan, folder, recipe, backend, gallery, tracker, corrupt, state)
     return _run(trainer, data, saved)
 
 
@@ -152,11 +151,7 @@ def check_data(plan: Plan, data: Domains) -> LabelDistribution | None:
         UsageError: If the recipe trains on something else than these domains, the images are too small, or labels are
             asked for and there are none.
     """
-    if not data.is_plain:
-        raise UsageError(
-            f"recipe {plan.recipe.name} trains on plain images, but the data have the domains "
-            f"{', '.join(data.names)}: name one shard set of plain images, as data.shards"
-        )
+    _check_kind(plan, data)
     data.check_resolution(plan.recipe.resolution)
     sizes = [plan.batch.size] if isinstance(plan.batch.size, int) else plan.batch.size.values()
     for source in data.sources:
@@ -176,6 +171,21 @@ def check_data(plan: Plan, data: Domains) -> LabelDistribution | None:
             f"recipe.labels is true, but {data.location} has no labels; prepare it with --labels, or set it to false"
         )
     return LabelDistribution(tuple(int(count) for count in counts))
+
+
+def _check_kind(plan: Plan, data: Domains) -> None:
+    """Make sure that there are two domains for a recipe that translates, and plain images for another one."""
+    if not plan.recipe.translates and not data.is_plain:
+        raise UsageError(
+            f"recipe {plan.recipe.name} trains on plain images, but the data have the domains "
+            f"{', '.join(data.names)}: name one shard set of plain images, as data.shards"
+        )
+    if plan.recipe.translates and len(data.names) != 2:
+        found = "plain images" if data.is_plain else f"the domains {', '.join(data.names)}"
+        raise UsageError(
+            f"recipe {plan.recipe.name} translates between two domains, but the data have {found}: name a shard set "
+            "for each, as data.domains={a: SHARDS, b: SHARDS}, or one of pairs, as data.shards"
+        )
 
 
 def lanes_of(plan: Plan) -> int:

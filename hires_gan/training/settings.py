@@ -87,13 +87,16 @@ class CheckpointSettings(Settings):
 
 
 class SamplesSettings(Settings):
-    """The grid of images from fixed latents."""
+    """The grid of images from fixed latents, or of fixed images that are translated."""
 
     every_kimg: Cadence = 40.0
     """Also at the end of the run."""
 
     count: PositiveInt = 64
-    """How many images the grid has."""
+    """How many images the grid has; for a translation, how many images of each domain are translated."""
+
+    styles: PositiveInt = 4
+    """For a translation: in how many styles each image is shown."""
 
 
 class EmaSettings(Settings):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -17,13 +16,13 @@ from hires_gan.data.replacement import CorruptRows
 from hires_gan.data.waiting import Stopped
 from hires_gan.ema import half_life_decay
 from hires_gan.errors import Failure
-from hires_gan.evaluation.evaluator import Evaluator
-from hires_gan.inference.images import enlarge, grid, limit_side, save_png, to_uint8
+from hires_gan.inference.images import save_png
 from hires_gan.progress import say
 from hires_gan.recipes.protocol import Recipe, Stage, stage_at
 from hires_gan.tracking.tracker import Tracker
 from hires_gan.training.backends import SingleProcess
 from hires_gan.training.feed import Feed
+from hires_gan.training.gallery import Gallery
 from hires_gan.training.phases import Means
 from hires_gan.training.profiling import StepProfiler, span
 from hires_gan.training.run_folder import RunFolder
@@ -78,7 +77,7 @@ class Trainer:
         folder: The run's folder.
         recipe: What is trained.
         backend: What steps.
-        evaluator: What judges.
+        gallery: What is shown, and what judges.
         tracker: Where it is recorded.
         corrupt: The samples that could not be shown.
         state: What every checkpoint says of the run besides its progress.
@@ -90,13 +89,13 @@ class Trainer:
         folder: RunFolder,
         recipe: Recipe,
         backend: SingleProcess,
-        evaluator: Evaluator,
+        gallery: Gallery,
         tracker: Tracker,
         corrupt: CorruptRows,
         state: dict[str, Any],
     ) -> None:
         self.plan, self.folder, self.recipe, self.backend = plan, folder, recipe, backend
-        self.evaluator, self.tracker, self.corrupt, self.state = evaluator, tracker, corrupt, state
+        self.gallery, self.tracker, self.corrupt, self.state = gallery, tracker, corrupt, state
         self.progress = Progress()
         self._stage: int | None = None
         self.stop = StopRequest()
@@ -143,7 +142,7 @@ class Trainer:
         """The best value of the checkpoint, unless the configuration now measures something else."""
         if best is None:
             return None
-        if (best["metric"], best["count"]) != (self.plan.evaluation.best, self.evaluator.count):
+        if (best["metric"], best["count"]) != (self.plan.evaluation.best, self.gallery.count):
             say(f"the best {best['metric']} was measured on {best['count']} images: it is looked for anew")
             return None
         return Best(**best)
@@ -164,7 +163,7 @@ class Trainer:
         requests = (step.request() for step in steps(self.recipe.stages, nimg, self.total))
         feed = Feed(loader.batches(requests), self.backend.device, self._dtype())
         self._stalled = 0.0
-        self.evaluator.data = loader.settings  # what auto was decided to be holds for the reals, too
+        self.gallery.decode_as(loader.settings)  # what auto was decided to be holds for the reals, too
         self._enter(stage_at(self.recipe.stages, nimg))
         with StatusLine(self.plan.run.name, nimg, self.total) as status:
             self._between_steps(status, feed)
@@ -254,7 +253,7 @@ class Trainer:
         self.tracker.log_metrics(
             nimg,
             means
-            | {f"schedule/learning_rate_{name}": plan.learning_rate for name, plan in stage.optimizers.items()}
+            | {f"schedule/learning_rate_{name}": plan.rate_at(nimg) for name, plan in stage.optimizers.items()}
             | {"schedule/resolution": stage.resolution, "schedule/batch": stage.batch}
             | {"speed/images_per_second": speed.images_per_second, "speed/data_wait": speed.data_wait}
             | {"speed/seconds_per_kimg": speed.seconds_per_kimg, "memory/gib": memory / 2**30}
@@ -286,16 +285,20 @@ class Trainer:
 
     def _sample(self) -> None:
         nimg = self.progress.nimg
-        count = self.plan.samples.count
-        pixels = limit_side(grid(torch.cat([part.cpu() for part in self._fakes(count)])))
-        save_png(self.folder.samples / f"{nimg:012d}.png", pixels)
-        self.tracker.log_image("samples/grid", nimg, pixels)
+        try:
+            pictures = self.gallery.pictures(self.backend.average, nimg, lambda: self.stop.wanted is not None)
+        except Stopped:
+            return  # it is due again when the run goes on
+        for name, pixels in pictures.items():
+            suffix = "" if len(pictures) == 1 else f"_{name}"
+            save_png(self.folder.samples / f"{nimg:012d}{suffix}.png", pixels)
+            self.tracker.log_image(f"samples/{name}", nimg, pixels)
         self.cadences["samples"].done(nimg)
 
     def _evaluate(self) -> bool:
         """Measure the running average; whether it is the best so far."""
         nimg = self.progress.nimg
-        values = self.evaluator.measure(self._fakes, lambda: self.stop.wanted is not None)
+        values = self.gallery.measure(self.backend.average, nimg, lambda: self.stop.wanted is not None)
         if values is None:  # a signal came meanwhile; it is due again when the run goes on
             return False
         self.tracker.log_metrics(nimg, {f"evaluation/{name}": value for name, value in values.items()})
@@ -305,19 +308,8 @@ class Trainer:
         watched, before = self.plan.evaluation.best, self.progress.best
         if not watched or not nimg or (before is not None and values[watched] >= before.value):
             return False
-        self.progress.best = Best(watched, self.evaluator.count, values[watched], nimg)
+        self.progress.best = Best(watched, self.gallery.count, values[watched], nimg)
         return True
-
-    def _fakes(self, count: int) -> Iterator[Tensor]:
-        """Images of the running average from the fixed latents, enlarged to the resolution of the evaluation."""
-        nimg = self.progress.nimg
-        resolution = self.recipe.stages[-1].resolution
-        chunk = max(1, min(64, _PIXELS_AT_ONCE // resolution**2))
-        for start in range(0, count, chunk):
-            samples = torch.arange(start, min(start + chunk, count), device=self.backend.device)
-            with torch.no_grad():
-                images = self.recipe.sample(self.backend.average, samples, nimg)
-            yield enlarge(to_uint8(images), resolution)
 
     def _save_if_finite(self) -> None:
         """Write a checkpoint, unless the last step was bad: then it stays due, for the next good one."""

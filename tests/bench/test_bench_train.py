@@ -149,7 +149,7 @@ def test_operations_do_not_depend_on_the_micro_batch():
     plan = small_plan("stylegan2_demo", "recipe.discriminator.group_size=2")
     found = []
     for micro in (4, 2):
-        stand = Stand(plan, None, CPU, None, micro)
+        stand = Stand(plan, Images("synthetic"), CPU, None, micro)
         phase = next(phase for phase in stand.phases if phase.name == "r1")
         parts = stand.record(phase, Synthetic(stand.place.stage, CPU, torch.float32).take())
         assert len(parts) == 4 // micro
@@ -324,7 +324,7 @@ def test_synthetic_batches():
 
 
 def test_the_steps_are_those_of_the_schedule():
-    stand = Stand(small_plan(), None, CPU, None, 4)
+    stand = Stand(small_plan(), Images("synthetic"), CPU, None, 4)
     seen = []
     stand.backend.step = lambda phases, batch, first, micro: seen.append(([p.name for p in phases], first, micro)) or {}
     stand.backend.update_average = lambda decay: None

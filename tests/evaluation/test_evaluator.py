@@ -22,6 +22,7 @@ from hires_gan.data.settings import DataSettings
 from hires_gan.data.shards import ShardSet
 from hires_gan.errors import Failure, UsageError
 from hires_gan.evaluation.evaluator import Evaluator
+from hires_gan.evaluation.reals import Reals
 from hires_gan.evaluation.settings import EvaluationSettings
 
 
@@ -39,7 +40,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
 
 def evaluator(shards: ShardSet, resolution: int = 32, **settings: object) -> Evaluator:
     data = DataSettings(shards=str(shards.folder), workers=0)
-    return Evaluator(EvaluationSettings(**settings), shards, data, resolution, torch.device("cpu"))
+    return Evaluator(EvaluationSettings(**settings), Reals(shards, data, resolution), torch.device("cpu"))
 
 
 def noise(count: int) -> Iterator[Tensor]:
@@ -54,7 +55,7 @@ def never() -> bool:
 
 def test_reals_against_themselves_are_at_distance_zero(shards: ShardSet, capfd: pytest.CaptureFixture[str]) -> None:
     judge = evaluator(shards)
-    reals = [part.clone() for part in judge._reals(never)]
+    reals = [part.clone() for part in judge.reals.first(judge.count, never)]
     assert judge.measure(lambda count: iter(reals), never) == {"swd": 0.0, "swd/16": 0.0, "swd/32": 0.0}
     other = judge.measure(noise, never)
     assert other is not None

@@ -193,7 +193,7 @@ def test_the_recipe_is_a_base_for_configurations(imported, tmp_path):
     assert configuration.precision == "fp16"
     recipe = build_recipe(configuration.recipe, configuration.batch.size, torch.float32, 0, None)
     backend = SingleProcess(recipe, torch.device("cpu"), 0)
-    initial = open_initial(configuration)
+    initial = open_initial(configuration, ())
     assert initial is not None
     start_from(initial, backend)
     for part, module in (("generator", recipe.players["generator"]), ("generator.average", backend.average)):

@@ -1,0 +1,333 @@
+"""How MUNIT is trained (Huang et al. 2018, "Multimodal Unsupervised Image-to-Image Translation").
+
+Two domains, two players: the generators of both domains learn with one optimizer, their discriminators with another.
+Sample k of a run is one image of each domain. Terms of weight 0 are left out, with all passes that only they need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hires_gan.augment.draws import draw
+from hires_gan.augment.pipe import augment
+from hires_gan.augment.settings import AugmentSettings
+from hires_gan.losses import ADVERSARIAL, gradient_square, over_scales
+from hires_gan.networks.growth import Growth
+from hires_gan.networks.layers import halve_box
+from hires_gan.networks.munit import Generator, Level
+from hires_gan.networks.munit_discriminator import MultiScaleDiscriminator
+from hires_gan.networks.translation import Discriminators, Translator
+from hires_gan.networks.vgg import VGG16Features
+from hires_gan.randomness import Purpose, RandomSource, SampleRandom, initial_weights
+from hires_gan.recipes.growing import cross_fade, describe_growth, growing_stages, growth_at
+from hires_gan.recipes.munit_images import random_crops, speckled
+from hires_gan.recipes.munit_settings import MunitOptimizerSettings, MunitSettings
+from hires_gan.recipes.munit_terms import Terms
+from hires_gan.recipes.optimizers import optimizer_plan
+from hires_gan.recipes.protocol import Batch, OptimizerPlan, Outcome, Phase, Stage, Step, due_phases
+from hires_gan.settings import IntByResolution, at_resolution
+
+Images = Mapping[str, Tensor]
+"""By domain `[n, 3, r, r]` in [-1, 1]."""
+
+_MOVED = AugmentSettings(preset="blit", rotate90=0)
+"""What consistency asks scores to be blind to: reflections, and shifts by up to an eighth of the side."""
+
+
+class Munit:
+    """MUNIT's recipe.
+
+    Args:
+        settings: The `recipe` block.
+        batch: The global batch, by resolution: so many images of each domain.
+        dtype: In which convolutions compute; float64 makes everything float64.
+        seed: Initial weights and the fixed styles of samples follow from it.
+        domains: What the two domains are called.
+        vgg: For the perceptual term; None if it has no weight.
+    """
+
+    averaged = "generator"
+
+    def __init__(
+        self,
+        settings: MunitSettings,
+        batch: IntByResolution,
+        dtype: torch.dtype,
+        seed: int,
+        domains: tuple[str, ...],
+        vgg: VGG16Features | None = None,
+    ) -> None:
+        self.settings, self.domains = settings, domains
+        self.random = RandomSource(seed)
+        with initial_weights(seed):
+            self.generator = build_translator(settings, dtype, domains)
+            self.discriminator = build_discriminators(settings, dtype, domains)
+        self.players: dict[str, nn.Module] = {"generator": self.generator, "discriminator": self.discriminator}
+        self.terms = Terms(settings.loss, self.generator, vgg, self._dtype)
+        self.stages = _stages(settings, batch, self._optimizers)
+
+    def phases(self, nimg: int) -> list[Phase]:
+        """The discriminators' phases, then the generators', as far as they are due."""
+        loss, level, iterate = self.settings.loss, self.level(nimg), None
+        if self.settings.discriminator.spectral:
+            iterate = self._iterate_spectral_norm
+        phases = [Phase("discriminator", "discriminator", partial(self._discriminator_phase, level), iterate)]
+        if loss.r1:
+            r1 = Phase("r1", "discriminator", partial(self._r1_phase, level), iterate, loss.r1_interval)
+            phases.append(r1)
+        phases.append(Phase("generator", "generator", partial(self._generator_phase, level)))
+        return due_phases(phases, self.stages, nimg)
+
+    def advance(self, nimg: int, means: Mapping[str, Tensor]) -> None:
+        """Let the moments of the styles follow."""
+        self.terms.advance(means)
+
+    def translate(
+        self, network: nn.Module, images: Tensor, samples: Tensor, nimg: int, source: str, target: str
+    ) -> Tensor:
+        """Translations of images in the fixed styles number `samples`, at the resolution of `nimg`."""
+        assert isinstance(network, Translator)
+        level = self.level(nimg)
+        style = SampleRandom(self.random, samples).normal(Purpose.LATENT_SAMPLE, self.settings.generator.style_size)
+        content = network.generator(source).encode_content(self._reduced(images, level), level=level)
+        return network.generator(target).decode(content, style.to(content.dtype), level=level)
+
+    def level(self, nimg: int) -> Level:
+        """How far the networks have grown at `nimg`."""
+        return _level(self.settings, growth_at(self.stages, nimg))
+
+    def describe(self, nimg: int) -> str:
+        """The resolution; during a fade, how much of it is blended in; and the crops."""
+        growth = growth_at(self.stages, nimg)
+        crop = self.settings.crop
+        return describe_growth(growth) if crop is None else f"{crop}x{crop} of {describe_growth(growth)}"
+
+    def inference(self, nimg: int) -> dict[str, Any]:
+        """The domains, and the growth at `nimg`."""
+        level = self.level(nimg)
+        return {
+            "resolution": growth_at(self.stages, nimg).resolution,
+            "domains": list(self.domains),
+            "level": level.number,
+            "alpha": level.alpha,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The moments of the styles, if a term needs them."""
+        return self.terms.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self.terms.load_state_dict(state)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.generator.parameters()).dtype
+
+    def _discriminator_phase(self, level: Level, step: Step) -> Outcome:
+        """Reals against translations in styles that are drawn for this phase; of the generators no graph is kept."""
+        loss = self.settings.loss
+        real = self._seen(step, level)
+        styles = self._styles(step.random, Purpose.STYLE_DISCRIMINATOR)
+        with torch.no_grad():
+            fake = {self._other(domain): self._translated(real, styles, domain, level) for domain in self.domains}
+        terms: dict[str, Tensor] = {}
+        statistics: dict[str, Tensor] = {}
+        for domain in self.domains:
+            of_real, of_fake = self._judged(domain, real[domain], fake[domain], level)
+            terms |= self._adversarial(domain, of_real, of_fake, level)
+            statistics[f"score_real_{domain}"] = _score(of_real, self._weights(level)).detach()
+            statistics[f"score_fake_{domain}"] = _score(of_fake, self._weights(level)).detach()
+            if loss.consistency:
+                moved = self._moved(step.random, real[domain], fake[domain])
+                terms[f"consistency_{domain}"] = loss.consistency * self._inconsistency(
+                    (of_real, of_fake), self._judged(domain, *moved, level), level
+                )
+        return Outcome(terms, statistics)
+
+    def _adversarial(
+        self, domain: str, of_real: Sequence[Tensor], of_fake: Sequence[Tensor], level: Level
+    ) -> dict[str, Tensor]:
+        game, weights = ADVERSARIAL[self.settings.loss.name], self._game_weights(level)
+        return {
+            f"discriminator_real_{domain}": over_scales(game.discriminator_real, of_real, weights),
+            f"discriminator_fake_{domain}": over_scales(game.discriminator_fake, of_fake, weights),
+        }
+
+    def _r1_phase(self, level: Level, step: Step) -> Outcome:
+        """R1 at the reals of each domain."""
+        loss, terms, statistics = self.settings.loss, dict[str, Tensor](), dict[str, Tensor]()
+        for domain, images in self._seen(step, level).items():
+            real = images.detach().requires_grad_(True)
+            maps = self.discriminator.discriminator(domain)(real, level)
+            penalty = gradient_square(real, _score(maps, self._weights(level)))
+            terms[f"r1_{domain}"] = penalty * (loss.r1 / 2 * loss.r1_interval)
+            statistics[f"r1_gradient_{domain}"] = penalty.detach()
+        return Outcome(terms, statistics)
+
+    def _generator_phase(self, level: Level, step: Step) -> Outcome:
+        """Translations that the discriminators take for reals, and all that has to come back as it was."""
+        loss, game = self.settings.loss, ADVERSARIAL[self.settings.loss.name]
+        outcome = self.terms.reconstructions(
+            self._seen(step, level), self._styles(step.random, Purpose.STYLE_GENERATOR), level
+        )
+        terms, weights = dict(outcome.losses), self._game_weights(level)
+        for domain, fake in outcome.fakes.items():
+            maps = self.discriminator.discriminator(domain)(fake, level)
+            terms[f"generator_{domain}"] = loss.adversarial * over_scales(game.generator, maps, weights)
+        return Outcome(terms, outcome.statistics, outcome.averages)
+
+    def _translated(self, real: Images, styles: Images, source: str, level: Level) -> Tensor:
+        target = self._other(source)
+        content = self.generator.generator(source).encode_content(real[source], level=level)
+        return self.generator.generator(target).decode(content, styles[target], level=level)
+
+    def _other(self, domain: str) -> str:
+        first, second = self.domains
+        return second if domain == first else first
+
+    def _judged(self, domain: str, real: Tensor, fake: Tensor, level: Level) -> tuple[list[Tensor], list[Tensor]]:
+        """The maps of scores of reals and fakes, in one pass: nothing couples them."""
+        maps = self.discriminator.discriminator(domain)(torch.cat((real, fake)), level)
+        return [one[: len(real)] for one in maps], [one[len(real) :] for one in maps]
+
+    def _moved(self, random: SampleRandom, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+        """Reals and fakes, mirrored and shifted."""
+        pairs = ((real, Purpose.AUGMENT_REAL), (fake, Purpose.AUGMENT_FAKE))
+        one, other = (augment(x, draw(random, purpose, _MOVED, x.shape), 1.0, _MOVED) for x, purpose in pairs)
+        return one, other
+
+    def _inconsistency(
+        self, before: Sequence[Sequence[Tensor]], behind: Sequence[Sequence[Tensor]], level: Level
+    ) -> Tensor:
+        """How much the mean scores of each scale change, squared: of reals and of fakes."""
+        weights = self._weights(level)
+        squares = [
+            (_mean(a) - _mean(b)).square() * weight
+            for one, other in zip(before, behind, strict=True)
+            for a, b, weight in zip(one, other, weights, strict=True)
+        ]
+        return torch.stack(squares).sum(0)
+
+    def _weights(self, level: Level) -> list[float]:
+        """Of the scales that live: one that fades in counts as much as it has come."""
+        live = self.settings.discriminator.scales - level.number
+        weights = [level.alpha, *[1.0] * (live - 1)]
+        total = sum(weights) if self.settings.loss.scales == "mean" else 1.0
+        return [weight / total for weight in weights]
+
+    def _game_weights(self, level: Level) -> list[float]:
+        """The same for the adversarial terms: MUNIT's least squares have no factor 1/2."""
+        factor = 2.0 if self.settings.loss.name == "least_squares" else 1.0
+        return [weight * factor for weight in self._weights(level)]
+
+    def _styles(self, random: SampleRandom, purpose: Purpose) -> dict[str, Tensor]:
+        """By domain `[n, style_size]`, from N(0, 1)."""
+        drawn = random.normal(purpose, len(self.domains), self.settings.generator.style_size).to(self._dtype)
+        return dict(zip(self.domains, drawn.unbind(1), strict=True))
+
+    def _seen(self, step: Step, level: Level) -> dict[str, Tensor]:
+        """The images of each domain that the networks see."""
+        images = _by_domain(step.batch)
+        if self.settings.crop is not None:
+            images = random_crops(images, self.settings.crop, step.random)
+        return {name: speckled(cross_fade(one, level.alpha)) for name, one in images.items()}
+
+    def _reduced(self, images: Tensor, level: Level) -> Tensor:
+        """Images at the full resolution, at that of a level."""
+        for _ in range(level.number):
+            images = halve_box(images)
+        return cross_fade(images, level.alpha)
+
+    def _iterate_spectral_norm(self) -> None:
+        for domain in self.domains:
+            self.discriminator.discriminator(domain).iterate_spectral_norm()
+
+    def _optimizers(self, growth: Growth) -> dict[str, OptimizerPlan]:
+        settings, level = self.settings, _level(self.settings, growth)
+        interval = settings.loss.r1_interval if settings.loss.r1 else None
+        generator = tuple(self.generator.live_parameters(level))
+        discriminator = tuple(self.discriminator.live_parameters(level))
+        return {
+            "generator": _plan(settings.generator_optimizer, growth.resolution, generator),
+            "discriminator": _plan(settings.discriminator_optimizer, growth.resolution, discriminator, interval),
+        }
+
+
+def build_translator(settings: MunitSettings, dtype: torch.dtype, domains: Sequence[str]) -> Translator:
+    """The generators of the settings; convolutions compute in `dtype`, and with float64 everything does."""
+    network = Translator({domain: _generator(settings, dtype) for domain in domains})
+    return network.double() if dtype == torch.float64 else network
+
+
+def build_discriminators(settings: MunitSettings, dtype: torch.dtype, domains: Sequence[str]) -> Discriminators:
+    """The discriminators of the settings, likewise."""
+    network = Discriminators({domain: _discriminator(settings, dtype) for domain in domains})
+    return network.double() if dtype == torch.float64 else network
+
+
+def _generator(settings: MunitSettings, dtype: torch.dtype) -> Generator:
+    own, low = settings.generator, dtype not in (torch.float32, torch.float64)
+    return Generator(
+        style_size=own.style_size,
+        base=own.base,
+        most=own.most,
+        content_downs=own.content_downs,
+        style_downs=own.style_downs,
+        blocks=own.blocks,
+        features=own.features,
+        dtype=dtype if low else None,
+        recompute=own.recompute,
+        levels=settings.levels,
+    )
+
+
+def _discriminator(settings: MunitSettings, dtype: torch.dtype) -> MultiScaleDiscriminator:
+    own, low = settings.discriminator, dtype not in (torch.float32, torch.float64)
+    return MultiScaleDiscriminator(
+        scales=own.scales,
+        layers=own.layers,
+        base=own.base,
+        most=own.most,
+        spectral=own.spectral,
+        dtype=dtype if low else None,
+        levels=settings.levels,
+    )
+
+
+def _stages(settings: MunitSettings, batch: IntByResolution, optimizers: Any) -> list[Stage]:
+    if settings.schedule is None:
+        size = at_resolution(batch, settings.resolution)
+        return [Stage(0, None, settings.resolution, size, 1, False, optimizers(Growth(settings.resolution)))]
+    return growing_stages(settings.schedule, settings.resolution, batch, settings.group, optimizers)
+
+
+def _level(settings: MunitSettings, growth: Growth) -> Level:
+    return Level((settings.resolution // growth.resolution).bit_length() - 1, growth.alpha)
+
+
+def _plan(
+    settings: MunitOptimizerSettings, resolution: int, live: tuple[str, ...], interval: int | None = None
+) -> OptimizerPlan:
+    halving = None if settings.halve_kimg is None else round(settings.halve_kimg * 1000)
+    plan = optimizer_plan(settings, resolution, live, interval)
+    return replace(plan, weight_decay=settings.weight_decay, halving=halving)
+
+
+def _by_domain(batch: Batch) -> dict[str, Tensor]:
+    return {name: batch.domain(name) for name in batch.domains}
+
+
+def _mean(scores: Tensor) -> Tensor:
+    return scores.flatten(1).mean(1)
+
+
+def _score(maps: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """One score for each sample, `[n]`."""
+    return over_scales(lambda scores: scores, maps, weights)
