@@ -20,7 +20,7 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Train Progressive GAN, StyleGAN and StyleGAN2 at up to 1024x1024 on your own images.",
+    help="Train Progressive GAN, StyleGAN, StyleGAN2 and MUNIT at up to 1024x1024 on your own images.",
 )
 config_app = typer.Typer(no_args_is_help=True, help="Look at a configuration without running it.")
 bench_app = typer.Typer(no_args_is_help=True, help="Measure this machine.")
@@ -203,6 +203,51 @@ def generate(
     from hires_gan.inference.generate import answer
 
     typer.echo(answer(checkpoint, request, out, device)[-1])
+
+
+@app.command()
+def translate(
+    checkpoint: CheckpointArgument,
+    sources: Annotated[list[Path], typer.Argument(metavar="SRC...", help="Pictures, or folders of pictures.")],
+    to: Annotated[str, typer.Option(help="The domain to which they are translated.")],
+    out: Annotated[Path, typer.Option(help="The folder of the images.")],
+    source: Annotated[str | None, typer.Option("--from", help="Their own domain; by default the other one.")] = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="N|keep", help="Of the shorter side; by default as the network was trained.")
+    ] = None,
+    styles: Annotated[int | None, typer.Option(help="How many are drawn at random; by default 4.")] = None,
+    style: Annotated[
+        list[Path] | None, typer.Option(help="Pictures of the target domain that give the styles, in place of these.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Which styles are drawn; by default 0.")] = None,
+    interpolate: Annotated[bool, typer.Option("--interpolate", help="Make films through the styles.")] = False,
+    frames: Annotated[int | None, typer.Option(help="From one style to the next; by default 30.")] = None,
+    fps: Annotated[int | None, typer.Option(help="Frames in a second; by default 30.")] = None,
+    loop: Annotated[bool, typer.Option("--loop", help="From the last style on to the first.")] = False,
+    tile: Annotated[
+        str, typer.Option(metavar="N|auto|none", help="Compute in parts of this side; auto: large images alone.")
+    ] = "auto",
+    device: DeviceOption = None,
+) -> None:
+    """Write pictures in styles of another domain, one PNG each, and their grid; or a film through the styles."""
+    from hires_gan.inference.translate_request import parse_translation
+
+    request = parse_translation(
+        to,
+        source,
+        size=size,
+        styles=styles,
+        style=style or [],
+        seed=seed,
+        interpolate=interpolate,
+        frames=frames,
+        fps=fps,
+        loop=loop,
+        tile=tile,
+    )
+    from hires_gan.inference.translate import answer
+
+    typer.echo(answer(checkpoint, request, sources, out, device)[-1])
 
 
 @app.command()

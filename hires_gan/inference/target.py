@@ -1,4 +1,4 @@
-"""The image to be projected: any picture file -> what the generator could have made."""
+"""Pictures that are given to a trained network: any picture file -> what it could have been trained on."""
 
 from __future__ import annotations
 
@@ -16,6 +16,17 @@ from hires_gan.errors import UsageError
 from hires_gan.inference.images import Pixels
 from hires_gan.progress import say
 
+UNREADABLE = (OSError, Rejected, MemoryError)
+"""What `read_upright` raises for a file that cannot be used."""
+
+_REMARKS = {
+    "first_frame": "the first frame of several is taken",
+    "oriented": "turned upright, as its EXIF data says",
+    "profile_converted": "converted to sRGB by its colour profile",
+    "profile_ignored": "its colour profile cannot be used; the pixels are taken for sRGB",
+    "alpha_flattened": "its transparent parts are laid over white",
+}
+
 
 def open_target(path: Path, side: int) -> Pixels:
     """Read a picture, upright and in sRGB, cut to its central square and resized; what was done is said.
@@ -31,25 +42,51 @@ def open_target(path: Path, side: int) -> Pixels:
         UsageError: If there is no such file, or it is no usable picture.
     """
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UsageError(
-            f"IMAGE is {path}, which cannot be read ({error.strerror or error}); give a picture"
-        ) from error
-    counts: Counter[str] = Counter()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow remarks on odd metadata, which nothing here uses
-            _refuse_a_giant(data)
-            picture = normalise(open_picture(data, DEFAULT_MAX_PIXELS), counts)
-    except Rejected as reason:
-        raise UsageError(f"IMAGE is {path}, which cannot be used: {reason}; give another picture") from None
-    except MemoryError:
-        raise UsageError(f"IMAGE is {path}, for which there is not enough memory; give a smaller picture") from None
+        picture, remarks = read_upright(path)
+    except UNREADABLE as error:
+        raise unusable("IMAGE", path, error) from None
     square = next(crops(picture, "center", side))
-    for line in _remarks(picture, square, side, counts):
+    for line in [*remarks, *_cuts(picture, square, side)]:
         say(f"{path.name}: {line}")
     return np.array(resize(square, side, "lanczos"))
+
+
+def read_upright(path: Path) -> tuple[Image.Image, list[str]]:
+    """Read a picture, upright, in 8-bit sRGB and without alpha.
+
+    Args:
+        path: The file, of any kind that `prepare` reads.
+
+    Returns:
+        The picture, and what was done to it, for people.
+
+    Raises:
+        OSError: If it cannot be read.
+        Rejected: If it is no usable picture.
+        MemoryError: If there is not enough memory for it.
+    """
+    data = path.read_bytes()
+    counts: Counter[str] = Counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow remarks on odd metadata, which nothing here uses
+        _refuse_a_giant(data)
+        picture = normalise(open_picture(data, DEFAULT_MAX_PIXELS), counts)
+    return picture, [line for name, line in _REMARKS.items() if counts[name]]
+
+
+def unusable(argument: str, path: Path, error: BaseException) -> UsageError:
+    """The sentence on a picture of which `read_upright` raised an error.
+
+    Args:
+        argument: As what it was given.
+        path: The file.
+        error: What was raised.
+    """
+    if isinstance(error, OSError):
+        return UsageError(f"{argument} is {path}, which cannot be read ({error.strerror or error}); give a picture")
+    if isinstance(error, MemoryError):
+        return UsageError(f"{argument} is {path}, for which there is not enough memory; give a smaller picture")
+    return UsageError(f"{argument} is {path}, which cannot be used: {error}; give another picture")
 
 
 def _refuse_a_giant(data: bytes) -> None:
@@ -63,15 +100,8 @@ def _refuse_a_giant(data: bytes) -> None:
         return
 
 
-def _remarks(picture: Image.Image, square: Image.Image, side: int, counts: Counter[str]) -> list[str]:
-    lines = {
-        "first_frame": "the first frame of several is taken",
-        "oriented": "turned upright, as its EXIF data says",
-        "profile_converted": "converted to sRGB by its colour profile",
-        "profile_ignored": "its colour profile cannot be used; the pixels are taken for sRGB",
-        "alpha_flattened": "its transparent parts are laid over white",
-    }
-    found = [line for name, line in lines.items() if counts[name]]
+def _cuts(picture: Image.Image, square: Image.Image, side: int) -> list[str]:
+    found = []
     if picture.width != picture.height:
         found.append(
             f"of {picture.width}x{picture.height} pixels, the central {square.width}x{square.height} are taken"

@@ -1,0 +1,99 @@
+"""What one call of `translate` makes of which files, and where: distinct names, and nothing read is written over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hires_gan.errors import UsageError
+from hires_gan.inference.request import Film
+from hires_gan.inference.translate_film import frames_of
+from hires_gan.inference.translate_pictures import distinct_names
+from hires_gan.inference.translate_request import TranslateRequest
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is made of which files.
+
+    Attributes:
+        pictures: To be translated.
+        names: By which their files are called.
+        shown: Pictures that give the styles; none where these are drawn.
+        labels: What the styles are called in names of files.
+        request: What to make.
+        out: The folder.
+    """
+
+    pictures: Sequence[Path]
+    names: Sequence[str]
+    shown: Sequence[Path]
+    labels: Sequence[str]
+    request: TranslateRequest
+    out: Path
+
+    @property
+    def film(self) -> Film | None:
+        """How films lead from style to style; None for single images."""
+        return self.request.film
+
+    @property
+    def images(self) -> int:
+        """How many are made of each picture."""
+        return len(self.labels) if self.film is None else frames_of(self.film, len(self.labels))
+
+    @property
+    def grid(self) -> Path:
+        """The file of the grid."""
+        return self.out / "grid.png"
+
+    def side(self, resolution: int) -> int | None:
+        """What the shorter side of pictures becomes; None to leave them.
+
+        Args:
+            resolution: Of the checkpoint, in pixels.
+        """
+        size = self.request.size
+        return resolution if size is None else None if size == "keep" else size
+
+    def film_of(self, name: str) -> Path:
+        """The film of a picture, without an ending."""
+        return self.out / f"{name}_to_{self.request.target}"
+
+    def image_of(self, name: str, label: str) -> Path:
+        """The file of a picture in a style."""
+        return self.out / f"{name}_to_{self.request.target}_{label}.png"
+
+
+def planned(request: TranslateRequest, pictures: Sequence[Path], shown: Sequence[Path], out: Path) -> Plan:
+    """Names for all that is made.
+
+    Args:
+        request: What to make.
+        pictures: To be translated.
+        shown: Pictures that give the styles; none where these are drawn.
+        out: The folder.
+
+    Raises:
+        UsageError: If something that is read would be written over, or two images would have one file.
+    """
+    drawn = [f"style{number:04d}" for number in range(request.styles)]
+    labels = [f"by_{name}" for name in distinct_names(shown)] if shown else drawn
+    plan = Plan(pictures, distinct_names(pictures), shown, labels, request, out)
+    written = _written(plan)
+    places = {path.resolve() for path in written}
+    if len(places) < len(written):
+        raise UsageError("two images would have one file, by the names of SRC and --style; rename some of these")
+    for path in (*pictures, *shown):
+        if path.resolve() in places or path.resolve().parent in places:
+            raise UsageError(f"--out is {out}, where {path} would be written over; choose another folder")
+    return plan
+
+
+def _written(plan: Plan) -> list[Path]:
+    """All files, and folders of frames."""
+    if plan.film is None:
+        return [plan.grid, *(plan.image_of(name, label) for name in plan.names for label in plan.labels)]
+    films = [plan.film_of(name) for name in plan.names]
+    return [plan.grid, *films, *(film.with_name(f"{film.name}.mp4") for film in films)]
