@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 RUNS ?= runs
 OUT ?= benchmarks/gpu
+# Tests run in so many processes, each file in one of them.
+TEST_PROCESSES ?= 2
 # A shard set of 1024x1024, on which gpu-check measures training on real images.
 GPU_SHARDS ?=
 BIN = $(VENV)/bin
@@ -63,10 +65,10 @@ lint: setup
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile
 
 test-slow: setup
-	$(BIN)/pytest -m 'slow and not gpu and not multinode'
+	$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile -m 'slow and not gpu and not multinode'
 
 wheels:
 	rm -rf .wheels
@@ -99,6 +101,14 @@ gpu-check:
 	else echo "== GPU_SHARDS names no shard set of 1024x1024: training on real images is not measured"; fi; \
 	for size in 4 8 32; do step $(GPU_PYTHON) -m hires_gan bench train --config configs/stylegan2_ffhq1024.yaml \
 		batch.size=$$size --micro $$((size < 8 ? size : 8)) --profile --out $(OUT)/train-$$size.json; done; \
+	for downs in 2 3 4; do for dial in reference fast; do \
+		step $(GPU_PYTHON) -m hires_gan bench train --config configs/munit_faces1024.yaml batch.size=1 --steps 16 \
+		recipe.generator.content_downs=$$downs performance=$$dial --out $(OUT)/munit-$$downs-$$dial.json; done; done; \
+	for downs in 3 4; do for nimg in 0 350000 800000; do \
+		step $(GPU_PYTHON) -m hires_gan bench train --steps 16 --stage-nimg $$nimg \
+		--config configs/munit_faces1024.yaml batch.size=1 recipe.generator.content_downs=$$downs \
+		recipe.schedule="{start_resolution: 256, stable_kimg: 200, fade_kimg: 100}" \
+		--out $(OUT)/munit-$$downs-grown-$$nimg.json; done; done; \
 	test -z "$$failed"
 
 clean:

@@ -230,7 +230,7 @@ def translate(
     device: DeviceOption = None,
 ) -> None:
     """Write pictures in styles of another domain, one PNG each, and their grid; or a film through the styles."""
-    from hires_gan.inference.translate_request import parse_translation
+    from hires_gan.inference.translation.request import parse_translation
 
     request = parse_translation(
         to,

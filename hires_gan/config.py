@@ -70,7 +70,7 @@ class Configuration(Settings):
 
     @model_validator(mode="after")
     def _blocks_fit_together(self) -> Self:
-        problems = [*_batch_problems(self), *_metric_problems(self)]
+        problems = [*_batch_problems(self), *_metric_problems(self), *_translation_problems(self)]
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -172,6 +172,19 @@ def _metric_problems(configuration: Configuration) -> Iterator[str]:
         yield (
             f"evaluation.metrics has swd, which needs recipe.resolution to be {_LOWEST_FOR_SWD} or more, but it is "
             f"{resolution}; set evaluation.metrics=[] and evaluation.best=null, or take a higher resolution"
+        )
+
+
+def _translation_problems(configuration: Configuration) -> Iterator[str]:
+    if configuration.recipe.translates and configuration.precision == "fp16":
+        yield (
+            f"precision is fp16, whose range is too small for the gradients of {configuration.recipe.name}; bf16, fp32 "
+            "and fp64 are allowed"
+        )
+    if not configuration.recipe.translates and configuration.samples.styles is not None:
+        yield (
+            f"samples.styles is {configuration.samples.styles}, but {configuration.recipe.name} makes images from "
+            "latents; set it to null"
         )
 
 

@@ -29,6 +29,8 @@ SHORT = [
 ]
 STYLED = ["run.total_kimg=0.008", "batch.size=4", "recipe.generator.w_size=16", "recipe.generator.latent_size=16"]
 
+TRANSLATED = ["run.total_kimg=0.008", "evaluation.every_kimg=null", "samples.count=2"]
+
 
 def bash_commands() -> list[str]:
     blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
@@ -59,7 +61,7 @@ def shortened(command: str) -> list[str]:
     assert words[0] == "hires-gan", f"the README has a command that this test does not know: {command}"
     words[0] = str(BIN / "hires-gan")
     if words[1] == "train":
-        words += SHORT
+        words += TRANSLATED if "munit" in words[2] else SHORT
         words += STYLED if "stylegan2" in words[2] else []
     if words[1] == "project":
         words += ["--steps", "2"]
@@ -80,6 +82,7 @@ def test_the_commands_run_in_their_order(tmp_path):
         done = subprocess.run(shortened(command), cwd=tmp_path, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
     assert len(list((tmp_path / "images").glob("seed*.png"))) == 16
+    assert len(list((tmp_path / "translated").glob("*_style*.png"))) == 6 * 4
     code = python_blocks()[0] + "assert images.shape == (4, 3, 4, 4)\n"  # the shortened run has grown no further
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -99,6 +102,7 @@ def test_the_commands_in_the_table_parse(tmp_path):
         "shards",
         "train",
         "generate",
+        "translate",
         "project",
         "export",
         "import-nvlabs",

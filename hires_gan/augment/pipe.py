@@ -43,11 +43,18 @@ def augment(images: Tensor, draws: Draws, p: Tensor | float, settings: AugmentSe
             return images
     if images.shape[0] == 0:
         return images
-    chance = torch.as_tensor(p, dtype=torch.float64, device=images.device).reshape(()).clamp(0, 1)
+    chance = _chance(p, images.device)
     choice = Choice(draws, chance, settings)
     x = images.float() if images.dtype in _HALVES else images
     x = holed(noisy(filtered(recoloured(moved(x, choice), choice), choice), choice, draws.noise), choice)
     return x.to(images.dtype)
+
+
+def _chance(p: Tensor | float, device: torch.device) -> Tensor:
+    """Float64 without dimensions; a number is written there, and not copied, for which a GPU would have to wait."""
+    if not isinstance(p, Tensor):
+        return torch.full((), p, dtype=torch.float64, device=device)
+    return p.to(device, torch.float64).reshape(()).clamp(0, 1)
 
 
 def _check_images(images: Tensor) -> None:

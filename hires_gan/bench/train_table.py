@@ -55,11 +55,14 @@ def _line(name: str, text: str) -> str:
 
 def _phases(result: Record) -> Iterator[str]:
     profile = result["profile"]
+    on_gpu = all(phase["peak_allocated"] is not None for phase in result["phases"].values())
     head = f"{'phase':16}{'interval':>9}{'ms/call':>10}{'ms/step':>10}{'GFLOP/call':>12}{'floor ms/call':>15}"
+    head += f"{'peak GiB':>10}" if on_gpu else ""
     yield head + (f"{'kernels':>9}{'busy ms':>10}" if profile else "")
     for name, phase in result["phases"].items():
         line = f"{name:16}{phase['interval']:>9}{phase['ms_per_call']:>10.2f}{phase['ms_per_step']:>10.2f}"
         line += f"{phase['gflop']:>12.2f}{phase['floor_ms_per_call']:>15.3f}"
+        line += f"{phase['peak_allocated'] / 2**30:>10.2f}" if on_gpu else ""
         ran = profile and profile["phases"][name]
         yield line + (f"{ran['kernels']:>9}{ran['busy_ms']:>10.2f}" if ran else "")
     total = sum(phase["ms_per_step"] for phase in result["phases"].values())

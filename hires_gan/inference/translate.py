@@ -11,12 +11,12 @@ from hires_gan.errors import Failure, UsageError
 from hires_gan.inference.files import make_folder
 from hires_gan.inference.images import Pixels, save_png
 from hires_gan.inference.target import UNREADABLE, unusable
-from hires_gan.inference.translate_film import even, steps_of, styles_between
-from hires_gan.inference.translate_grid import Grid
-from hires_gan.inference.translate_pictures import Remarks, list_pictures, read_picture, reason
-from hires_gan.inference.translate_plan import Plan, planned
-from hires_gan.inference.translate_rendering import Content, Translation, open_translator
-from hires_gan.inference.translate_request import TranslateRequest, parse_translation
+from hires_gan.inference.translation.film import even, steps_of, styles_between
+from hires_gan.inference.translation.grid import Grid
+from hires_gan.inference.translation.outputs import Outputs, outputs_of
+from hires_gan.inference.translation.pictures import Remarks, list_pictures, read_picture, reason
+from hires_gan.inference.translation.rendering import Content, Translation, open_translator
+from hires_gan.inference.translation.request import TranslateRequest, parse_translation
 from hires_gan.inference.video import open_film
 from hires_gan.networks.munit_tiles import Progress
 from hires_gan.progress import ProgressBar, say
@@ -103,10 +103,10 @@ def answer(
     shown = list_pictures(request.style, "--style") if request.style else []
     if request.film is not None and len(shown) == 1:
         raise UsageError(f"--interpolate needs two styles or more, and --style gives only {shown[0]}; give another one")
-    plan = planned(request, pictures, shown, out)
+    outputs = outputs_of(request, pictures, shown, out)
     translation = open_translator(reference, request.target, request.source, request.tile, device)
     make_folder(out)
-    return _Work(translation, plan).done()
+    return _Work(translation, outputs).done()
 
 
 class _Work:
@@ -114,19 +114,19 @@ class _Work:
 
     Args:
         translation: The networks.
-        plan: What is made of which files.
+        outputs: What is made of which files.
     """
 
-    def __init__(self, translation: Translation, plan: Plan) -> None:
-        self._translation, self._plan = translation, plan
+    def __init__(self, translation: Translation, outputs: Outputs) -> None:
+        self._translation, self._outputs = translation, outputs
         self._remarks = Remarks("pictures")
-        self._steps = [] if plan.film is None else steps_of(plan.images)
-        columns = len(self._steps) or len(plan.labels)
-        header = bool(plan.shown) and plan.film is None
-        cell = plan.side(translation.resolution) or max(translation.resolution, _CELL_OF_KEPT)
-        self._grid = Grid(len(plan.pictures), columns, cell, header)
-        self._styles = _encoded_styles(translation, plan.shown, self._grid if header else None)
-        self._styles += translation.drawn_styles(plan.request.styles, plan.request.seed)
+        self._steps = [] if outputs.film is None else steps_of(outputs.images)
+        columns = len(self._steps) or len(outputs.labels)
+        header = bool(outputs.shown) and outputs.film is None
+        cell = outputs.side(translation.resolution) or max(translation.resolution, _CELL_OF_KEPT)
+        self._grid = Grid(len(outputs.pictures), columns, cell, header)
+        self._styles = _encoded_styles(translation, outputs.shown, self._grid if header else None)
+        self._styles += translation.drawn_styles(outputs.request.styles, outputs.request.seed)
 
     def done(self) -> list[Path]:
         """Do it; the files, the grid last.
@@ -134,38 +134,38 @@ class _Work:
         Raises:
             Failure: If no picture can be read, or something cannot be written.
         """
-        plan, paths = self._plan, list[Path]()
+        outputs, paths = self._outputs, list[Path]()
         say(f"from domain {self._translation.source} to domain {self._translation.target}")
-        make = self._images_of if plan.film is None else self._film_of
-        unit = "images" if plan.film is None else "frames"
-        with ProgressBar("translate", len(plan.pictures) * plan.images, unit) as bar:
+        make = self._images_of if outputs.film is None else self._film_of
+        unit = "images" if outputs.film is None else "frames"
+        with ProgressBar("translate", len(outputs.pictures) * outputs.images, unit) as bar:
             for row, (name, shown_as, pixels) in enumerate(self._read(bar)):
                 self._grid.put(row, 0, pixels)
                 content = self._translation.content_of(pixels, shown_as, self._remarks, _passes(bar))
                 paths += make(row, name, content, bar)
-        self._remarks.sum_up(len(plan.pictures))
-        save_png(plan.grid, self._grid.pixels)
-        return [*paths, plan.grid]
+        self._remarks.sum_up(len(outputs.pictures))
+        save_png(outputs.grid, self._grid.pixels)
+        return [*paths, outputs.grid]
 
     def _read(self, bar: ProgressBar) -> Iterator[tuple[str, str, Pixels]]:
         """The name for its files, the file's own name, and the pixels of each picture that can be read."""
-        plan, skipped = self._plan, 0
-        for path, name in zip(plan.pictures, plan.names, strict=True):
+        outputs, skipped = self._outputs, 0
+        for path, name in zip(outputs.pictures, outputs.names, strict=True):
             try:
-                pixels = read_picture(path, plan.side(self._translation.resolution), self._remarks)
+                pixels = read_picture(path, outputs.side(self._translation.resolution), self._remarks)
             except UNREADABLE as error:
                 say(f"{path} is skipped: {reason(error)}")
                 skipped += 1
-                bar.advance(plan.images)
+                bar.advance(outputs.images)
                 continue
             yield name, path.name, pixels
         if skipped:
-            say(f"{skipped} of {len(plan.pictures)} pictures could not be used")
-        if skipped == len(plan.pictures):
+            say(f"{skipped} of {len(outputs.pictures)} pictures could not be used")
+        if skipped == len(outputs.pictures):
             raise Failure("there is no picture that can be used, so that nothing is written; give others")
 
     def _images_of(self, row: int, name: str, content: Content, bar: ProgressBar) -> list[Path]:
-        paths = [self._plan.image_of(name, label) for label in self._plan.labels]
+        paths = [self._outputs.image_of(name, label) for label in self._outputs.labels]
         for column, (path, style) in enumerate(zip(paths, self._styles, strict=True), 1):
             pixels = self._translation.image_of(content, style, _passes(bar))
             save_png(path, pixels)
@@ -174,10 +174,10 @@ class _Work:
         return paths
 
     def _film_of(self, row: int, name: str, content: Content, bar: ProgressBar) -> list[Path]:
-        film = self._plan.film
+        film = self._outputs.film
         assert film is not None
-        way = styles_between(self._styles, film, drawn=not self._plan.shown)
-        with open_film(self._plan.out, self._plan.film_of(name).name, film.fps) as writer:
+        way = styles_between(self._styles, film, drawn=not self._outputs.shown)
+        with open_film(self._outputs.out, self._outputs.film_of(name).name, film.fps) as writer:
             for number, style in enumerate(way):
                 pixels = self._translation.image_of(content, style, _passes(bar))
                 writer.add(even(pixels))

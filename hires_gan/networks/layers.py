@@ -188,3 +188,18 @@ def halve_box(x: Tensor) -> Tensor:
     """`[n, c, h, w]` -> `[n, c, h/2, w/2]`, the mean of each 2x2 block; deterministic on every device, both ways."""
     n, c, h, w = x.shape
     return x.reshape(n, c, h // 2, 2, w // 2, 2).mean((3, 5))
+
+
+def cross_fade(images: Tensor, alpha: float) -> Tensor:
+    """Blend images with their own half resolution, as networks that grow blend their newest block.
+
+    Args:
+        images: `[n, 3, h, w]`, h and w even where alpha is below 1.
+        alpha: The share of the images themselves, in [0, 1].
+
+    Returns:
+        The same shape, without gradient.
+    """
+    if alpha >= 1.0:
+        return images.detach()
+    return torch.lerp(double_nearest(halve_box(images)), images, alpha).detach()

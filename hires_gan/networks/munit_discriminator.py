@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hires_gan.networks.munit_layers import Conv2d, ConvBlock, Level, check_level
+from hires_gan.networks.munit_layers import Conv2d, ConvBlock, Level, check_level, halved
 
 _DEVIATION = 0.02
 
@@ -76,24 +76,40 @@ class MultiScaleDiscriminator(nn.Module):
             ValueError: If the images have another shape, or the network does not have the level.
         """
         level = self._at(level)
-        least = self.least_side(level)
-        if images.ndim != 4 or images.shape[1] != 3 or min(images.shape[2:]) < least:
-            raise ValueError(
-                f"images are {list(images.shape)}; [n, 3, h, w] is allowed, with h and w of at least "
-                f"{least}: take larger images, or fewer scales or layers"
-            )
+        self._check(images, level)
         first, *coarser = self.scales[level.number :]
         maps = [first(images)]
         for scale in coarser:
-            images = F.avg_pool2d(images, 3, stride=2, padding=1, count_include_pad=False)
+            images = self._reduced(images)
             maps.append(scale(images))
         return maps
+
+    def _reduced(self, images: Tensor) -> Tensor:
+        """The images of the next scale: pooled as published; where networks grow, as their images are reduced.
+
+        At the start of a fade, images are those of the level before, doubled: halved, they are what that level saw.
+        """
+        if self.levels:
+            return halved(images)
+        return F.avg_pool2d(images, 3, stride=2, padding=1, count_include_pad=False)
+
+    def _check(self, images: Tensor, level: Level) -> None:
+        least, multiple = self.least_side(level), 1
+        if self.levels:
+            multiple = 1 << (len(self.scales) - level.number - 1)
+        sides = images.shape[2:]
+        if images.ndim != 4 or images.shape[1] != 3 or any(side < least or side % multiple for side in sides):
+            multiples = f" and multiples of {multiple}" if multiple > 1 else ""
+            raise ValueError(
+                f"images are {list(images.shape)}; [n, 3, h, w] is allowed, with h and w of at least "
+                f"{least}{multiples}: take larger images, or fewer scales or layers"
+            )
 
     def least_side(self, level: Level | None = None) -> int:
         """The least height and width: of the last scale's images, the last layer gets two pixels to reflect."""
         side: int = 1 << self.layers
         for _ in range(len(self.scales) - self._at(level).number - 1):
-            side = 2 * side - 1
+            side = 2 * side - (0 if self.levels else 1)
         return side
 
     def live_parameters(self, level: Level | None = None) -> list[str]:

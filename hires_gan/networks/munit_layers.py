@@ -435,6 +435,8 @@ def _applied_to_each(x: Tensor, scale: Tensor, shift: Tensor, act: str) -> Tenso
     """`act(x * scale + shift)` with coefficients `[n, c]`, one sample after another: they have shifts of their own."""
     if len(x) == 1:
         return _applied(x, scale, shift[0], act)
+    if not len(x):  # of a rank without samples
+        return x * scale[:, :, None, None].to(x.dtype)
     rows = zip(torch.split(x, 1), torch.split(scale, 1), shift, strict=True)
     return torch.cat([_applied(one, factor, b, act) for one, factor, b in rows])
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from hires_gan.networks.layers import cross_fade
 from hires_gan.networks.munit import Generator, Level
 from hires_gan.networks.munit_discriminator import MultiScaleDiscriminator
 
@@ -46,7 +47,8 @@ class Translator(nn.Module):
         Raises:
             ValueError: If there is no such domain, or a shape is another.
         """
-        content = self.generator(source).encode_content(images)
+        generator = self.generator(source)
+        content = generator.encode_content(cross_fade(images, generator.level.alpha))
         return self.generator(target).decode(content, style)
 
     @property

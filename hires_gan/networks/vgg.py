@@ -1,4 +1,4 @@
-"""VGG16's features, from weights that are at hand and checked; nothing is ever downloaded without being asked for."""
+"""VGG16's features, from weights that are at hand or downloaded, and checked each time."""
 
 from __future__ import annotations
 

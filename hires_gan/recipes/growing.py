@@ -5,11 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-import torch
-from torch import Tensor
-
 from hires_gan.networks.growth import Growth
-from hires_gan.networks.layers import double_nearest, halve_box
 from hires_gan.recipes.optimizer_settings import GrowingScheduleSettings
 from hires_gan.recipes.optimizers import optimizer_plan
 from hires_gan.recipes.progressive_settings import ProgressiveSettings
@@ -91,10 +87,3 @@ def describe_growth(growth: Growth) -> str:
     """The resolution and, during a fade, how much of it is blended in."""
     fade = f" fade {growth.alpha:.0%}" if growth.alpha < 1 else ""
     return f"{growth.resolution}x{growth.resolution}{fade}"
-
-
-def cross_fade(images: Tensor, alpha: float) -> Tensor:
-    """Blend real images with their own half resolution, as the networks blend their newest block."""
-    if alpha >= 1.0:
-        return images.detach()
-    return torch.lerp(double_nearest(halve_box(images)), images, alpha).detach()

@@ -14,18 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hires_gan.augment.draws import draw
-from hires_gan.augment.pipe import augment
-from hires_gan.augment.settings import AugmentSettings
-from hires_gan.losses import ADVERSARIAL, gradient_square, over_scales
 from hires_gan.networks.growth import Growth
-from hires_gan.networks.layers import halve_box
+from hires_gan.networks.layers import cross_fade, halve_box
 from hires_gan.networks.munit import Generator, Level
 from hires_gan.networks.munit_discriminator import MultiScaleDiscriminator
 from hires_gan.networks.translation import Discriminators, Translator
 from hires_gan.networks.vgg import VGG16Features
 from hires_gan.randomness import Purpose, RandomSource, SampleRandom, initial_weights
-from hires_gan.recipes.growing import cross_fade, describe_growth, growing_stages, growth_at
+from hires_gan.recipes.growing import describe_growth, growing_stages, growth_at
+from hires_gan.recipes.munit_game import Game
 from hires_gan.recipes.munit_images import random_crops, speckled
 from hires_gan.recipes.munit_settings import MunitOptimizerSettings, MunitSettings
 from hires_gan.recipes.munit_terms import Terms
@@ -35,9 +32,6 @@ from hires_gan.settings import IntByResolution, at_resolution
 
 Images = Mapping[str, Tensor]
 """By domain `[n, 3, r, r]` in [-1, 1]."""
-
-_MOVED = AugmentSettings(preset="blit", rotate90=0)
-"""What consistency asks scores to be blind to: reflections, and shifts by up to an eighth of the side."""
 
 
 class Munit:
@@ -70,6 +64,7 @@ class Munit:
             self.discriminator = build_discriminators(settings, dtype, domains)
         self.players: dict[str, nn.Module] = {"generator": self.generator, "discriminator": self.discriminator}
         self.terms = Terms(settings.loss, self.generator, vgg, self._dtype)
+        self.game = Game(settings, self.discriminator)
         self.stages = _stages(settings, batch, self._optimizers)
 
     def phases(self, nimg: int) -> list[Phase]:
@@ -132,56 +127,22 @@ class Munit:
 
     def _discriminator_phase(self, level: Level, step: Step) -> Outcome:
         """Reals against translations in styles that are drawn for this phase; of the generators no graph is kept."""
-        loss = self.settings.loss
         real = self._seen(step, level)
         styles = self._styles(step.random, Purpose.STYLE_DISCRIMINATOR)
         with torch.no_grad():
             fake = {self._other(domain): self._translated(real, styles, domain, level) for domain in self.domains}
-        terms: dict[str, Tensor] = {}
-        statistics: dict[str, Tensor] = {}
-        for domain in self.domains:
-            of_real, of_fake = self._judged(domain, real[domain], fake[domain], level)
-            terms |= self._adversarial(domain, of_real, of_fake, level)
-            statistics[f"score_real_{domain}"] = _score(of_real, self._weights(level)).detach()
-            statistics[f"score_fake_{domain}"] = _score(of_fake, self._weights(level)).detach()
-            if loss.consistency:
-                moved = self._moved(step.random, real[domain], fake[domain])
-                terms[f"consistency_{domain}"] = loss.consistency * self._inconsistency(
-                    (of_real, of_fake), self._judged(domain, *moved, level), level
-                )
-        return Outcome(terms, statistics)
-
-    def _adversarial(
-        self, domain: str, of_real: Sequence[Tensor], of_fake: Sequence[Tensor], level: Level
-    ) -> dict[str, Tensor]:
-        game, weights = ADVERSARIAL[self.settings.loss.name], self._game_weights(level)
-        return {
-            f"discriminator_real_{domain}": over_scales(game.discriminator_real, of_real, weights),
-            f"discriminator_fake_{domain}": over_scales(game.discriminator_fake, of_fake, weights),
-        }
+        return self.game.discriminator(real, fake, step.random, level)
 
     def _r1_phase(self, level: Level, step: Step) -> Outcome:
         """R1 at the reals of each domain."""
-        loss, terms, statistics = self.settings.loss, dict[str, Tensor](), dict[str, Tensor]()
-        for domain, images in self._seen(step, level).items():
-            real = images.detach().requires_grad_(True)
-            maps = self.discriminator.discriminator(domain)(real, level)
-            penalty = gradient_square(real, _score(maps, self._weights(level)))
-            terms[f"r1_{domain}"] = penalty * (loss.r1 / 2 * loss.r1_interval)
-            statistics[f"r1_gradient_{domain}"] = penalty.detach()
-        return Outcome(terms, statistics)
+        return self.game.r1(self._seen(step, level), level)
 
     def _generator_phase(self, level: Level, step: Step) -> Outcome:
         """Translations that the discriminators take for reals, and all that has to come back as it was."""
-        loss, game = self.settings.loss, ADVERSARIAL[self.settings.loss.name]
-        outcome = self.terms.reconstructions(
+        found = self.terms.reconstructions(
             self._seen(step, level), self._styles(step.random, Purpose.STYLE_GENERATOR), level
         )
-        terms, weights = dict(outcome.losses), self._game_weights(level)
-        for domain, fake in outcome.fakes.items():
-            maps = self.discriminator.discriminator(domain)(fake, level)
-            terms[f"generator_{domain}"] = loss.adversarial * over_scales(game.generator, maps, weights)
-        return Outcome(terms, outcome.statistics, outcome.averages)
+        return Outcome(found.losses | self.game.generator(found.fakes, level), found.statistics, found.averages)
 
     def _translated(self, real: Images, styles: Images, source: str, level: Level) -> Tensor:
         target = self._other(source)
@@ -191,41 +152,6 @@ class Munit:
     def _other(self, domain: str) -> str:
         first, second = self.domains
         return second if domain == first else first
-
-    def _judged(self, domain: str, real: Tensor, fake: Tensor, level: Level) -> tuple[list[Tensor], list[Tensor]]:
-        """The maps of scores of reals and fakes, in one pass: nothing couples them."""
-        maps = self.discriminator.discriminator(domain)(torch.cat((real, fake)), level)
-        return [one[: len(real)] for one in maps], [one[len(real) :] for one in maps]
-
-    def _moved(self, random: SampleRandom, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
-        """Reals and fakes, mirrored and shifted."""
-        pairs = ((real, Purpose.AUGMENT_REAL), (fake, Purpose.AUGMENT_FAKE))
-        one, other = (augment(x, draw(random, purpose, _MOVED, x.shape), 1.0, _MOVED) for x, purpose in pairs)
-        return one, other
-
-    def _inconsistency(
-        self, before: Sequence[Sequence[Tensor]], behind: Sequence[Sequence[Tensor]], level: Level
-    ) -> Tensor:
-        """How much the mean scores of each scale change, squared: of reals and of fakes."""
-        weights = self._weights(level)
-        squares = [
-            (_mean(a) - _mean(b)).square() * weight
-            for one, other in zip(before, behind, strict=True)
-            for a, b, weight in zip(one, other, weights, strict=True)
-        ]
-        return torch.stack(squares).sum(0)
-
-    def _weights(self, level: Level) -> list[float]:
-        """Of the scales that live: one that fades in counts as much as it has come."""
-        live = self.settings.discriminator.scales - level.number
-        weights = [level.alpha, *[1.0] * (live - 1)]
-        total = sum(weights) if self.settings.loss.scales == "mean" else 1.0
-        return [weight / total for weight in weights]
-
-    def _game_weights(self, level: Level) -> list[float]:
-        """The same for the adversarial terms: MUNIT's least squares have no factor 1/2."""
-        factor = 2.0 if self.settings.loss.name == "least_squares" else 1.0
-        return [weight * factor for weight in self._weights(level)]
 
     def _styles(self, random: SampleRandom, purpose: Purpose) -> dict[str, Tensor]:
         """By domain `[n, style_size]`, from N(0, 1)."""
@@ -322,12 +248,3 @@ def _plan(
 
 def _by_domain(batch: Batch) -> dict[str, Tensor]:
     return {name: batch.domain(name) for name in batch.domains}
-
-
-def _mean(scores: Tensor) -> Tensor:
-    return scores.flatten(1).mean(1)
-
-
-def _score(maps: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """One score for each sample, `[n]`."""
-    return over_scales(lambda scores: scores, maps, weights)

@@ -70,9 +70,9 @@ class Terms:
     def advance(self, means: Mapping[str, Tensor]) -> None:
         """Let the moments of the styles follow the means of a step."""
         for domain, moments in self.moments.items():
-            if f"average/style_moments_{domain}" in means:
-                self.moments[domain] = moments.to(means[f"average/style_moments_{domain}"])
-                self.moments[domain].lerp_(means[f"average/style_moments_{domain}"], 1 - self.loss.style_prior_decay)
+            mean = means[f"average/style_moments_{domain}"]
+            self.moments[domain] = moments.to(mean)
+            self.moments[domain].lerp_(mean, 1 - self.loss.style_prior_decay)
 
     def state_dict(self) -> dict[str, Any]:
         """The moments of the styles."""

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from hires_gan.losses import ADVERSARIAL, clip_weights, drift, gradient_penalty, gradient_square
 from hires_gan.networks.growth import Growth, Width
+from hires_gan.networks.layers import cross_fade
 from hires_gan.networks.progressive import Discriminator, Generator
 from hires_gan.randomness import Purpose, RandomSource, SampleRandom, initial_weights
-from hires_gan.recipes.growing import cross_fade, describe_growth, growing_stages, growth_at, live_optimizers
+from hires_gan.recipes.growing import describe_growth, growing_stages, growth_at, live_optimizers
 from hires_gan.recipes.optimizers import low_precision
 from hires_gan.recipes.progressive_settings import ProgressiveSettings, WassersteinClippedLoss
 from hires_gan.recipes.protocol import LabelDistribution, OptimizerPlan, Outcome, Phase, Step

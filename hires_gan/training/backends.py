@@ -78,9 +78,11 @@ class SingleProcess:
             self.optimizers[name] = self._optimizer(list(self.live[name].values()), plan)
 
     def _optimizer(self, parameters: list[nn.Parameter], plan: OptimizerPlan) -> torch.optim.Adam:
+        # A rate that changes lies on the device: recorded steps read it there.
+        moving = self.fast and plan.halving is not None
         return torch.optim.Adam(
             parameters,
-            lr=plan.learning_rate,
+            lr=torch.tensor(plan.learning_rate, device=self.device) if moving else plan.learning_rate,
             betas=plan.betas,
             eps=plan.eps,
             weight_decay=plan.weight_decay,
@@ -122,10 +124,10 @@ class SingleProcess:
         """Set the learning rates of the step that begins at `nimg`."""
         for name, plan in self._plans.items():
             (group,) = self.optimizers[name].param_groups
-            rate = plan.rate_at(nimg)
-            if group["lr"] != rate:
-                group["lr"] = rate
-                self._runners.clear()  # what is recorded steps at the old rate
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(plan.rate_at(nimg))
+            else:
+                group["lr"] = plan.rate_at(nimg)
 
     def _runner(self, phase: Phase, micro: int, size: int) -> PhaseRunner:
         key = (phase.name, micro, size)

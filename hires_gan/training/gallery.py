@@ -17,9 +17,12 @@ from hires_gan.inference.images import Pixels, Table, enlarge, grid, limit_side,
 from hires_gan.recipes.protocol import Generates, Recipe, Translates
 from hires_gan.training.settings import Plan, SamplesSettings
 
-_PIXELS_AT_ONCE = 4 * 1024 * 1024
+PIXELS_AT_ONCE = 4 * 1024 * 1024
+"""That many pass through a network at once where nothing else is said."""
+_STYLES = 4
 
-Stopped = Callable[[], bool]
+Asked = Callable[[], bool]
+"""Whether somebody wants it to stop."""
 
 
 class Gallery(Protocol):
@@ -32,14 +35,14 @@ class Gallery(Protocol):
     def decode_as(self, data: DataSettings) -> None:
         """Use the settings of the run's own loader, in which what is auto was decided."""
 
-    def pictures(self, network: nn.Module, nimg: int, stopped: Stopped) -> dict[str, Pixels]:
+    def pictures(self, network: nn.Module, nimg: int, stopped: Asked) -> dict[str, Pixels]:
         """The grids, by name.
 
         Raises:
             hires_gan.data.waiting.Stopped: If `stopped` became true while images were waited for.
         """
 
-    def measure(self, network: nn.Module, nimg: int, stopped: Stopped) -> dict[str, float] | None:
+    def measure(self, network: nn.Module, nimg: int, stopped: Asked) -> dict[str, float] | None:
         """All metrics by name; None if it was given up since `stopped` became true."""
 
 
@@ -78,12 +81,12 @@ class Creations:
         """Use the settings of the run's own loader."""
         self.evaluator.reals.data = data
 
-    def pictures(self, network: nn.Module, nimg: int, stopped: Stopped) -> dict[str, Pixels]:
+    def pictures(self, network: nn.Module, nimg: int, stopped: Asked) -> dict[str, Pixels]:
         """One grid."""
         images = torch.cat([part.cpu() for part in self._fakes(network, nimg, self.samples.count)])
         return {"grid": limit_side(grid(images))}
 
-    def measure(self, network: nn.Module, nimg: int, stopped: Stopped) -> dict[str, float] | None:
+    def measure(self, network: nn.Module, nimg: int, stopped: Asked) -> dict[str, float] | None:
         """The metrics of the images of the first latents."""
         return self.evaluator.measure(lambda count: self._fakes(network, nimg, count), stopped)
 
@@ -108,6 +111,7 @@ class Translations:
 
     def __init__(self, recipe: Translates, plan: Plan, reals: dict[str, Reals], device: torch.device) -> None:
         self.recipe, self.samples, self.reals, self.device = recipe, plan.samples, reals, device
+        self.styles = plan.samples.styles or _STYLES
         self.resolution = plan.recipe.resolution
         fewest = min(map(len, reals.values()))  # each real is compared with a translation of an image of its own
         self.evaluators = {name: Evaluator(plan.evaluation, one, device, fewest) for name, one in reals.items()}
@@ -123,14 +127,14 @@ class Translations:
         for reals in self.reals.values():
             reals.data = data
 
-    def pictures(self, network: nn.Module, nimg: int, stopped: Stopped) -> dict[str, Pixels]:
+    def pictures(self, network: nn.Module, nimg: int, stopped: Asked) -> dict[str, Pixels]:
         """For each direction a table: a row for each input, which comes first, then a column for each style."""
         return {
             f"{source}_to_{target}": self._table(network, nimg, source, target, stopped)
             for source, target in self._directions()
         }
 
-    def measure(self, network: nn.Module, nimg: int, stopped: Stopped) -> dict[str, float] | None:
+    def measure(self, network: nn.Module, nimg: int, stopped: Asked) -> dict[str, float] | None:
         """The metrics of each direction, and their mean over the directions under the metric's own name."""
         values: list[dict[str, float]] = []
         for source, target in self._directions():
@@ -147,7 +151,7 @@ class Translations:
         return [(a, b) for a in self.recipe.domains for b in self.recipe.domains if a != b]
 
     def _fakes(
-        self, network: nn.Module, nimg: int, source: str, target: str, count: int, stopped: Stopped
+        self, network: nn.Module, nimg: int, source: str, target: str, count: int, stopped: Asked
     ) -> Iterator[Tensor]:
         """Translations of the first images, each in a style of its own."""
         first = 0
@@ -156,19 +160,19 @@ class Translations:
             yield self._translated(network, nimg, source, target, images, numbers)
             first += len(images)
 
-    def _table(self, network: nn.Module, nimg: int, source: str, target: str, stopped: Stopped) -> Pixels:
+    def _table(self, network: nn.Module, nimg: int, source: str, target: str, stopped: Asked) -> Pixels:
         inputs = self._fixed(source, stopped)
-        table = Table(len(inputs), 1 + self.samples.styles, self.resolution)
+        table = Table(len(inputs), 1 + self.styles, self.resolution)
         for row, image in enumerate(torch.split(inputs, 1)):
             table.put(row, 0, pixels_of(image))
-            repeated = image.expand(self.samples.styles, -1, -1, -1)
-            styles = torch.arange(self.samples.styles)
+            repeated = image.expand(self.styles, -1, -1, -1)
+            styles = torch.arange(self.styles)
             fakes = self._translated(network, nimg, source, target, repeated, styles)
             for column, fake in enumerate(torch.split(fakes, 1)):
                 table.put(row, 1 + column, pixels_of(fake))
         return table.pixels
 
-    def _fixed(self, domain: str, stopped: Stopped) -> Tensor:
+    def _fixed(self, domain: str, stopped: Asked) -> Tensor:
         """The inputs of the grid: uint8 `[n, 3, r, r]` on the CPU."""
         if domain not in self._inputs:
             reals = self.reals[domain]
@@ -192,7 +196,7 @@ class Translations:
 
 def chunk_at(resolution: int) -> int:
     """How many images are made at once."""
-    return max(1, min(64, _PIXELS_AT_ONCE // resolution**2))
+    return max(1, min(64, PIXELS_AT_ONCE // resolution**2))
 
 
 def _of_direction(values: dict[str, float], direction: str) -> dict[str, float]:

@@ -136,12 +136,18 @@ def out_of_memory(trainer: Trainer, error: BaseException) -> Failure:
     """What to do about a GPU that is too small."""
     stage = trainer.recipe.stages[stage_at(trainer.recipe.stages, trainer.progress.nimg)]
     micro = micro_batch(trainer.plan.batch, stage)
+    ways = [f"batch.per_device below {micro} (a multiple of {stage.group})"] if micro > stage.group else []
+    ways += ["recipe.generator.recompute=true"] if _keeps_what_it_could_recompute(trainer.plan) else []
+    ways += ["performance=reference, which keeps none for CUDA graphs"]
     return Failure(
-        f"out of GPU memory at {stage.resolution}x{stage.resolution} with {micro} images at once: set batch.per_device "
-        f"below {micro} (a multiple of {stage.group}), or performance=reference, which keeps none for CUDA graphs; "
-        "neither changes what is trained; the same command then goes on from the latest checkpoint "
-        f"({str(error).splitlines()[0]})"
+        f"out of GPU memory at {stage.resolution}x{stage.resolution} with {micro} images at once: set "
+        f"{', or '.join(ways)}; that changes nothing of what is trained; the same command then goes on from the latest "
+        f"checkpoint ({str(error).splitlines()[0]})"
     )
+
+
+def _keeps_what_it_could_recompute(plan: Plan) -> bool:
+    return getattr(plan.recipe.generator, "recompute", None) is False
 
 
 def check_data(plan: Plan, data: Domains) -> LabelDistribution | None:
@@ -311,8 +317,9 @@ def report_end(trainer: Trainer, finished: bool) -> None:
     say(f"{'finished' if finished else 'stopped'} at {nimg / 1000:.1f} kimg")
     saved = checkpoint.latest(folder.checkpoints)
     grids = sorted(folder.samples.glob("*.png"))
-    if grids:
-        say(f"  grid:       {grids[-1]}")
+    for grid in grids:
+        if grid.name[:12] == grids[-1].name[:12]:  # a translation has one for each direction
+            say(f"  grid:       {grid}")
     if saved is not None:
         say(f"  checkpoint: {saved.folder}")
     say(f"  MLflow:     {trainer.tracker.how_to_look()}")

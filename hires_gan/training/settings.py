@@ -95,8 +95,8 @@ class SamplesSettings(Settings):
     count: PositiveInt = 64
     """How many images the grid has; for a translation, how many images of each domain are translated."""
 
-    styles: PositiveInt = 4
-    """For a translation: in how many styles each image is shown."""
+    styles: PositiveInt | None = None
+    """For a translation: in how many styles each image is shown; null: 4."""
 
 
 class EmaSettings(Settings):

@@ -22,7 +22,7 @@ from hires_gan.recipes.protocol import Recipe, Stage, stage_at
 from hires_gan.tracking.tracker import Tracker
 from hires_gan.training.backends import SingleProcess
 from hires_gan.training.feed import Feed
-from hires_gan.training.gallery import Gallery
+from hires_gan.training.gallery import PIXELS_AT_ONCE, Gallery
 from hires_gan.training.phases import Means
 from hires_gan.training.profiling import StepProfiler, span
 from hires_gan.training.run_folder import RunFolder
@@ -30,8 +30,6 @@ from hires_gan.training.schedule import Cadence, PlannedStep, steps
 from hires_gan.training.settings import BatchSettings, EmaSettings, Plan
 from hires_gan.training.signals import StopRequest
 from hires_gan.training.status import Speed, StatusLine, Stopwatch, memory_in_use
-
-_PIXELS_AT_ONCE = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -354,7 +352,7 @@ def micro_batch(settings: BatchSettings, stage: Stage) -> int:
     The default is the bound that Progressive GAN's authors used for 16 GB (Karras et al. 2018, their configuration).
     """
     if settings.per_device == "auto":
-        wanted = _PIXELS_AT_ONCE // stage.resolution**2 // stage.group * stage.group
+        wanted = PIXELS_AT_ONCE // stage.resolution**2 // stage.group * stage.group
     else:
         wanted = settings.per_device
     return min(max(wanted, stage.group), stage.batch)

@@ -51,8 +51,10 @@ def test_deterministic_algorithms_give_the_same_numbers_twice() -> None:
         torch.testing.assert_close(a, b, atol=1e-2, rtol=1e-2)
 
 
-def test_nothing_waits_for_the_gpu() -> None:
-    x, p = noise(2, 3, 64, 64, dtype=torch.float32).cuda(), torch.tensor(0.5, dtype=torch.float64).cuda()
+@pytest.mark.parametrize("number", [False, True])
+def test_nothing_waits_for_the_gpu(number: bool) -> None:
+    x = noise(2, 3, 64, 64, dtype=torch.float32).cuda()
+    p = 0.5 if number else torch.tensor(0.5, dtype=torch.float64).cuda()
     draws = drawn(x)
     augment(x, draws, p, EVERYTHING)  # the filters are put on the GPU once
     torch.cuda.set_sync_debug_mode("error")

@@ -13,7 +13,8 @@ import hires_gan
 from hires_gan.cli import app
 from hires_gan.errors import Failure, UsageError
 from hires_gan.inference.translate import translate
-from hires_gan.inference.translate_grid import Grid
+from hires_gan.inference.translation.grid import Grid
+from hires_gan.networks.layers import cross_fade
 from hires_gan.networks.munit import Level
 from hires_gan.networks.translation import Translator
 
@@ -189,12 +190,12 @@ def test_a_network_that_has_not_grown_to_the_end(tmp_path):
         files = translate(str(saved.folder), [path], "b", tmp_path / f"{name}-out", style=[guide])
         network = translator(levels=1)
         network.level = level
-        style = network.generator("b").encode_style(images_of(pixels(guide)))
+        style = network.generator("b").encode_style(cross_fade(images_of(pixels(guide)), level.alpha))
         assert np.array_equal(pixels(files[0]), shown(network(images_of(pixels(path)), style, "a", "b")))
         odd = photograph(tmp_path / "odd.png", (side, side + 3))
         files = translate(str(saved.folder), [path], "b", tmp_path / f"{name}-odd", style=[odd])
         seen = pixels(odd) if name == "half" else np.pad(pixels(odd), ((0, 1), (0, 0), (0, 0)), "reflect")
-        style = network.generator("b").encode_style(images_of(seen))
+        style = network.generator("b").encode_style(cross_fade(images_of(seen), level.alpha))
         assert np.array_equal(pixels(files[0]), shown(network(images_of(pixels(path)), style, "a", "b")))
     with pytest.raises(UsageError, match="--tile is 32, but the checkpoint is from within a fade"):
         translate(str(saved.folder), [path], "b", tmp_path / "out", tile=32)

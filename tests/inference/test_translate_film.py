@@ -13,7 +13,7 @@ from munit_checkpoints import drawn, images_of, photograph, pixels, shown, trans
 
 from hires_gan.inference.interpolate import slerp
 from hires_gan.inference.translate import translate
-from hires_gan.inference.translate_film import even, steps_of
+from hires_gan.inference.translation.film import even, steps_of
 
 
 @pytest.fixture(scope="module")

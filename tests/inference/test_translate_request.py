@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 from hires_gan.cli import app
 from hires_gan.errors import Failure, UsageError
 from hires_gan.inference.translate import translate
-from hires_gan.inference.translate_pictures import distinct_names
-from hires_gan.inference.translate_request import check_tile, tile_for
+from hires_gan.inference.translation.pictures import distinct_names
+from hires_gan.inference.translation.request import check_tile, tile_for
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +31,8 @@ def picture(tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"target": "c"}, "--to is 'c'; the checkpoint has the domains a, b$"),
-        ({"source": "x"}, "--from is 'x'; the checkpoint has the domains a, b$"),
+        ({"target": "c"}, "--to is 'c'; the checkpoint has the domains a, b: give one of them$"),
+        ({"source": "x"}, "--from is 'x'; the checkpoint has the domains a, b: give one of them$"),
         ({"styles": 0}, "--styles is 0; at least 1 is allowed"),
         ({"styles": 2, "style": ["p.png"]}, "--styles and --style are both given"),
         ({"seed": 2, "style": ["p.png"]}, "--seed is given with --style, where nothing is drawn"),

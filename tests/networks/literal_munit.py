@@ -132,7 +132,8 @@ def averaged(images: Tensor) -> Tensor:
     return torch.cat(sums, 1) / F.conv2d(ones, kernel, stride=2, padding=1)
 
 
-def scores(images: Tensor, w: Weights, scales: int, layers: int, level: int = 0) -> list[Tensor]:
+def scores(images: Tensor, w: Weights, scales: int, layers: int, level: int = 0, grows: bool = False) -> list[Tensor]:
+    """Of a network that grows, images are reduced by the means of 2x2 pixels."""
     maps = []
     for scale in range(level, scales):
         own = part(w, f"scales.{scale}")
@@ -140,5 +141,5 @@ def scores(images: Tensor, w: Weights, scales: int, layers: int, level: int = 0)
         for layer in range(layers):
             x = block(x, part(own, f"blocks.{layer}"), "none", "lrelu", stride=2)
         maps.append(convolved(x, part(own, "output.convolution")))
-        images = averaged(images)
+        images = F.avg_pool2d(images, 2) if grows else averaged(images)
     return maps

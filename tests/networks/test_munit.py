@@ -335,3 +335,15 @@ def test_impossible_sizes_are_refused() -> None:
         Generator(style_downs=0)
     with pytest.raises(ValueError, match="the content has 12 channels, which the decoder cannot halve 3 times"):
         Generator(base=4, most=12, content_downs=3)
+
+
+@pytest.mark.filterwarnings("ignore:var_mean")
+def test_a_rank_without_samples_takes_part() -> None:
+    network = Generator(base=4, most=8, blocks=1, features=8)
+    content, style = network.encode(torch.zeros(0, 3, 32, 32))
+    images = network.decode(content, style)
+    assert (images.shape, style.shape) == ((0, 3, 32, 32), (0, 8))
+    images.sum().backward()
+    gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+    assert gradients
+    assert not any(gradient.any() for gradient in gradients)

@@ -235,7 +235,7 @@ def test_each_scale_judges_the_resolution_that_it_has_learned(number: int) -> No
     network = judge().double()
     images = pictures(Level(number))
     maps = network(images, Level(number))
-    expected = literal.scores(images, literal.weights_of(network), 3, 2, number)
+    expected = literal.scores(images, literal.weights_of(network), 3, 2, number, grows=True)
     assert len(maps) == 3 - number
     for one, exact in zip(maps, expected, strict=True):
         torch.testing.assert_close(one, exact, rtol=1e-10, atol=1e-10)
@@ -272,9 +272,9 @@ def test_the_least_side_is_the_least_that_works(level: Level) -> None:
     assert images.shape == (1, 3, least, least + stride)
     with pytest.raises(ValueError, match=rf"h and w of at least {2 * stride} and multiples of {stride}: crop"):
         network.encode_content(torch.zeros(1, 3, least - stride, least), level=level)
-    assert scales.least_side(level) == (13, 7, 4)[level.number]
+    assert scales.least_side(level) == (16, 8, 4)[level.number]
     scales(torch.zeros(1, 3, scales.least_side(level), 20), level)
-    with pytest.raises(ValueError, match=f"at least {scales.least_side(level)}: take larger images"):
+    with pytest.raises(ValueError, match=f"at least {scales.least_side(level)}"):
         scales(torch.zeros(1, 3, scales.least_side(level) - 1, 20), level)
 
 
@@ -323,3 +323,15 @@ def test_impossible_arguments_are_refused() -> None:
         Level(-1)
     with pytest.raises(ValueError, match=r"alpha is 1\.5; 0 to 1 is allowed"):
         Level(0, 1.5)
+
+
+def test_at_the_start_of_a_fade_discriminators_see_what_they_have_learned_from() -> None:
+    """Images of the level before, doubled: from the second scale on, nothing jumps."""
+    torch.manual_seed(0)
+    network = MultiScaleDiscriminator(scales=3, layers=2, base=4, most=8, levels=2).double()
+    small = torch.rand(2, 3, 32, 32, dtype=torch.float64) * 2 - 1
+    _, *faded = network(double_nearest(small), Level(0, 0.0))
+    for one, expected in zip(faded, network(small, Level(1)), strict=True):
+        close(one, expected, 1e-12)
+    with pytest.raises(ValueError, match=r"with h and w of at least 16 and multiples of 4"):
+        network(torch.zeros(1, 3, 18, 16, dtype=torch.float64), Level(0))

@@ -9,6 +9,7 @@ import torch
 from literal_munit_losses import DOMAINS, GROWING, NETWORKS
 from pydantic import ValidationError
 
+from hires_gan.config import Configuration
 from hires_gan.networks.munit import Level
 from hires_gan.networks.munit_discriminator import MultiScaleDiscriminator
 from hires_gan.recipes.munit import Munit
@@ -160,3 +161,29 @@ def test_consistency_of_images_too_small_to_be_moved_is_refused(block: dict[str,
     assert settings_of(**block)
     with pytest.raises(ValidationError, match=r"loss.consistency is"):
         settings_of(**block, loss={"consistency": 1.0})
+
+
+def test_fp16_is_refused() -> None:
+    """At 1024x1024 a pixel's part of the image term's gradient lies among fp16's smallest numbers."""
+    blocks = {
+        "run": {"name": "first", "total_kimg": 1},
+        "data": {"domains": {"a": "one", "b": "other"}},
+        "recipe": {"name": "munit", "resolution": 64},
+        "batch": {"size": 1},
+    }
+    assert Configuration.model_validate(blocks | {"precision": "bf16"}).recipe.translates
+    with pytest.raises(ValidationError, match=r"precision is fp16, whose range .* munit; bf16, fp32 and fp64"):
+        Configuration.model_validate(blocks | {"precision": "fp16"})
+
+
+def test_styles_of_samples_are_for_translations_alone() -> None:
+    blocks = {
+        "run": {"name": "first", "total_kimg": 1},
+        "data": {"shards": "one"},
+        "recipe": {"name": "progressive", "resolution": 64},
+        "samples": {"styles": 3},
+    }
+    with pytest.raises(
+        ValidationError, match=r"samples\.styles is 3, but progressive makes images from latents; set it "
+    ):
+        Configuration.model_validate(blocks)

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from hires_gan.networks.layers import cross_fade
 from hires_gan.networks.progressive import Growth
 from hires_gan.randomness import Purpose, RandomSource, SampleRandom
-from hires_gan.recipes.growing import cross_fade
 from hires_gan.recipes.progressive import Progressive, build_generator
 from hires_gan.recipes.progressive_settings import ProgressiveSettings
 from hires_gan.recipes.protocol import Batch, LabelDistribution, Outcome, Stage, Step, stage_at

@@ -11,9 +11,10 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from hires_gan.networks.growth import Growth
+from hires_gan.networks.layers import cross_fade
 from hires_gan.randomness import Purpose, RandomSource, SampleRandom
 from hires_gan.recipes.families import build_for_inference
-from hires_gan.recipes.growing import cross_fade, growth_at
+from hires_gan.recipes.growing import growth_at
 from hires_gan.recipes.protocol import Batch, LabelDistribution, Step
 from hires_gan.recipes.stylegan import StyleGAN
 from hires_gan.recipes.stylegan_settings import StyleGANSettings

@@ -39,6 +39,14 @@ RECIPES: dict[str, dict[str, Any]] = {
         "discriminator": {**WIDTH, "group_size": 2},
         "loss": {"name": "wgan_gp"},
     },
+    "munit": {
+        "name": "munit",
+        "generator": {"base": 8, "most": 32, "blocks": 2, "features": 32, "recompute": True},
+        "discriminator": {"scales": 2, "layers": 3, "base": 8, "most": 32, "spectral": True},
+        "loss": {"name": "hinge", "style_prior": 0.1, "consistency": 1, "r1": 1, "r1_interval": 4},
+        "generator_optimizer": {"halve_kimg": 0.08},
+        "crop": 24,
+    },
 }
 
 
@@ -79,7 +87,7 @@ def built(
 ) -> SingleProcess:
     """A backend at the last stage of a recipe."""
     block = TypeAdapter(RecipeSettings).validate_python({"resolution": 32, **settings})
-    recipe = build_recipe(block, batch, dtype, 3, LabelDistribution((3, 1)) if block.labels else None)
+    recipe = build_recipe(block, batch, dtype, 3, LabelDistribution((3, 1)) if block.labels else None, ("a", "b"))
     backend = SingleProcess(recipe, torch.device(device), 3, performance)  # type: ignore[arg-type]
     backend.enter(recipe.stages[-1])
     return backend
@@ -90,12 +98,13 @@ def run_steps(
 ) -> list[dict[str, float]]:
     """The means of some steps, from number `first` on, on images that are told by their number."""
     recipe, found = backend.recipe, []
+    domains = getattr(recipe, "domains", ("image",))
     for number in range(first, first + count):
         nimg = recipe.stages[-1].start + number * batch
         draw = torch.Generator().manual_seed(number)
-        images = torch.rand((batch, 3, 32, 32), generator=draw).mul_(2).sub_(1).to(backend.device)
+        images = torch.rand((len(domains) * batch, 3, 32, 32), generator=draw).mul_(2).sub_(1).to(backend.device)
         labels = torch.arange(batch, device=backend.device) % 2
-        means = backend.step(recipe.phases(nimg), Batch(images, labels), nimg, micro)
+        means = backend.step(recipe.phases(nimg), Batch(images, labels, domains), nimg, micro)
         backend.update_average(0.9)
         recipe.advance(nimg + batch, means)
         found.append({name: float(value) for name, value in means.items() if value.ndim == 0})
@@ -129,6 +138,9 @@ class Pair:
             self.fast.recipe.path_mean.copy_(self.reference.recipe.path_mean)
         if getattr(self.reference.recipe, "probability", None) is not None:
             self.fast.recipe.probability.p.copy_(self.reference.recipe.probability.p)
+        if hasattr(self.reference.recipe, "terms"):
+            for domain, moments in self.reference.recipe.terms.moments.items():
+                self.fast.recipe.terms.moments[domain].copy_(moments)
 
 
 def test_on_a_cpu_both_dials_are_one():
@@ -142,6 +154,14 @@ def test_on_a_cpu_functions_are_called_as_they_are():
     def function() -> None: ...
 
     assert Recorder(torch.device("cpu"), True).wrap(function, "test") is function
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_steps_here_too(name):
+    """What the tests on a GPU train, for two steps of each phase."""
+    _, means, backend = trained(RECIPES[name], "cpu", "fast", 5)
+    assert len(means) == 5
+    assert int(backend.nonfinite) == 0
 
 
 @pytest.mark.parametrize("micro", [4, 6])

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from hires_gan.errors import UsageError
 from hires_gan.inference.request import Film
-from hires_gan.inference.translate_film import frames_of
-from hires_gan.inference.translate_pictures import distinct_names
-from hires_gan.inference.translate_request import TranslateRequest
+from hires_gan.inference.translation.film import frames_of
+from hires_gan.inference.translation.pictures import distinct_names
+from hires_gan.inference.translation.request import TranslateRequest
 
 
 @dataclass(frozen=True)
-class Plan:
+class Outputs:
     """What is made of which files.
 
     Attributes:
@@ -66,7 +66,7 @@ class Plan:
         return self.out / f"{name}_to_{self.request.target}_{label}.png"
 
 
-def planned(request: TranslateRequest, pictures: Sequence[Path], shown: Sequence[Path], out: Path) -> Plan:
+def outputs_of(request: TranslateRequest, pictures: Sequence[Path], shown: Sequence[Path], out: Path) -> Outputs:
     """Names for all that is made.
 
     Args:
@@ -80,20 +80,20 @@ def planned(request: TranslateRequest, pictures: Sequence[Path], shown: Sequence
     """
     drawn = [f"style{number:04d}" for number in range(request.styles)]
     labels = [f"by_{name}" for name in distinct_names(shown)] if shown else drawn
-    plan = Plan(pictures, distinct_names(pictures), shown, labels, request, out)
-    written = _written(plan)
+    outputs = Outputs(pictures, distinct_names(pictures), shown, labels, request, out)
+    written = _written(outputs)
     places = {path.resolve() for path in written}
     if len(places) < len(written):
         raise UsageError("two images would have one file, by the names of SRC and --style; rename some of these")
     for path in (*pictures, *shown):
         if path.resolve() in places or path.resolve().parent in places:
             raise UsageError(f"--out is {out}, where {path} would be written over; choose another folder")
-    return plan
+    return outputs
 
 
-def _written(plan: Plan) -> list[Path]:
+def _written(outputs: Outputs) -> list[Path]:
     """All files, and folders of frames."""
-    if plan.film is None:
-        return [plan.grid, *(plan.image_of(name, label) for name in plan.names for label in plan.labels)]
-    films = [plan.film_of(name) for name in plan.names]
-    return [plan.grid, *films, *(film.with_name(f"{film.name}.mp4") for film in films)]
+    if outputs.film is None:
+        return [outputs.grid, *(outputs.image_of(name, label) for name in outputs.names for label in outputs.labels)]
+    films = [outputs.film_of(name) for name in outputs.names]
+    return [outputs.grid, *films, *(film.with_name(f"{film.name}.mp4") for film in films)]

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from hires_gan.inference.images import Pixels, Table
-from hires_gan.inference.translate_pictures import scaled
+from hires_gan.inference.translation.pictures import scaled
 from hires_gan.progress import say
 
 _SIDE = 4096

@@ -14,8 +14,9 @@ from hires_gan.errors import Failure, UsageError
 from hires_gan.inference.images import Pixels, pixels_of, to_uint8
 from hires_gan.inference.loading import build, find
 from hires_gan.inference.rendering import usable
-from hires_gan.inference.translate_pictures import Remarks, padded
-from hires_gan.inference.translate_request import Tile, check_tile, choose_domains, tile_for
+from hires_gan.inference.translation.pictures import Remarks, padded
+from hires_gan.inference.translation.request import Tile, check_tile, choose_domains, tile_for
+from hires_gan.networks.layers import cross_fade
 from hires_gan.networks.munit import Generator
 from hires_gan.networks.munit_tiles import Progress, decode_in_tiles, encode_content_in_tiles
 from hires_gan.networks.translation import Translator
@@ -128,8 +129,9 @@ class Translation:
         return [style[None].to(self.device, self.dtype) for style in styles]
 
     def _images(self, pixels: Pixels) -> Tensor:
-        """uint8 `[h, w, 3]` -> `[1, 3, h, w]` in [-1, 1], on the CPU."""
-        return torch.from_numpy(pixels).permute(2, 0, 1)[None].to(self.dtype) / 127.5 - 1
+        """uint8 `[h, w, 3]` -> `[1, 3, h, w]` in [-1, 1], on the CPU, as blurred as networks in a fade see images."""
+        images = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(self.dtype) / 127.5 - 1
+        return cross_fade(images, self.decoder.level.alpha)
 
     @contextmanager
     def _memory(self, height: int, width: int) -> Iterator[None]:

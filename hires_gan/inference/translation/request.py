@@ -138,7 +138,7 @@ def choose_domains(domains: Sequence[str], target: str, source: str | None) -> t
     known = ", ".join(domains)
     for option, domain in (("--to", target), ("--from", source)):
         if domain is not None and domain not in domains:
-            raise UsageError(f"{option} is {domain!r}; the checkpoint has the domains {known}")
+            raise UsageError(f"{option} is {domain!r}; the checkpoint has the domains {known}: give one of them")
     others = [domain for domain in domains if domain != target]
     if source is None and len(others) != 1:
         raise UsageError(f"--from is needed: the checkpoint has the domains {known}, and any may be the pictures'")
