@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from hires_gan import __version__
-from hires_gan.errors import Failure, UsageError
+from hires_gan.errors import Elsewhere, Failure, UsageError
 from hires_gan.progress import say
 
 STOPPED_BY_SIGNAL = 75
@@ -60,6 +60,8 @@ def main() -> None:
         sys.exit(2)
     except Failure as error:
         say(f"error: {error}")
+        sys.exit(1)
+    except Elsewhere:
         sys.exit(1)
 
 

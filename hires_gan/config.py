@@ -17,6 +17,7 @@ from hires_gan.recipes.settings import RecipeSettings
 from hires_gan.settings import Settings, at_resolution
 from hires_gan.tracking.settings import TrackingSettings
 from hires_gan.training.settings import (
+    BackendSettings,
     BatchSettings,
     CheckpointSettings,
     EmaSettings,
@@ -52,6 +53,9 @@ class Configuration(Settings):
 
     ops: OpsSettings = OpsSettings()
     """Which implementation computes the compiled ops."""
+
+    backend: BackendSettings = BackendSettings()
+    """How many processes train together, and how they sum their gradients."""
 
     checkpoint: CheckpointSettings = CheckpointSettings()
     """When the whole state is written."""

@@ -9,3 +9,7 @@ class Failure(Exception):  # noqa: N818 - the field says "failure"; it is an out
 
 class UsageError(Failure):
     """The command line or the configuration asks for something that cannot be (exit code 2)."""
+
+
+class Elsewhere(Exception):  # noqa: N818 - the error itself is told by the process that has it
+    """Another process of the run cannot go on, and has said why: this one ends without a word."""

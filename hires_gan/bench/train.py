@@ -22,7 +22,7 @@ from hires_gan.ops.selection import choose, explain, resolve
 from hires_gan.progress import say
 from hires_gan.recipes.protocol import Stage
 from hires_gan.training.launch import choose_float32, join_launch, make_deterministic
-from hires_gan.training.settings import Plan
+from hires_gan.training.settings import BackendSettings, Plan
 from hires_gan.training.trainer import micro_batch
 
 STEPS = {"cuda": 32, "cpu": 2}
@@ -105,7 +105,7 @@ def _check(request: Request) -> None:
 
 def _prepared(plan: Plan, request: Request) -> torch.device:
     """The device, with everything set as for a run."""
-    device = join_launch()
+    device = join_launch(BackendSettings(name="single")).device
     if request.profile and device.type != "cuda":
         raise UsageError("--profile lists the kernels of a GPU, and torch finds none here; leave it out")
     choose_float32(plan.precision, plan.performance)

@@ -108,6 +108,20 @@ class CorruptRows:
                 raise self._too_many(found)
         assert not report.given_up
 
+    def learn(self, told: Iterable[Mapping[str, Any]]) -> list[str]:
+        """Count what another process found.
+
+        Args:
+            told: What `rows` gave there.
+
+        Returns:
+            A sentence for each that was not known.
+        """
+        new = [CorruptRow(**row) for row in told if row["row"] not in self._found.get(row["folder"], {})]
+        for corrupt in new:
+            self._found.setdefault(corrupt.folder, {})[corrupt.row] = corrupt
+        return [f"skipped a corrupt sample: {corrupt.problem}" for corrupt in new]
+
     def rows(self) -> list[dict[str, Any]]:
         """All that were found so far, for a checkpoint's JSON; no more than `data.max_corrupt` allows."""
         return [asdict(row) for rows in self._found.values() for row in rows.values()]

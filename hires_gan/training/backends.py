@@ -17,20 +17,24 @@ from hires_gan.checkpoint import Tensors, load_exactly
 from hires_gan.ema import averaged_copy, update_average
 from hires_gan.randomness import RandomSource
 from hires_gan.recipes.protocol import Batch, OptimizerPlan, Phase, Recipe, Stage
+from hires_gan.training.buckets import Buckets
 from hires_gan.training.flat import FlatGradients
 from hires_gan.training.graphs import Recorder
 from hires_gan.training.phases import Means, PhaseRunner
 from hires_gan.training.settings import Performance
+from hires_gan.training.shares import share
+from hires_gan.training.world import World
 
 
-class SingleProcess:
-    """All of the global batch on one device, in as many micro-batches as memory asks for.
+class Replicas:
+    """Every process has all weights, computes its share of the global batch, and steps with the sum of all gradients.
 
     Args:
         recipe: Whose players learn; they are moved to the device.
         device: Where everything is computed.
         seed: The run's seed.
         performance: "fast" records phases as CUDA graphs and steps with fused optimizers, on a GPU.
+        world: The processes; None for one alone.
 
     Attributes:
         average: The running average of the recipe's `averaged` player.
@@ -39,8 +43,16 @@ class SingleProcess:
         longest_streak: int64 scalar on the device: the longest such row.
     """
 
-    def __init__(self, recipe: Recipe, device: torch.device, seed: int, performance: Performance = "reference") -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        device: torch.device,
+        seed: int,
+        performance: Performance = "reference",
+        world: World | None = None,
+    ) -> None:
         self.recipe, self.device = recipe, device
+        self.world = World(device) if world is None else world
         self.random = RandomSource(seed)
         self.fast = performance == "fast" and device.type == "cuda"
         for player in recipe.players.values():
@@ -48,9 +60,11 @@ class SingleProcess:
         self.average = averaged_copy(recipe.players[recipe.averaged])
         self.optimizers: dict[str, torch.optim.Adam] = {}
         self.live: dict[str, dict[str, nn.Parameter]] = {}
-        self.group = 1
+        self.group = self.whole = 1
+        self._shapes: dict[tuple[str, ...], dict[str, list[int]]] = {}
         self._plans: Mapping[str, OptimizerPlan] = {}
         self._gradients: dict[str, FlatGradients] = {}
+        self._buckets: dict[str, Buckets] = {}
         self._runners: dict[tuple[str, int, int], PhaseRunner] = {}
         self._recorder = Recorder(device, False)
         self.nonfinite, self.streak, self.longest_streak = (
@@ -59,7 +73,11 @@ class SingleProcess:
 
     def enter(self, stage: Stage) -> None:
         """Make the optimizers anew, over the parameters that live in this stage."""
-        self.group, self._plans = stage.group, stage.optimizers
+        self.group, self.whole, self._plans = stage.group, stage.batch, stage.optimizers
+        self._shapes.clear()
+        for buckets in self._buckets.values():
+            buckets.close()
+        self._buckets.clear()
         if self._runners:
             # The old stage's graphs, gradients and moments refer to themselves; their memory is wanted now.
             self._runners.clear()
@@ -75,6 +93,8 @@ class SingleProcess:
                 parameter.grad = None
             self.live[name] = {key: parameters[key] for key in plan.live}
             self._gradients[name] = FlatGradients(list(self.live[name].values()))
+            if not self.world.alone:
+                self._buckets[name] = Buckets(self._gradients[name], overlap=not self._recorder.enabled)
             self.optimizers[name] = self._optimizer(list(self.live[name].values()), plan)
 
     def _optimizer(self, parameters: list[nn.Parameter], plan: OptimizerPlan) -> torch.optim.Adam:
@@ -95,8 +115,8 @@ class SingleProcess:
 
         Args:
             phases: What is due.
-            batch: The local samples.
-            first: The global index of the first one.
+            batch: The local samples, those of `share`.
+            first: The global index of the step's first sample, whosever it is.
             micro: How many samples go through the networks at once: whole groups of the stage, or all.
 
         Returns:
@@ -106,19 +126,37 @@ class SingleProcess:
         self._follow_schedule(first)
         # A smaller group would not fail but give other results: the networks take what is there as one group.
         assert micro % self.group == 0 or micro >= len(batch)
-        samples = torch.arange(first, first + len(batch), device=self.device)
-        micro = min(micro, len(samples))
+        whole = len(batch) if self.world.alone else self.whole
+        own = self.share(whole)
+        assert len(own) == len(batch)
+        samples = torch.arange(first + own.start, first + own.stop, device=self.device)
+        micro = min(micro, whole)
         means: Means = {}
         bad = torch.zeros_like(self.nonfinite)
         for phase in phases:
-            new, found = self._runner(phase, micro, len(samples)).run(phase, batch, samples)
+            new, found = self._runner(phase, micro, len(samples), whole).run(phase, batch, samples)
             assert not means.keys() & new.keys(), "two phases have a term of the same name"
             means |= new
             bad += found
             if phase.after is not None:
                 phase.after()
         self._count(bad)
-        return means
+        return self._over_all(phases, means)
+
+    def share(self, whole: int) -> range:
+        """Which of a step's samples are this process's, counted from the first."""
+        return share(whole, self.group, self.world.rank, self.world.size)
+
+    def _over_all(self, phases: Sequence[Phase], means: Means) -> Means:
+        """The means over the global batch: each process has the part of its own samples."""
+        if self.world.alone:
+            return means
+        names = tuple(phase.name for phase in phases)
+        if names not in self._shapes:  # a process without samples does not know what there is
+            self._shapes[names] = self.world.from_first({name: list(mean.shape) for name, mean in means.items()})
+        shapes: dict[str, list[int]] = self._shapes[names]
+        parts = [means.get(name, torch.zeros(shape, device=self.device)) for name, shape in shapes.items()]
+        return dict(zip(shapes, self.world.sum(parts), strict=True))
 
     def _follow_schedule(self, nimg: int) -> None:
         """Set the learning rates of the step that begins at `nimg`."""
@@ -129,11 +167,14 @@ class SingleProcess:
             else:
                 group["lr"] = plan.rate_at(nimg)
 
-    def _runner(self, phase: Phase, micro: int, size: int) -> PhaseRunner:
+    def _runner(self, phase: Phase, micro: int, size: int, whole: int) -> PhaseRunner:
         key = (phase.name, micro, size)
         if key not in self._runners:
             gradients, optimizer = self._gradients[phase.player], self.optimizers[phase.player]
-            self._runners[key] = PhaseRunner(phase, gradients, optimizer, self.random, self._recorder, micro, size)
+            buckets = self._buckets.get(phase.player)
+            self._runners[key] = PhaseRunner(
+                phase, gradients, optimizer, self.random, self._recorder, micro, size, whole, buckets
+            )
         return self._runners[key]
 
     def update_average(self, decay: float) -> None:

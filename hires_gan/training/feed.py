@@ -61,6 +61,11 @@ class Feed:
             self._ahead = None
         return Batch(loaded.images.to(self._dtype).div_(127.5).sub_(1.0), loaded.labels, loaded.domains)
 
+    def empty(self, domains: tuple[str, ...], resolution: int) -> Batch:
+        """A batch of no samples, for a process that has none in a step."""
+        images = torch.empty(0, 3, resolution, resolution, dtype=self._dtype, device=self._device)
+        return Batch(images, None, domains)
+
     def copy_ahead(self) -> None:
         """Start to copy the next batch to a GPU; called once the step is launched, so that both go on together."""
         if self._stream is not None and self._ahead is None:

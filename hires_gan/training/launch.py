@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 
 from hires_gan.errors import Failure, UsageError
-from hires_gan.progress import say
-from hires_gan.training.settings import Performance, Precision
+from hires_gan.progress import console, say
+from hires_gan.training.settings import BackendSettings, Performance, Precision
+from hires_gan.training.world import World, join
 
 DTYPES: dict[Precision, torch.dtype] = {
     "bf16": torch.bfloat16,
@@ -19,12 +21,18 @@ DTYPES: dict[Precision, torch.dtype] = {
 }
 
 
-def join_launch() -> torch.device:
-    """Take the device from accelerate, and say which it is.
+def join_launch(backend: BackendSettings) -> World:
+    """Take device and place among the processes from accelerate, and say which they are.
+
+    Only the first process speaks from here on.
+
+    Args:
+        backend: How many processes there may be.
 
     Raises:
-        UsageError: If the launcher asks for mixed precision, DeepSpeed, FSDP, or for several processes.
-        Failure: If there is a GPU driver, but torch sees no GPU.
+        UsageError: If the launcher asks for mixed precision, DeepSpeed or FSDP, or starts another number of processes
+            than the configuration allows.
+        Failure: If there is a GPU driver, but torch sees no GPU, or the processes do not find each other.
     """
     mixed = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if mixed not in ("no", ""):
@@ -39,15 +47,33 @@ def join_launch() -> torch.device:
             raise UsageError(
                 f"the launch configuration asks for {engine}, which this version does not use; take it out there"
             )
-    state = PartialState(cpu=not torch.cuda.is_available())
-    if state.num_processes != 1:
-        raise UsageError(
-            f"the launcher started {state.num_processes} processes; this version trains in one: "
-            f"use `accelerate launch --num_processes 1 --num_machines 1`"
-        )
-    say(f"training on {_described(state.device)}")
-    device: torch.device = state.device
-    return device
+    cpu = not torch.cuda.is_available()
+    try:
+        state = PartialState(cpu=cpu, timeout=timedelta(seconds=backend.timeout))
+    except (RuntimeError, ValueError) as error:  # torch's errors of sockets, stores and process groups
+        raise Failure(
+            f"the processes of the launch do not find each other ({str(error).splitlines()[0]}): look at the address "
+            "and the port of the first one, and at the network between them"
+        ) from error
+    world = join(state.device, backend.timeout)
+    console.quiet = not world.first
+    _check_processes(world.size, backend)
+    others = "" if world.alone else f", as the first of {world.size} processes, {world.neighbours} of them here"
+    say(f"training on {_described(world.device)}{others}")
+    return world
+
+
+def _check_processes(found: int, backend: BackendSettings) -> None:
+    least, most = backend.allowed
+    if backend.name == "single":
+        least, most = 1, 1
+    if least <= found and (most is None or found <= most):
+        return
+    key = "backend.name is single" if backend.name == "single" else f"backend.processes is {backend.processes}"
+    raise UsageError(
+        f"the launcher started {found} {'process' if found == 1 else 'processes'}, and {key}: start as many as that "
+        "allows (accelerate launch --num_processes N --num_machines M, or torchrun), or change it"
+    )
 
 
 def _described(device: torch.device) -> str:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from hires_gan.randomness import RandomSource, SampleRandom
 from hires_gan.recipes.protocol import Batch, Outcome, Phase, Step
+from hires_gan.training.buckets import Buckets
 from hires_gan.training.flat import FlatGradients
 from hires_gan.training.graphs import Recorder
 from hires_gan.training.profiling import span
@@ -27,8 +28,10 @@ class PhaseRunner:
         optimizer: Of the phase's player.
         random: The run's.
         recorder: Whether, and how, to record.
-        micro: How many samples go through the networks at once.
+        micro: How many samples go through the networks at once, on all processes.
         size: The local batch.
+        whole: The global batch; None if that is the local one.
+        buckets: Sum the gradient over all processes; None for one process.
     """
 
     def __init__(
@@ -40,8 +43,11 @@ class PhaseRunner:
         recorder: Recorder,
         micro: int,
         size: int,
+        whole: int | None = None,
+        buckets: Buckets | None = None,
     ) -> None:
-        self.phase, self.micro, self.size = phase, micro, size
+        self.phase, self.micro, self.size, self._buckets = phase, micro, size, buckets
+        self.whole = size if whole is None else whole
         self._gradients, self._optimizer, self._random, self._recorder = gradients, optimizer, random, recorder
         self._input: tuple[Batch, Tensor] | None = None
         self._means: Means = {}
@@ -58,8 +64,8 @@ class PhaseRunner:
             samples: int64 `[n]`, their global indices.
 
         Returns:
-            The means over the batch, `loss/NAME`, `statistics/NAME` and `average/NAME`; and how many entries of the
-            gradient were not finite.
+            `loss/NAME`, `statistics/NAME` and `average/NAME`: the sums over the local samples, divided by the global
+            batch; and how many entries of the gradient were not finite.
         """
         if not self._recorder.enabled:
             self.phase = phase
@@ -77,7 +83,11 @@ class PhaseRunner:
             mean.zero_()
         for start in range(0, self.size, self.micro):
             part = slice(start, start + self.micro)
+            if self._buckets is not None and start + self.micro >= self.size:
+                self._buckets.arm()
             self._take(batch.part(part), samples[part])
+        if self._buckets is not None:
+            self._buckets.finish()
         self._complete()
 
     def _take(self, batch: Batch, samples: Tensor) -> None:
@@ -104,14 +114,14 @@ class PhaseRunner:
         total = torch.stack([loss.sum() for loss in outcome.losses.values()]).sum()
         (total / self.micro).backward()  # type: ignore[no-untyped-call]
         for name, values in _named(outcome).items():
-            mean = values.detach().sum(0) / self.size
+            mean = values.detach().sum(0) / self.whole
             if name in self._means:
                 self._means[name].add_(mean)
             else:
                 self._means[name] = mean.clone()
 
     def _complete_step(self) -> None:
-        self._bad.copy_(self._gradients.complete(self.micro / self.size))
+        self._bad.copy_(self._gradients.complete(self.micro / self.whole))
         self._optimizer.step()
 
 

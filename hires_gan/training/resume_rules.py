@@ -30,6 +30,7 @@ MAY_CHANGE_ON_RESUME: Final = (
     "batch.per_device",
     "performance",
     "ops.*",
+    "backend.*",
     "checkpoint.*",
     "samples.*",
     "evaluation.*",

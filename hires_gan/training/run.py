@@ -22,21 +22,23 @@ from hires_gan.data.replacement import CorruptRows
 from hires_gan.data.shard_cache import require_room
 from hires_gan.errors import Failure, UsageError
 from hires_gan.ops.selection import choose, explain
-from hires_gan.progress import say
+from hires_gan.progress import console, say
 from hires_gan.recipes.families import build_recipe
 from hires_gan.recipes.protocol import LabelDistribution, stage_at
 from hires_gan.settings import at_resolution
 from hires_gan.tracking.flavour import ModelCard
 from hires_gan.tracking.tracker import Tracker
-from hires_gan.training.backends import SingleProcess
+from hires_gan.training.backends import Replicas
 from hires_gan.training.gallery import open_gallery
 from hires_gan.training.initial_weights import open_initial, start_from
 from hires_gan.training.launch import DTYPES, choose_float32, join_launch, make_deterministic
 from hires_gan.training.resume_rules import refuse_changes
-from hires_gan.training.run_folder import RunFolder
+from hires_gan.training.run_folder import RunFolder, State
 from hires_gan.training.schedule import largest_batch
 from hires_gan.training.settings import Plan
+from hires_gan.training.shares import share
 from hires_gan.training.trainer import Trainer, micro_batch
+from hires_gan.training.world import World, is_lost, lost
 
 TRACKING_WAIT = 60.0
 """Seconds that a finished run waits for a tracking server that does not take what is left."""
@@ -56,79 +58,137 @@ def train(plan: Plan, resolved: str) -> bool:
         UsageError: If the configuration does not fit the data, the launcher or the checkpoint.
         Failure: If something outside went wrong.
     """
-    device = join_launch()
-    choose_float32(plan.precision, plan.performance)
-    if plan.run.deterministic:
-        make_deterministic()
-    choose(plan.ops.backend, plan.ops.require_native, device)
-    say(explain(device))
-    data = open_data(plan.data)
-    labels = check_data(plan, data)
-    check_decoder(plan.data, data, device)
-    order = choose_order(plan, data)
-    folder = RunFolder(plan.run.dir / plan.run.name)
+    world = join_launch(plan.backend)
+    world.agree("the configuration", hashlib.sha256(resolved.encode()).hexdigest())
+    world.agree("the versions", json.dumps(versions(), sort_keys=True))
+    with world.together():
+        choose_float32(plan.precision, plan.performance)
+        if plan.run.deterministic:
+            make_deterministic()
+        choose(plan.ops.backend, plan.ops.require_native, world.device)
+        say(explain(world.device))
+        data = open_data(plan.data)
+        labels = check_data(plan, data)
+        check_decoder(plan.data, data, world.device)
+        order = choose_order(plan, data)
+    world.agree("the data", data.digest())
+    trainer, saved = _prepare(plan, resolved, world, data, labels, order)
+    return _run(trainer, data, saved)
+
+
+def _prepare(
+    plan: Plan, resolved: str, world: World, data: Domains, labels: LabelDistribution | None, order: dict[str, Any]
+) -> tuple[Trainer, checkpoint.Checkpoint | None]:
+    """Everything between the data and the first step; the first process alone makes and holds the run's folder."""
+    folder = RunFolder(plan.run.dir / plan.run.name, held=False)
+    with world.together():
+        if world.first:
+            folder = RunFolder(plan.run.dir / plan.run.name)
     try:
-        saved = find_checkpoint(plan, resolved, folder, data, order)
-        recipe = build_recipe(plan.recipe, plan.batch.size, DTYPES[plan.precision], plan.run.seed, labels, data.names)
-        refuse_mixed(data, {stage.resolution for stage in recipe.stages}, plan.data.max_corrupt, saved is not None)
-        initial = open_initial(plan, data.names) if saved is None else None
-        config = folder.write_config(resolved)
-        backend = SingleProcess(recipe, device, plan.run.seed, plan.performance)
-        if initial is not None:
-            start_from(initial, backend)
-        tracker = start_tracking(plan, folder, saved, config)
+        saved = _found(plan, resolved, world, folder, data, order)
+        with world.together():
+            recipe = build_recipe(
+                plan.recipe, plan.batch.size, DTYPES[plan.precision], plan.run.seed, labels, data.names
+            )
+            refuse_mixed(data, {stage.resolution for stage in recipe.stages}, plan.data.max_corrupt, saved is not None)
+            initial = open_initial(plan, data.names) if saved is None else None
+            backend = Replicas(recipe, world.device, plan.run.seed, plan.performance, world)
+            if initial is not None:
+                start_from(initial, backend)
+        tracker = None
+        with world.together():
+            if world.first:
+                tracker = start_tracking(plan, folder, saved, folder.write_config(resolved))
     except BaseException:
         folder.discard_if_new()
         raise
     corrupt = CorruptRows(plan.data.max_corrupt)
-    gallery = open_gallery(plan, recipe, data, device, corrupt)
-    state = describe_run(plan, data, tracker.run_id) | {"order": order}
-    trainer = Trainer(plan, folder, recipe, backend, gallery, tracker, corrupt, state)
-    return _run(trainer, data, saved)
+    gallery = open_gallery(plan, recipe, data, world.device, corrupt)
+    run_id = tracker.run_id if tracker is not None else ""
+    state = describe_run(plan, data, run_id, world) | {"order": order}
+    return Trainer(plan, folder, recipe, backend, gallery, tracker, corrupt, state), saved
+
+
+def _found(
+    plan: Plan, resolved: str, world: World, folder: RunFolder, data: Domains, order: dict[str, Any]
+) -> checkpoint.Checkpoint | None:
+    """The checkpoint from which all processes go on, as the first one finds it."""
+    saved = None
+    with world.together():
+        if world.first:
+            saved = find_checkpoint(plan, resolved, folder, data, order)
+    name = world.from_first(None if saved is None else saved.folder.name)
+    with world.together():
+        if name is not None and not world.first:
+            saved = _read_too(folder.checkpoints / name)
+    return saved
+
+
+def _read_too(path: Path) -> checkpoint.Checkpoint:
+    if not path.is_dir():
+        raise UsageError(f"there is no {path}, which the first process found: put run.dir where all machines see it")
+    return checkpoint.read(path)
 
 
 def _run(trainer: Trainer, data: Domains, saved: checkpoint.Checkpoint | None) -> bool:
     """Run the trainer, and say in `status.json` and in MLflow how it ended."""
-    folder, tracker = trainer.folder, trainer.tracker
     try:
         with trainer.stop:
             if saved is not None:
                 trainer.restore(saved)
                 say(f"going on from {saved.folder}, {saved.nimg / 1000:.1f} kimg")
-            folder.write_status("running", trainer.progress.nimg)
+            _write_status(trainer, "running")
             with open_loader(trainer, data) as loader:
                 finished = trainer.run(loader)
-            if finished:
-                log_model(trainer)
-            tracker.finish("FINISHED" if finished else "KILLED", TRACKING_WAIT if finished else 5.0)
-            folder.write_status("finished" if finished else "preempted", trainer.progress.nimg)
+            _record_end(trainer, finished)
     except BaseException as error:
         # What went wrong first is what is told, also where the disk is so full that this cannot be written.
         with contextlib.suppress(Failure):
-            folder.write_status("failed", trainer.progress.nimg, str(error) or type(error).__name__)
+            _write_status(trainer, "failed", str(error) or type(error).__name__)
         with contextlib.suppress(Exception):
-            tracker.finish("FAILED", 5.0)
+            if trainer.tracker is not None:
+                trainer.tracker.finish("FAILED", 5.0)
+        console.quiet = False  # whoever fails says so
         if isinstance(error, torch.OutOfMemoryError):
             raise out_of_memory(trainer, error) from error
+        if not trainer.world.alone and is_lost(error):
+            raise lost(trainer.world, error) from error
         raise
-    report_end(trainer, finished)
+    if trainer.world.first:
+        report_end(trainer, finished)
+    trainer.world.leave()
     return finished
+
+
+def _write_status(trainer: Trainer, state: State, message: str = "") -> None:
+    if trainer.world.first:
+        trainer.folder.write_status(state, trainer.progress.nimg, message)
+
+
+def _record_end(trainer: Trainer, finished: bool) -> None:
+    """Log the model, let MLflow know, and wait for what it lacks."""
+    if trainer.tracker is not None:
+        if finished:
+            log_model(trainer, trainer.tracker)
+        trainer.tracker.finish("FINISHED" if finished else "KILLED", TRACKING_WAIT if finished else 5.0)
+    _write_status(trainer, "finished" if finished else "preempted")
 
 
 def open_loader(trainer: Trainer, data: Domains) -> Loader:
     """Start to decode for a run."""
-    plan = trainer.plan
-    resolution = plan.recipe.resolution
+    plan, last = trainer.plan, trainer.recipe.stages[-1]
+    own = share(last.batch, last.group, trainer.world.rank, trainer.world.size)
     return Loader(
         data,
         plan.data,
         plan.run.seed,
-        largest_batch(trainer.recipe.stages, trainer.total),
+        largest_batch(trainer.recipe.stages, trainer.total, trainer.world.rank, trainer.world.size),
+        share=trainer.world.neighbours,
         device=trainer.backend.device,
         corrupt=trainer.corrupt,
         lanes=lanes_of(plan),
-        typical=Request(range(at_resolution(plan.batch.size, resolution)), resolution),
-        stopped=lambda: trainer.stop.wanted is not None,
+        typical=Request(range(max(1, len(own))), last.resolution),
+        stopped=lambda: trainer.stop.agreed,
     )
 
 
@@ -284,7 +344,17 @@ def start_tracking(plan: Plan, folder: RunFolder, saved: checkpoint.Checkpoint |
     )
 
 
-def describe_run(plan: Plan, data: Domains, run_id: str) -> dict[str, Any]:
+def versions() -> dict[str, str | None]:
+    """Of what a run's numbers depend on."""
+    # Our own from the package: it need not be installed to be run.
+    return (
+        {"hires-gan": __version__}
+        | {name: version(name) for name in ("torch", "torchvision", "accelerate")}
+        | {"python": platform.python_version(), "cuda": torch.version.cuda}
+    )
+
+
+def describe_run(plan: Plan, data: Domains, run_id: str, world: World) -> dict[str, Any]:
     """What every checkpoint says of the run besides its progress."""
     configuration = plan.model_dump(mode="json")
     canonical = json.dumps(configuration, sort_keys=True, separators=(",", ":"))
@@ -293,22 +363,19 @@ def describe_run(plan: Plan, data: Domains, run_id: str) -> dict[str, Any]:
         "configuration_sha256": hashlib.sha256(canonical.encode()).hexdigest(),
         "data": data.digest(),
         "folders": [str(source.shards.folder) for source in data.sources],
-        "world_size": 1,
+        "world_size": world.size,
         "mlflow_run_id": run_id,
-        # Our own from the package: it need not be installed to be run.
-        "versions": {"hires-gan": __version__}
-        | {name: version(name) for name in ("torch", "torchvision", "accelerate")}
-        | {"python": platform.python_version(), "cuda": torch.version.cuda},
+        "versions": versions(),
     }
 
 
-def log_model(trainer: Trainer) -> None:
+def log_model(trainer: Trainer, tracker: Tracker) -> None:
     """Log the averaged generator, which is in the last checkpoint, as a model of the MLflow run."""
     saved = checkpoint.latest(trainer.folder.checkpoints)
     if saved is not None:
         recipe = trainer.plan.recipe
         card = ModelCard(recipe.name, saved.state["inference"]["resolution"], checkpoint.FORMAT_VERSION, saved.nimg)
-        trainer.tracker.log_model(saved.folder, card)
+        tracker.log_model(saved.folder, card)
 
 
 def report_end(trainer: Trainer, finished: bool) -> None:
@@ -322,6 +389,7 @@ def report_end(trainer: Trainer, finished: bool) -> None:
             say(f"  grid:       {grid}")
     if saved is not None:
         say(f"  checkpoint: {saved.folder}")
-    say(f"  MLflow:     {trainer.tracker.how_to_look()}")
+    if trainer.tracker is not None:
+        say(f"  MLflow:     {trainer.tracker.how_to_look()}")
     if not finished:
         say("the same command again goes on from here")

@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 from hires_gan.errors import Failure, UsageError
 from hires_gan.progress import say
@@ -23,14 +23,21 @@ class RunFolder:
 
     Args:
         path: The folder; made if it is not there.
+        held: Whether this process holds it; others of the same run only read in it.
 
     Raises:
         UsageError: If another process trains in it.
         Failure: If it cannot be written.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, held: bool = True) -> None:
         self.path = path
+        self._new = False
+        self._lock: IO[str] | None = None
+        if held:
+            self._hold(path)
+
+    def _hold(self, path: Path) -> None:
         self._new = not path.exists()
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -86,7 +93,8 @@ class RunFolder:
         """Let go of the lock and, if this process made the folder, remove it: the run never began."""
         if self._new:
             shutil.rmtree(self.path, ignore_errors=True)
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
 
 def _replace(path: Path, text: str) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from hires_gan.data.loader import Request
 from hires_gan.recipes.protocol import Stage, stage_at
+from hires_gan.training.shares import share
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,10 @@ class PlannedStep:
         """Images shown after it."""
         return self.nimg + self.batch
 
-    def request(self) -> Request:
-        """The samples that it shows."""
-        return Request(range(self.nimg, self.end), self.resolution)
+    def request(self, own: range | None = None) -> Request:
+        """The samples of one process, counted from the first of the step; by default all."""
+        own = range(self.batch) if own is None else own
+        return Request(range(self.nimg + own.start, self.nimg + own.stop), self.resolution)
 
 
 def steps(stages: Sequence[Stage], nimg: int, total: int) -> Iterator[PlannedStep]:
@@ -45,9 +47,13 @@ def steps(stages: Sequence[Stage], nimg: int, total: int) -> Iterator[PlannedSte
         nimg = step.end
 
 
-def largest_batch(stages: Sequence[Stage], total: int) -> int:
-    """Bytes of the largest batch of uint8 images that a run of `total` images asks for."""
-    return max(stage.batch * stage.resolution**2 * 3 for stage in stages if stage.start < total)
+def largest_batch(stages: Sequence[Stage], total: int, rank: int = 0, size: int = 1) -> int:
+    """Bytes of the largest batch of uint8 images that a run of `total` images asks one of its processes for."""
+    return max(
+        max(1, len(share(stage.batch, stage.group, rank, size))) * stage.resolution**2 * 3
+        for stage in stages
+        if stage.start < total
+    )
 
 
 class Cadence:

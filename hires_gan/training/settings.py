@@ -17,6 +17,14 @@ Precision = Literal["bf16", "fp16", "fp32", "fp64"]
 Performance = Literal["fast", "reference"]
 
 
+def _check_processes(value: int | str) -> int | str:
+    least, dots, most = str(value).partition("..")
+    numbers = [least, most] if dots else [least]
+    if value != "any" and not (all(n.isdecimal() and int(n) for n in numbers) and int(least) <= int(most or least)):
+        raise ValueError(f"{value!r} is no number of processes; a number, a range such as 8..16, or any is allowed")
+    return value
+
+
 class RunSettings(Settings):
     """What this run is called, where it lives and how long it goes on."""
 
@@ -74,6 +82,29 @@ class OpsSettings(Settings):
         if self.require_native and self.backend == "reference":
             raise ValueError("require_native is true, but backend is reference; set one of them otherwise")
         return self
+
+
+class BackendSettings(Settings):
+    """How many processes train together, and how they sum their gradients."""
+
+    name: Literal["auto", "single", "data_parallel"] = "auto"
+    """single: one process; data_parallel: each with all weights and a share of the batch; auto: by how many processes
+    the launcher starts."""
+
+    processes: Annotated[Literal["any"] | int | str, AfterValidator(_check_processes)] = "any"
+    """How many the launcher may start: a number, a range such as 8..16, or any; others are refused at the start."""
+
+    timeout: Annotated[float, Field(ge=10)] = 1800.0
+    """Seconds without an answer after which a process counts as lost. While the first one evaluates, the others wait
+    for it."""
+
+    @property
+    def allowed(self) -> tuple[int, int | None]:
+        """The least and the most processes; None for no bound."""
+        if self.processes == "any":
+            return 1, None
+        least, _, most = str(self.processes).partition("..")
+        return int(least), int(most or least)
 
 
 class CheckpointSettings(Settings):
@@ -135,6 +166,8 @@ class Plan(Protocol):
     def performance(self) -> Performance: ...  # noqa: D102
     @property
     def ops(self) -> OpsSettings: ...  # noqa: D102
+    @property
+    def backend(self) -> BackendSettings: ...  # noqa: D102
     @property
     def checkpoint(self) -> CheckpointSettings: ...  # noqa: D102
     @property

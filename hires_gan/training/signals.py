@@ -13,13 +13,26 @@ class StopRequest:
 
     A second signal changes nothing: the checkpoint is being written already.
 
+    Args:
+        alone: Whether there is no other process, with which to agree on the step.
+
     Attributes:
-        wanted: The name of the first signal that came, or None.
+        wanted: The name of the first signal that came to this process, or None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, alone: bool = True) -> None:
         self.wanted: str | None = None
+        self._alone, self._agreed = alone, False
         self._before: dict[int, Any] = {}
+
+    @property
+    def agreed(self) -> bool:
+        """Whether to stop at the next step boundary."""
+        return self.wanted is not None if self._alone else self._agreed
+
+    def agree(self, anywhere: bool) -> None:
+        """All processes have told whether a signal came to them."""
+        self._agreed = self._agreed or anywhere
 
     def __enter__(self) -> Self:
         for number in (signal.SIGTERM, signal.SIGINT):

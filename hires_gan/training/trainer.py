@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hires_gan import checkpoint
-from hires_gan.data.loader import Loader
+from hires_gan.data.loader import Loader, Request
 from hires_gan.data.replacement import CorruptRows
 from hires_gan.data.waiting import Stopped
 from hires_gan.ema import half_life_decay
@@ -20,7 +21,7 @@ from hires_gan.inference.images import save_png
 from hires_gan.progress import say
 from hires_gan.recipes.protocol import Recipe, Stage, stage_at
 from hires_gan.tracking.tracker import Tracker
-from hires_gan.training.backends import SingleProcess
+from hires_gan.training.backends import Replicas
 from hires_gan.training.feed import Feed
 from hires_gan.training.gallery import PIXELS_AT_ONCE, Gallery
 from hires_gan.training.phases import Means
@@ -28,6 +29,7 @@ from hires_gan.training.profiling import StepProfiler, span
 from hires_gan.training.run_folder import RunFolder
 from hires_gan.training.schedule import Cadence, PlannedStep, steps
 from hires_gan.training.settings import BatchSettings, EmaSettings, Plan
+from hires_gan.training.shares import share
 from hires_gan.training.signals import StopRequest
 from hires_gan.training.status import Speed, StatusLine, Stopwatch, memory_in_use
 
@@ -76,7 +78,7 @@ class Trainer:
         recipe: What is trained.
         backend: What steps.
         gallery: What is shown, and what judges.
-        tracker: Where it is recorded.
+        tracker: Where it is recorded; None on all processes but the first.
         corrupt: The samples that could not be shown.
         state: What every checkpoint says of the run besides its progress.
     """
@@ -86,9 +88,9 @@ class Trainer:
         plan: Plan,
         folder: RunFolder,
         recipe: Recipe,
-        backend: SingleProcess,
+        backend: Replicas,
         gallery: Gallery,
-        tracker: Tracker,
+        tracker: Tracker | None,
         corrupt: CorruptRows,
         state: dict[str, Any],
     ) -> None:
@@ -96,7 +98,8 @@ class Trainer:
         self.gallery, self.tracker, self.corrupt, self.state = gallery, tracker, corrupt, state
         self.progress = Progress()
         self._stage: int | None = None
-        self.stop = StopRequest()
+        self.world = backend.world
+        self.stop = StopRequest(self.world.alone)
         self.total = round(plan.run.total_kimg * 1000)
         self.cadences = {
             "log": Cadence(plan.tracking.every_kimg),
@@ -108,7 +111,9 @@ class Trainer:
         self._saved: checkpoint.Checkpoint | None = None
         self._stopwatch = Stopwatch()
         self._stalled = 0.0
-        self._profiler = StepProfiler(folder.path / "profile", backend.device) if plan.run.profile else None
+        self._domains: tuple[str, ...] = ()
+        profiled = plan.run.profile and self.world.first
+        self._profiler = StepProfiler(folder.path / "profile", backend.device) if profiled else None
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Go on from a checkpoint.
@@ -158,26 +163,37 @@ class Trainer:
             Failure: If too many steps in a row had gradients that were not finite, or something outside failed.
         """
         nimg = self.progress.nimg
-        requests = (step.request() for step in steps(self.recipe.stages, nimg, self.total))
-        feed = Feed(loader.batches(requests), self.backend.device, self._dtype())
-        self._stalled = 0.0
+        feed = Feed(loader.batches(self._requests(nimg)), self.backend.device, self._dtype())
+        self._stalled, self._domains = 0.0, loader.reader.domains
         self.gallery.decode_as(loader.settings)  # what auto was decided to be holds for the reals, too
         self._enter(stage_at(self.recipe.stages, nimg))
         with StatusLine(self.plan.run.name, nimg, self.total) as status:
             self._between_steps(status, feed)
             with contextlib.suppress(Stopped):  # a signal came before a batch, and nothing of its step was done
                 for step in steps(self.recipe.stages, nimg, self.total):
-                    if self.stop.wanted:
+                    if self.stop.agreed:
                         break
                     self._step(step, feed)
                     status.advance(self.progress.nimg, self.recipe.describe(self.progress.nimg))
                     self._between_steps(status, feed)
-            if self.stop.wanted and 0 < self.progress.nimg != self.cadences["checkpoint"].last:
+            if self.stop.agreed and self.world.first and 0 < self.progress.nimg != self.cadences["checkpoint"].last:
                 self._save()
         if self._profiler is not None:
             self._profiler.close()
         # A signal behind the last step leaves the last grid and evaluation to the next start.
-        return self.progress.nimg >= self.total and self.stop.wanted is None
+        return self.progress.nimg >= self.total and not self.stop.agreed
+
+    def _own(self, step: PlannedStep) -> range:
+        """Which samples of a step are this process's."""
+        stage = self.recipe.stages[step.stage]
+        return share(step.batch, stage.group, self.world.rank, self.world.size)
+
+    def _requests(self, nimg: int) -> Iterator[Request]:
+        """What this process is to decode from `nimg` on: nothing of a step in which it has no samples."""
+        for step in steps(self.recipe.stages, nimg, self.total):
+            own = self._own(step)
+            if own:
+                yield step.request(own)
 
     def _step(self, step: PlannedStep, feed: Feed) -> None:
         """One step of every phase that is due.
@@ -190,7 +206,7 @@ class Trainer:
         if self._profiler is not None:
             self._profiler.before(phases, self.recipe.phases(self.recipe.stages[step.stage].start))
         with span("data"):
-            batch = feed.take()
+            batch = feed.take() if self._own(step) else feed.empty(self._domains, step.resolution)
         self._enter(step.stage)
         stage = self.recipe.stages[step.stage]
         means = self.backend.step(phases, batch, step.nimg, micro_batch(self.plan.batch, stage))
@@ -210,15 +226,23 @@ class Trainer:
             self.backend.enter(self.recipe.stages[stage])
 
     def _between_steps(self, status: StatusLine, feed: Feed) -> None:
-        """Log, sample, evaluate and save, whatever is due; after a signal only save."""
+        """Log, sample, evaluate and save, whatever is due; after a signal only save.
+
+        All of it is the first process's: the others tell it what only they know, and go on to wait for it in the step.
+        """
+        self.stop.agree(self.world.any(self.stop.wanted is not None))
         nimg, ended = self.progress.nimg, self.progress.nimg >= self.total
+        if not self.world.alone and self._due("log", ended):
+            self._tell()
+        if not self.world.first:
+            return
         if self._due("log", ended):
             self._log(status, feed)
         if self._due("samples", ended):
             self._sample()
         is_best = self._due("evaluation", ended) and self._evaluate()
         cadence = self.cadences["checkpoint"]
-        if is_best or ((ended or self.stop.wanted) and 0 < nimg != cadence.last):
+        if is_best or ((ended or self.stop.agreed) and 0 < nimg != cadence.last):
             self._save()
         elif cadence.due(nimg):
             self._save_if_finite()
@@ -226,9 +250,21 @@ class Trainer:
     def _due(self, what: str, ended: bool) -> bool:
         """Whether something is due now: by its cadence, or because the run ends; never twice at one nimg."""
         cadence, nimg = self.cadences[what], self.progress.nimg
-        if self.stop.wanted and what in ("samples", "evaluation"):
+        if self.stop.agreed and what in ("samples", "evaluation"):
             return False
         return cadence.due(nimg) or (ended and cadence.every is not None and 0 < nimg != cadence.last)
+
+    def _tell(self) -> None:
+        """Tell the first process which samples were corrupt, and stop where it will stop."""
+        found = self.world.gathered(self.corrupt.rows())
+        if not self.world.first:
+            self.cadences["log"].done(self.progress.nimg)
+            self._sums = {}
+            self._check_finite()
+            return
+        for number, rows in enumerate(found[1:], 1):
+            for line in self.corrupt.learn(rows):
+                say(f"rank {number}: {line}")
 
     def _sum(self, means: Means, images: int) -> None:
         """Add up on the device: reading the values would make the step wait."""
@@ -248,7 +284,7 @@ class Trainer:
         speed, memory = self._lap(feed), memory_in_use(self.backend.device)
         means = dict(zip(self._sums, values, strict=True))
         self._sums = {}
-        self.tracker.log_metrics(
+        self._recorded().log_metrics(
             nimg,
             means
             | {f"schedule/learning_rate_{name}": plan.rate_at(nimg) for name, plan in stage.optimizers.items()}
@@ -290,7 +326,7 @@ class Trainer:
         for name, pixels in pictures.items():
             suffix = "" if len(pictures) == 1 else f"_{name}"
             save_png(self.folder.samples / f"{nimg:012d}{suffix}.png", pixels)
-            self.tracker.log_image(f"samples/{name}", nimg, pixels)
+            self._recorded().log_image(f"samples/{name}", nimg, pixels)
         self.cadences["samples"].done(nimg)
 
     def _evaluate(self) -> bool:
@@ -299,7 +335,7 @@ class Trainer:
         values = self.gallery.measure(self.backend.average, nimg, lambda: self.stop.wanted is not None)
         if values is None:  # a signal came meanwhile; it is due again when the run goes on
             return False
-        self.tracker.log_metrics(nimg, {f"evaluation/{name}": value for name, value in values.items()})
+        self._recorded().log_metrics(nimg, {f"evaluation/{name}": value for name, value in values.items()})
         for metric in self.plan.evaluation.metrics:
             say(f"{nimg / 1000:.1f} kimg: {metric} {values[metric]:.2f}")
         self.cadences["evaluation"].done(nimg)
@@ -339,8 +375,12 @@ class Trainer:
     def _mark_best(self) -> None:
         """Let `best` point to the best checkpoint; also after a kill between the checkpoint and the pointer."""
         best = self.progress.best
-        if best is not None and (self.folder.checkpoints / best.checkpoint).is_dir():
+        if self.world.first and best is not None and (self.folder.checkpoints / best.checkpoint).is_dir():
             checkpoint.point(self.folder.checkpoints, checkpoint.BEST, best.checkpoint)
+
+    def _recorded(self) -> Tracker:
+        assert self.tracker is not None, "only the first process records"
+        return self.tracker
 
     def _dtype(self) -> torch.dtype:
         return torch.float64 if self.plan.precision == "fp64" else torch.float32

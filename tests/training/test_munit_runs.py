@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import numpy as np
 import pytest
 import torch
@@ -118,8 +117,8 @@ def test_grids_and_metrics_of_both_directions_reach_the_run_and_mlflow(settings:
     names = sorted(path.name for path in (folder / "samples").glob("*.png"))
     directions = ("left_to_right", "right_to_left")
     assert names == [f"{nimg:012d}_{direction}.png" for nimg in (0, 48) for direction in directions]
-    mlflow.set_tracking_uri(f"sqlite:///{folder.parent / 'mlflow.db'}")
-    client, run_id = MlflowClient(), saved(settings).state["mlflow_run_id"]
+    client = MlflowClient(f"sqlite:///{folder.parent / 'mlflow.db'}")
+    run_id = saved(settings).state["mlflow_run_id"]
     logged = client.get_run(run_id).data.metrics
     for direction in directions:
         levels = [logged[f"evaluation/swd/{direction}/{level}"] for level in (16, 32)]

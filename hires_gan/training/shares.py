@@ -1,0 +1,24 @@
+"""Which samples of a step are whose: consecutive whole groups for each process, as even as that goes."""
+
+from __future__ import annotations
+
+
+def share(batch: int, group: int, rank: int, size: int) -> range:
+    """The samples of one process, counted from the first of the step.
+
+    Groups go through the networks together, so that they stay together: the first processes get one more where they do
+    not divide evenly, and the last ones none where there are too few. Behind the last whole group, what is left of the
+    batch goes with the last process that has any.
+
+    Args:
+        batch: The global batch.
+        group: Samples that must stay together.
+        rank: Of the process, from 0.
+        size: How many processes there are.
+    """
+    groups = max(1, batch // group)
+    each, more = divmod(groups, size)
+    first = rank * each + min(rank, more)
+    last = first + each + (rank < more)
+    end = batch if last == groups else last * group
+    return range(min(first * group, batch), end) if last > first else range(batch, batch)

@@ -1,0 +1,160 @@
+"""The processes that train together: who they are, and what they tell each other beside gradients."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from hires_gan.errors import Elsewhere, Failure, UsageError
+
+
+@dataclass(frozen=True)
+class World:
+    """One of the processes of a run.
+
+    Attributes:
+        device: Where this one computes.
+        rank: Its number, from 0.
+        size: How many there are.
+        neighbours: How many of them run on this machine.
+        control: The group over which they talk, on the CPU; None for one alone.
+    """
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+    neighbours: int = 1
+    control: Any = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes, logs and speaks."""
+        return self.rank == 0
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is no other."""
+        return self.size == 1
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is true of any process; all of them have to ask."""
+        if self.alone:
+            return flag
+        told = torch.tensor([flag], dtype=torch.int32)
+        dist.all_reduce(told, dist.ReduceOp.MAX, group=self.control)
+        return bool(told)
+
+    def gathered(self, value: Any) -> list[Any]:
+        """What each process gives, by rank: plain JSON values; all of them have to take part."""
+        if self.alone:
+            return [value]
+        text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        dist.all_gather(lengths, torch.tensor([len(text)]), group=self.control)
+        longest = max(int(length) for length in lengths)
+        padded = torch.zeros(longest, dtype=torch.uint8)
+        padded[: len(text)] = text
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(parts, padded, group=self.control)
+        return [json.loads(bytes(part[: int(n)].tolist())) for part, n in zip(parts, lengths, strict=True)]
+
+    def from_first(self, value: Any) -> Any:
+        """What the first process gives, a plain JSON value; the others' is not looked at."""
+        return self.gathered(value if self.first else None)[0]
+
+    def sum(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """Of each tensor the sum over all processes, which give tensors of equal shapes, on the device."""
+        if self.alone or not values:
+            return list(values)
+        flat = torch.cat([value.detach().double().flatten() for value in values])
+        dist.all_reduce(flat)
+        parts = torch.split(flat, [value.numel() for value in values])
+        return [part.reshape(value.shape).to(value.dtype) for part, value in zip(parts, values, strict=True)]
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Do something that may fail on some process: then it fails on all of them, and the first one says why.
+
+        Raises:
+            UsageError, Failure: On the first process: its own error, or that of another, with its rank.
+            Elsewhere: On the others.
+        """
+        failed: BaseException | None = None
+        try:
+            yield
+        except (UsageError, Failure) as error:
+            failed = error
+        told = self.gathered(None if failed is None else [isinstance(failed, UsageError), str(failed)])
+        errors = [(number, *error) for number, error in enumerate(told) if error is not None]
+        if not errors:
+            return
+        if not self.first:
+            raise Elsewhere
+        if failed is not None:
+            raise failed
+        number, usage, message = errors[0]
+        raise (UsageError if usage else Failure)(f"rank {number}: {message}")
+
+    def leave(self) -> None:
+        """Part from the others, when all are done: one that ended first would break their connections."""
+        if not self.alone:
+            dist.barrier(group=self.control)
+            dist.destroy_process_group()
+
+    def agree(self, what: str, value: str) -> None:
+        """Make sure that all processes have the same value of something.
+
+        Raises:
+            UsageError: On the first process, naming those that differ.
+            Elsewhere: On the others.
+        """
+        values = self.gathered(value)
+        others = [number for number, other in enumerate(values) if other != values[0]]
+        if not others:
+            return
+        if not self.first:
+            raise Elsewhere
+        ranks = ", ".join(map(str, others))
+        raise UsageError(
+            f"{what} of rank {ranks} is not that of rank 0 ({values[others[0]]}, and here {values[0]}): start all "
+            "processes with the same files, packages and arguments"
+        )
+
+
+def join(device: torch.device, timeout: float) -> World:
+    """The world that the launcher made, of one process or of several.
+
+    Args:
+        device: Of this process, as accelerate chose it.
+        timeout: Seconds after which a process that does not answer counts as lost.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return World(device)
+    control = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+    world = World(device, dist.get_rank(), dist.get_world_size(), 1, control)
+    names = world.gathered(socket.gethostname())
+    return World(device, world.rank, world.size, names.count(names[world.rank]), control)
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether it is how torch says that another process does not answer any more."""
+    known = isinstance(error, dist.DistError) or any(name in str(error) for name in ("gloo", "NCCL"))
+    return isinstance(error, RuntimeError) and known
+
+
+def lost(world: World, error: BaseException) -> Failure:
+    """The sentence on processes that do not answer any more."""
+    reason = str(error).strip().splitlines()[0]
+    return Failure(
+        f"rank {world.rank} has lost another process ({reason}): what that one said, if it could, stands above; the "
+        "same command goes on from the latest checkpoint"
+    )
