@@ -1,7 +1,9 @@
-"""The style-based demos, trained whole as a user would: once in a session of tests, whichever files ask for them."""
+"""Demos, trained whole as a user would: once in a session of tests, whichever files ask for them."""
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
 import sqlite3
 import subprocess
@@ -41,13 +43,18 @@ def hires_gan(*arguments: str | Path, **environment: str) -> subprocess.Complete
     return subprocess.run(command, capture_output=True, text=True, env=own)
 
 
-_runs: dict[str, DemoRun] = {}
-
-
 def trained(demo: str, folders: pytest.TempPathFactory) -> DemoRun:
-    """The run of `configs/DEMO_demo.yaml`; what failed is not tried again."""
-    if demo not in _runs:
-        root = folders.mktemp(demo)
-        done = hires_gan("train", ROOT / "configs" / f"{demo}_demo.yaml", f"run.dir={root}")
-        _runs[demo] = DemoRun(root, root / f"{demo}-demo", done)
-    return _runs[demo]
+    """The run of `configs/DEMO_demo.yaml`; what failed is not tried again.
+
+    Where tests run in several processes, one of them trains, and the others wait for it.
+    """
+    shared = folders.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else folders.getbasetemp()
+    root = shared / f"demo-{demo}"
+    root.mkdir(exist_ok=True)
+    ended = root / "ended.json"
+    with (root / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not ended.is_file():
+            done = hires_gan("train", ROOT / "configs" / f"{demo}_demo.yaml", f"run.dir={root}")
+            ended.write_text(json.dumps([done.args, done.returncode, done.stdout, done.stderr]))
+    return DemoRun(root, root / f"{demo}-demo", subprocess.CompletedProcess(*json.loads(ended.read_text())))
