@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -24,6 +26,15 @@ class Settings(BaseModel):
 
 
 T = TypeVar("T")
+
+
+def expanded(path: Path) -> Path:
+    """The path with a home folder in place of `~` and `~user`, as a shell has it: what names nobody stays as it is."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - that of pathlib raises an error where there is no such user
+
+
+HomePath = Annotated[Path, AfterValidator(expanded)]
+"""A path that may begin with `~`."""
 
 
 def is_power_of_two(value: int) -> bool:

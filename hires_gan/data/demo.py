@@ -20,6 +20,7 @@ from hires_gan.data.pictures import DEFAULT_MAX_PIXELS, encode, normalise, open_
 from hires_gan.data.writer import ShardWriter, disk_failure, write_manifest
 from hires_gan.errors import Failure, UsageError
 from hires_gan.progress import ProgressBar
+from hires_gan.settings import expanded
 
 PREFIX = "demo:"
 _RESOLUTION = 64
@@ -90,7 +91,7 @@ def resolve_shards(reference: str) -> Path:
     """
     if reference.startswith(PREFIX):
         return demo_shards(reference.removeprefix(PREFIX))
-    return Path(reference).expanduser()
+    return expanded(Path(reference))
 
 
 def demo_shards(name: str) -> Path:

@@ -11,6 +11,7 @@ from hires_gan.data.shard_cache import ShardCache, default_cache, require_room
 from hires_gan.data.shards import ShardSet
 from hires_gan.data.store import fetch_manifest, is_streamed, open_store
 from hires_gan.data.stream_settings import GB, StreamSettings
+from hires_gan.settings import expanded
 
 _LANES_AT_LEAST = 32
 
@@ -31,7 +32,7 @@ def open_shards(location: str, stream: StreamSettings) -> ShardSet:
         return ShardSet(resolve_shards(location))
     store = open_store(location, stream.allow_pipe)
     manifest = fetch_manifest(store, stream.patience)
-    root = default_cache() if stream.cache is None else stream.cache.expanduser()
+    root = default_cache() if stream.cache is None else expanded(stream.cache)
     bound = round(stream.cache_gb * GB)
     return ShardSet.through(ShardCache(root, bound, store, manifest, stream.patience, stream.downloads))
 
