@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from hires_gan.config import load_configuration
+from hires_gan.recipes import munit
 from hires_gan.recipes.families import build_recipe
 from hires_gan.training.launch import DTYPES
 from hires_gan.training.schedule import steps
@@ -58,6 +59,18 @@ def test_edges2shoes_is_the_papers():
     for optimizer in stage.optimizers.values():
         assert (optimizer.betas, optimizer.weight_decay) == ((0.5, 0.999), 1e-4)
         assert [optimizer.rate_at(nimg) for nimg in (0, 99_999, 100_000, 950_000)] == [1e-4, 1e-4, 5e-5, 1e-4 / 2**9]
+
+
+def test_what_is_published_at_512_stands_beside_it():
+    path = next(path for path in CONFIGS if "edges2shoes" in path.stem)
+    (line,) = [line for line in path.read_text().splitlines() if line.startswith("#   recipe.resolution=512")]
+    plan = load_configuration(path, line.removeprefix("#").split())
+    loss = plan.recipe.loss
+    assert (loss.image, loss.content, loss.style, loss.cycle, loss.perceptual) == (10, 1, 1, 10, 1)
+    with torch.device("meta"):
+        recipe = munit.Munit(plan.recipe, plan.batch.size, torch.float32, 0, ("a", "b"))
+    assert [stage.resolution for stage in recipe.stages] == [512]
+    assert sum(p.numel() for p in recipe.generator.generator("a").parameters()) == 15_026_187
 
 
 def test_what_the_face_configuration_offers_in_its_comments_is_allowed():
