@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import permutations
+from typing import Generic, TypeVar
 
 from torch import Tensor, nn
 
@@ -10,8 +12,34 @@ from hires_gan.networks.layers import cross_fade
 from hires_gan.networks.munit import Generator, Level
 from hires_gan.networks.munit_discriminator import MultiScaleDiscriminator
 
+N = TypeVar("N", Generator, MultiScaleDiscriminator)
 
-class Translator(nn.Module):
+
+class _ByDomain(nn.Module, Generic[N]):
+    """Networks of one kind, by domain; the kind before its name lets a domain be called `train` or `type`."""
+
+    def __init__(self, kind: str, networks: Mapping[str, N]) -> None:
+        super().__init__()
+        self._kind = kind
+        self.domains = tuple(networks)
+        for domain, network in networks.items():
+            self.add_module(f"{kind}_{domain}", network)
+
+    def _of(self, domain: str) -> N:
+        if domain not in self.domains:
+            raise ValueError(f"domain is {domain!r}; this network has {', '.join(self.domains)}")
+        return self.get_submodule(f"{self._kind}_{domain}")  # type: ignore[return-value]  # what was added
+
+    def live_parameters(self, level: Level) -> list[str]:
+        """The names of the parameters on which what is computed at a level depends."""
+        return [
+            f"{self._kind}_{domain}.{name}"
+            for domain in self.domains
+            for name in self._of(domain).live_parameters(level)
+        ]
+
+
+class Translator(_ByDomain[Generator]):
     """The generators of all domains; an image is translated by the content encoder of its own and the target's decoder.
 
     Args:
@@ -19,10 +47,7 @@ class Translator(nn.Module):
     """
 
     def __init__(self, generators: Mapping[str, Generator]) -> None:
-        super().__init__()
-        self.domains = tuple(generators)
-        for name, generator in generators.items():
-            self.add_module(_of_domain("generator", name), generator)
+        super().__init__("generator", generators)
 
     def generator(self, domain: str) -> Generator:
         """The one of a domain.
@@ -30,7 +55,12 @@ class Translator(nn.Module):
         Raises:
             ValueError: If there is no such domain.
         """
-        return _found(self, "generator", domain, self.domains)  # type: ignore[return-value]
+        return self._of(domain)
+
+    @property
+    def directions(self) -> list[tuple[str, str]]:
+        """All pairs of a source and another domain, the target."""
+        return list(permutations(self.domains, 2))
 
     def forward(self, images: Tensor, style: Tensor, source: str, target: str) -> Tensor:
         """Translate images.
@@ -47,9 +77,12 @@ class Translator(nn.Module):
         Raises:
             ValueError: If there is no such domain, or a shape is another.
         """
-        generator = self.generator(source)
-        content = generator.encode_content(cross_fade(images, generator.level.alpha))
-        return self.generator(target).decode(content, style)
+        return self.translated(cross_fade(images, self.level.alpha), style, source, target, self.level)
+
+    def translated(self, images: Tensor, style: Tensor, source: str, target: str, level: Level) -> Tensor:
+        """As `forward`, of images at a level, which in a fade are blended with their halves already."""
+        content = self.generator(source).encode_content(images, level=level)
+        return self.generator(target).decode(content, style, level=level)
 
     @property
     def level(self) -> Level:
@@ -61,12 +94,8 @@ class Translator(nn.Module):
         for domain in self.domains:
             self.generator(domain).level = level
 
-    def live_parameters(self, level: Level) -> list[str]:
-        """The names of the parameters that what is made at a level depends on."""
-        return _live(self, "generator", self.domains, level)
 
-
-class Discriminators(nn.Module):
+class Discriminators(_ByDomain[MultiScaleDiscriminator]):
     """The discriminators of all domains.
 
     Args:
@@ -74,10 +103,7 @@ class Discriminators(nn.Module):
     """
 
     def __init__(self, discriminators: Mapping[str, MultiScaleDiscriminator]) -> None:
-        super().__init__()
-        self.domains = tuple(discriminators)
-        for name, discriminator in discriminators.items():
-            self.add_module(_of_domain("discriminator", name), discriminator)
+        super().__init__("discriminator", discriminators)
 
     def discriminator(self, domain: str) -> MultiScaleDiscriminator:
         """The one of a domain.
@@ -85,27 +111,4 @@ class Discriminators(nn.Module):
         Raises:
             ValueError: If there is no such domain.
         """
-        return _found(self, "discriminator", domain, self.domains)  # type: ignore[return-value]
-
-    def live_parameters(self, level: Level) -> list[str]:
-        """The names of the parameters on which scores at a level depend."""
-        return _live(self, "discriminator", self.domains, level)
-
-
-def _of_domain(kind: str, domain: str) -> str:
-    """The name of a submodule; with the prefix, a domain may be called `train` or `type`."""
-    return f"{kind}_{domain}"
-
-
-def _found(module: nn.Module, kind: str, domain: str, domains: tuple[str, ...]) -> nn.Module:
-    if domain not in domains:
-        raise ValueError(f"domain is {domain!r}; this network has {', '.join(domains)}")
-    return module.get_submodule(_of_domain(kind, domain))
-
-
-def _live(module: nn.Module, kind: str, domains: tuple[str, ...], level: Level) -> list[str]:
-    return [
-        f"{_of_domain(kind, domain)}.{name}"
-        for domain in domains
-        for name in _found(module, kind, domain, domains).live_parameters(level)  # type: ignore[operator]
-    ]
+        return self._of(domain)

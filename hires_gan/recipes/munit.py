@@ -6,7 +6,7 @@ Sample k of a run is one image of each domain. Terms of weight 0 are left out, w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -27,11 +27,8 @@ from hires_gan.recipes.munit_images import random_crops, speckled
 from hires_gan.recipes.munit_settings import MunitOptimizerSettings, MunitSettings
 from hires_gan.recipes.munit_terms import Terms
 from hires_gan.recipes.optimizers import optimizer_plan
-from hires_gan.recipes.protocol import Batch, OptimizerPlan, Outcome, Phase, Stage, Step, due_phases
+from hires_gan.recipes.protocol import OptimizerPlan, Outcome, Phase, Stage, Step, due_phases
 from hires_gan.settings import IntByResolution, at_resolution
-
-Images = Mapping[str, Tensor]
-"""By domain `[n, 3, r, r]` in [-1, 1]."""
 
 
 class Munit:
@@ -90,8 +87,7 @@ class Munit:
         assert isinstance(network, Translator)
         level = self.level(nimg)
         style = SampleRandom(self.random, samples).normal(Purpose.LATENT_SAMPLE, self.settings.generator.style_size)
-        content = network.generator(source).encode_content(self._reduced(images, level), level=level)
-        return network.generator(target).decode(content, style.to(content.dtype), level=level)
+        return network.translated(self._reduced(images, level), style.to(images.dtype), source, target, level)
 
     def level(self, nimg: int) -> Level:
         """How far the networks have grown at `nimg`."""
@@ -130,7 +126,10 @@ class Munit:
         real = self._seen(step, level)
         styles = self._styles(step.random, Purpose.STYLE_DISCRIMINATOR)
         with torch.no_grad():
-            fake = {self._other(domain): self._translated(real, styles, domain, level) for domain in self.domains}
+            fake = {
+                target: self.generator.translated(real[source], styles[target], source, target, level)
+                for source, target in self.generator.directions
+            }
         return self.game.discriminator(real, fake, step.random, level)
 
     def _r1_phase(self, level: Level, step: Step) -> Outcome:
@@ -144,15 +143,6 @@ class Munit:
         )
         return Outcome(found.losses | self.game.generator(found.fakes, level), found.statistics, found.averages)
 
-    def _translated(self, real: Images, styles: Images, source: str, level: Level) -> Tensor:
-        target = self._other(source)
-        content = self.generator.generator(source).encode_content(real[source], level=level)
-        return self.generator.generator(target).decode(content, styles[target], level=level)
-
-    def _other(self, domain: str) -> str:
-        first, second = self.domains
-        return second if domain == first else first
-
     def _styles(self, random: SampleRandom, purpose: Purpose) -> dict[str, Tensor]:
         """By domain `[n, style_size]`, from N(0, 1)."""
         drawn = random.normal(purpose, len(self.domains), self.settings.generator.style_size).to(self._dtype)
@@ -160,7 +150,7 @@ class Munit:
 
     def _seen(self, step: Step, level: Level) -> dict[str, Tensor]:
         """The images of each domain that the networks see."""
-        images = _by_domain(step.batch)
+        images = {name: step.batch.domain(name) for name in self.domains}
         if self.settings.crop is not None:
             images = random_crops(images, self.settings.crop, step.random)
         return {name: speckled(cross_fade(one, level.alpha)) for name, one in images.items()}
@@ -199,7 +189,7 @@ def build_discriminators(settings: MunitSettings, dtype: torch.dtype, domains: S
 
 
 def _generator(settings: MunitSettings, dtype: torch.dtype) -> Generator:
-    own, low = settings.generator, dtype not in (torch.float32, torch.float64)
+    own = settings.generator
     return Generator(
         style_size=own.style_size,
         base=own.base,
@@ -208,26 +198,33 @@ def _generator(settings: MunitSettings, dtype: torch.dtype) -> Generator:
         style_downs=own.style_downs,
         blocks=own.blocks,
         features=own.features,
-        dtype=dtype if low else None,
+        dtype=_half(dtype),
         recompute=own.recompute,
         levels=settings.levels,
     )
 
 
 def _discriminator(settings: MunitSettings, dtype: torch.dtype) -> MultiScaleDiscriminator:
-    own, low = settings.discriminator, dtype not in (torch.float32, torch.float64)
+    own = settings.discriminator
     return MultiScaleDiscriminator(
         scales=own.scales,
         layers=own.layers,
         base=own.base,
         most=own.most,
         spectral=own.spectral,
-        dtype=dtype if low else None,
+        dtype=_half(dtype),
         levels=settings.levels,
     )
 
 
-def _stages(settings: MunitSettings, batch: IntByResolution, optimizers: Any) -> list[Stage]:
+def _half(dtype: torch.dtype) -> torch.dtype | None:
+    """In which convolutions compute, if that is not the dtype of the images."""
+    return None if dtype in (torch.float32, torch.float64) else dtype
+
+
+def _stages(
+    settings: MunitSettings, batch: IntByResolution, optimizers: Callable[[Growth], Mapping[str, OptimizerPlan]]
+) -> list[Stage]:
     if settings.schedule is None:
         size = at_resolution(batch, settings.resolution)
         return [Stage(0, None, settings.resolution, size, 1, False, optimizers(Growth(settings.resolution)))]
@@ -244,7 +241,3 @@ def _plan(
     halving = None if settings.halve_kimg is None else round(settings.halve_kimg * 1000)
     plan = optimizer_plan(settings, resolution, live, interval)
     return replace(plan, weight_decay=settings.weight_decay, halving=halving)
-
-
-def _by_domain(batch: Batch) -> dict[str, Tensor]:
-    return {name: batch.domain(name) for name in batch.domains}

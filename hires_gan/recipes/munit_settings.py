@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from hires_gan.augment.settings import SMALLEST
 from hires_gan.recipes.optimizer_settings import GrowingScheduleSettings, OptimizerSettings, check_growth
-from hires_gan.settings import FloatByResolution, NonNegative, Positive, PositiveInt, Resolution, Settings
+from hires_gan.settings import FloatByResolution, HomePath, NonNegative, Positive, PositiveInt, Resolution, Settings
 
 
 class MunitGeneratorSettings(Settings):
@@ -149,7 +148,7 @@ class CoarseToFineSettings(GrowingScheduleSettings):
 class VggSettings(Settings):
     """Where the perceptual term has VGG16's weights from."""
 
-    weights: Annotated[Path, AfterValidator(Path.expanduser)] | None = None
+    weights: HomePath | None = None
     """torchvision's file, vgg16-397923af.pth; null: torch hub's cache."""
 
     download: bool = True

@@ -63,7 +63,7 @@ class Terms:
             level: How far the networks have grown.
         """
         found = Reconstructions()
-        for source, target in _directions(self.translator.domains):
+        for source, target in self.translator.directions:
             self._one_way(found, source, target, real[source], styles[target], level)
         return found
 
@@ -145,11 +145,6 @@ class Terms:
         with torch.no_grad():
             wanted = vgg.features_at(x, self.loss.perceptual_layer)
         return perceptual_distance(vgg.features_at(fake, self.loss.perceptual_layer), wanted)
-
-
-def _directions(domains: tuple[str, ...]) -> list[tuple[str, str]]:
-    first, second = domains
-    return [(first, second), (second, first)]
 
 
 def _given(style: Tensor | None) -> Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import permutations
 from typing import Protocol
 
 import torch
@@ -138,20 +140,18 @@ class Translations:
         """The metrics of each direction, and their mean over the directions under the metric's own name."""
         values: list[dict[str, float]] = []
         for source, target in self._directions():
-            found = self.evaluators[target].measure(
-                lambda count, source=source, target=target: self._fakes(network, nimg, source, target, count, stopped),  # type: ignore[misc]
-                stopped,
-            )
+            fakes = partial(self._fakes, network, nimg, source, target, stopped)
+            found = self.evaluators[target].measure(fakes, stopped)
             if found is None:
                 return None
             values.append(_of_direction(found, f"{source}_to_{target}"))
         return _with_means(values)
 
     def _directions(self) -> list[tuple[str, str]]:
-        return [(a, b) for a in self.recipe.domains for b in self.recipe.domains if a != b]
+        return list(permutations(self.recipe.domains, 2))
 
     def _fakes(
-        self, network: nn.Module, nimg: int, source: str, target: str, count: int, stopped: Asked
+        self, network: nn.Module, nimg: int, source: str, target: str, stopped: Asked, count: int
     ) -> Iterator[Tensor]:
         """Translations of the first images, each in a style of its own."""
         first = 0

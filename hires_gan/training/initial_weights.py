@@ -68,7 +68,9 @@ def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[
         key = "recipe.schedule.start_resolution"
         yield f"{key}, or recipe.resolution without one, is {_start(there)} there and {_start(here)} here"
     for player in ("generator", "discriminator"):
-        alike = _NO_ARCHITECTURE | (_WIDTH if _maps(there, player) == _maps(here, player) else set())
+        alike = set(_NO_ARCHITECTURE)
+        if here[player].keys() >= _WIDTH and _maps(there, player) == _maps(here, player):
+            alike |= _WIDTH
         for key in (key for key in here[player] if key not in alike):
             if there[player].get(key) != here[player][key]:
                 yield f"recipe.{player}.{key} is {there[player].get(key)} there and {here[player][key]} here"
@@ -93,8 +95,6 @@ def _start(recipe: Mapping[str, Any]) -> int:
 
 def _maps(recipe: Mapping[str, Any], player: str) -> list[int]:
     """How many feature maps there are at each resolution: two ways of writing the base may give the same."""
-    if "fmap_base" not in recipe[player]:
-        return [recipe[player]["base"], recipe[player]["most"]]
     base, most = (recipe[player].get(key) for key in ("fmap_base", "fmap_max"))
     if isinstance(base, Mapping):
         base = at_resolution({int(side): value for side, value in base.items()}, recipe["resolution"])

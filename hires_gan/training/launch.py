@@ -65,8 +65,6 @@ def join_launch(backend: BackendSettings) -> World:
 
 def _check_processes(found: int, backend: BackendSettings) -> None:
     least, most = backend.allowed
-    if backend.name == "single":
-        least, most = 1, 1
     if least <= found and (most is None or found <= most):
         return
     key = "backend.name is single" if backend.name == "single" else f"backend.processes is {backend.processes}"

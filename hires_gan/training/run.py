@@ -80,10 +80,8 @@ def _prepare(
     plan: Plan, resolved: str, world: World, data: Domains, labels: LabelDistribution | None, order: dict[str, Any]
 ) -> tuple[Trainer, checkpoint.Checkpoint | None]:
     """Everything between the data and the first step; the first process alone makes and holds the run's folder."""
-    folder = RunFolder(plan.run.dir / plan.run.name, held=False)
     with world.together():
-        if world.first:
-            folder = RunFolder(plan.run.dir / plan.run.name)
+        folder = RunFolder(plan.run.dir / plan.run.name, held=world.first)
     try:
         saved = _found(plan, resolved, world, folder, data, order)
         with world.together():

@@ -10,19 +10,27 @@ from pydantic import AfterValidator, Field, model_validator
 from hires_gan.data.settings import DataSettings
 from hires_gan.evaluation.settings import EvaluationSettings
 from hires_gan.recipes.settings import RecipeSettings
-from hires_gan.settings import Cadence, IntByResolution, Positive, PositiveInt, Settings
+from hires_gan.settings import Cadence, HomePath, IntByResolution, Positive, PositiveInt, Settings
 from hires_gan.tracking.settings import TrackingSettings
 
 Precision = Literal["bf16", "fp16", "fp32", "fp64"]
 Performance = Literal["fast", "reference"]
 
 
-def _check_processes(value: int | str) -> int | str:
-    least, dots, most = str(value).partition("..")
-    numbers = [least, most] if dots else [least]
-    if value != "any" and not (all(n.isdecimal() and int(n) for n in numbers) and int(least) <= int(most or least)):
-        raise ValueError(f"{value!r} is no number of processes; a number, a range such as 8..16, or any is allowed")
-    return value
+def _bounds(processes: int | str) -> tuple[int, int | None]:
+    """The least and the most of `8`, `8..16` or `any`; None for no bound."""
+    if processes == "any":
+        return 1, None
+    least, dots, most = str(processes).partition("..")
+    numbers = [least, most if dots else least]
+    if not all(number.isdecimal() and int(number) for number in numbers) or int(numbers[0]) > int(numbers[1]):
+        raise ValueError(f"{processes!r} is no number of processes; a number, a range such as 8..16, or any is allowed")
+    return int(numbers[0]), int(numbers[1])
+
+
+def _check_processes(processes: int | str) -> int | str:
+    _bounds(processes)
+    return processes
 
 
 class RunSettings(Settings):
@@ -31,7 +39,7 @@ class RunSettings(Settings):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]
     """The run's folder is `<dir>/<name>`: letters, digits, dot, underscore and hyphen."""
 
-    dir: Annotated[Path, AfterValidator(Path.expanduser)] = Path("runs")
+    dir: HomePath = Path("runs")
     """The folder of all runs."""
 
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -101,10 +109,7 @@ class BackendSettings(Settings):
     @property
     def allowed(self) -> tuple[int, int | None]:
         """The least and the most processes; None for no bound."""
-        if self.processes == "any":
-            return 1, None
-        least, _, most = str(self.processes).partition("..")
-        return int(least), int(most or least)
+        return (1, 1) if self.name == "single" else _bounds(self.processes)
 
 
 class CheckpointSettings(Settings):

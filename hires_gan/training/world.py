@@ -6,7 +6,7 @@ import json
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -140,9 +140,9 @@ def join(device: torch.device, timeout: float) -> World:
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return World(device)
     control = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
-    world = World(device, dist.get_rank(), dist.get_world_size(), 1, control)
+    world = World(device, dist.get_rank(), dist.get_world_size(), control=control)
     names = world.gathered(socket.gethostname())
-    return World(device, world.rank, world.size, names.count(names[world.rank]), control)
+    return replace(world, neighbours=names.count(names[world.rank]))
 
 
 def is_lost(error: BaseException) -> bool:

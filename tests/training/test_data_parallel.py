@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rank_steps import BATCH, stepped
 from safetensors.torch import load_file
+from whole_runs import saved
 
-from hires_gan import checkpoint
 from hires_gan.training.buckets import _cut
 from hires_gan.training.flat import FlatGradients
 from hires_gan.training.shares import share
@@ -139,12 +139,6 @@ def test_any_number_of_processes_steps_as_one(tmp_path: Path, processes: int) ->
 
 def train(processes: int, config: Path, *overrides: str) -> subprocess.Popen[str]:
     return launched(processes, "train", str(config), *overrides, module="hires_gan")
-
-
-def saved(settings: dict[str, Any], name: str) -> checkpoint.Checkpoint:
-    found = checkpoint.latest(Path(settings["run"]["dir"]) / name / "checkpoints")
-    assert found is not None
-    return found
 
 
 def test_two_processes_resume_exactly(settings: dict[str, Any], write_config: Any) -> None:

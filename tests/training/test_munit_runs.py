@@ -14,16 +14,15 @@ from domain_runs import MUNIT, pictures, prepared
 from mlflow import MlflowClient
 from PIL import Image
 from typer.testing import CliRunner
+from whole_runs import changed, run, saved
 
 import hires_gan
 from hires_gan import checkpoint
 from hires_gan.cli import app
-from hires_gan.config import Configuration, to_yaml
 from hires_gan.data.command import PrepareOptions
 from hires_gan.data.prepare import prepare
 from hires_gan.errors import Failure, UsageError
 from hires_gan.networks.translation import Translator
-from hires_gan.training.run import train
 
 SIDE = 32
 
@@ -53,24 +52,6 @@ def settings(domains: dict[str, str], tmp_path: Path) -> dict[str, Any]:
         "evaluation": {"every_kimg": 0.048, "count": 16},
         "tracking": {"every_kimg": 0.016},
     }
-
-
-def run(settings: dict[str, Any]) -> bool:
-    configuration = Configuration.model_validate(settings)
-    return train(configuration, to_yaml(configuration))
-
-
-def changed(settings: dict[str, Any], **blocks: dict[str, Any]) -> dict[str, Any]:
-    result = copy.deepcopy(settings)
-    for block, values in blocks.items():
-        result[block].update(values)
-    return result
-
-
-def saved(settings: dict[str, Any]) -> checkpoint.Checkpoint:
-    found = checkpoint.latest(Path(settings["run"]["dir"]) / settings["run"]["name"] / "checkpoints")
-    assert found is not None
-    return found
 
 
 GROWING = {

@@ -13,26 +13,13 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from whole_runs import changed, run
 
 from hires_gan import checkpoint
-from hires_gan.config import Configuration, to_yaml
 from hires_gan.data.command import PrepareOptions
 from hires_gan.data.prepare import prepare
 from hires_gan.errors import Failure, UsageError
-from hires_gan.training.run import train
 from hires_gan.training.trainer import Trainer
-
-
-def run(settings: dict) -> bool:
-    configuration = Configuration.model_validate(settings)
-    return train(configuration, to_yaml(configuration))
-
-
-def changed(settings: dict, **blocks: dict) -> dict:
-    result = copy.deepcopy(settings)
-    for block, values in blocks.items():
-        result[block].update(values)
-    return result
 
 
 def weights(folder: Path) -> dict[str, str]:

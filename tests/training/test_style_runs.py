@@ -14,12 +14,13 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 from typer.testing import CliRunner
+from whole_runs import changed, run, saved
 
 import hires_gan
 from hires_gan import checkpoint
 from hires_gan.augment.pipe import augment
 from hires_gan.cli import app
-from hires_gan.config import Configuration, load_configuration, to_yaml
+from hires_gan.config import load_configuration, to_yaml
 from hires_gan.data.command import PrepareOptions
 from hires_gan.data.prepare import prepare
 from hires_gan.errors import UsageError
@@ -44,24 +45,6 @@ STYLEGAN = {
     "discriminator": {"fmap_base": 64, "fmap_max": 8},
     "schedule": {"stable_kimg": 0.096, "fade_kimg": 0.096},
 }
-
-
-def run(settings: dict[str, Any]) -> bool:
-    configuration = Configuration.model_validate(settings)
-    return train(configuration, to_yaml(configuration))
-
-
-def changed(settings: dict[str, Any], **blocks: dict[str, Any]) -> dict[str, Any]:
-    result = copy.deepcopy(settings)
-    for block, values in blocks.items():
-        result[block].update(values)
-    return result
-
-
-def saved(settings: dict[str, Any]) -> checkpoint.Checkpoint:
-    found = checkpoint.latest(Path(settings["run"]["dir"]) / settings["run"]["name"] / "checkpoints")
-    assert found is not None
-    return found
 
 
 def style_settings(settings: dict[str, Any], recipe: dict[str, Any], **run: Any) -> dict[str, Any]:
