@@ -15,7 +15,7 @@ from hires_gan.bench.train_ops import Op, recording
 from hires_gan.randomness import RandomSource, SampleRandom
 from hires_gan.recipes.families import build_recipe
 from hires_gan.recipes.protocol import Batch, Phase, Recipe, Stage, Step, stage_at
-from hires_gan.training.backends import Replicas
+from hires_gan.training.backends import Backend
 from hires_gan.training.launch import DTYPES
 from hires_gan.training.settings import Plan
 from hires_gan.training.trainer import average_decay
@@ -58,9 +58,9 @@ def recipe_for(plan: Plan, images: Images) -> Recipe:
     return build_recipe(plan.recipe, plan.batch.size, dtype, plan.run.seed, images.labels, images.domains)
 
 
-def build_backend(recipe: Recipe, device: torch.device, plan: Plan) -> Replicas:
+def build_backend(recipe: Recipe, device: torch.device, plan: Plan) -> Backend:
     """What steps, as in a run."""
-    return Replicas(recipe, device, plan.run.seed, plan.performance)
+    return Backend(recipe, device, plan.run.seed, plan.performance)
 
 
 class Stand:

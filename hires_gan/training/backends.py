@@ -17,17 +17,18 @@ from hires_gan.checkpoint import Tensors, load_exactly
 from hires_gan.ema import averaged_copy, update_average
 from hires_gan.randomness import RandomSource
 from hires_gan.recipes.protocol import Batch, OptimizerPlan, Phase, Recipe, Stage
-from hires_gan.training.buckets import Buckets
-from hires_gan.training.flat import FlatGradients
 from hires_gan.training.graphs import Recorder
+from hires_gan.training.learners import Learner, MakeOptimizer, Replica, adam
+from hires_gan.training.pace import Pace
 from hires_gan.training.phases import Means, PhaseRunner
 from hires_gan.training.settings import Performance
-from hires_gan.training.shares import share
+from hires_gan.training.shares import at_once, share
 from hires_gan.training.world import World
+from hires_gan.training.zero import Engines
 
 
-class Replicas:
-    """Every process has all weights, computes its share of the global batch, and steps with the sum of all gradients.
+class Backend:
+    """Every process computes its share of the global batch, and all step with the sum of all gradients.
 
     Args:
         recipe: Whose players learn; they are moved to the device.
@@ -35,9 +36,12 @@ class Replicas:
         seed: The run's seed.
         performance: "fast" records phases as CUDA graphs and steps with fused optimizers, on a GPU.
         world: The processes; None for one alone.
+        engines: DeepSpeed's, which divide the optimizers' state among the processes; None: each process has all of it.
+        make_optimizer: What steps.
 
     Attributes:
         average: The running average of the recipe's `averaged` player.
+        learners: By player: how it learns in this stage.
         nonfinite: int64 scalar on the device: gradients' entries that were not finite, and were set to zero.
         streak: int64 scalar on the device: the last steps in a row that had such an entry.
         longest_streak: int64 scalar on the device: the longest such row.
@@ -50,65 +54,65 @@ class Replicas:
         seed: int,
         performance: Performance = "reference",
         world: World | None = None,
+        engines: Engines | None = None,
+        make_optimizer: MakeOptimizer = adam,
     ) -> None:
         self.recipe, self.device = recipe, device
         self.world = World(device) if world is None else world
         self.random = RandomSource(seed)
+        self.pace = Pace(device)
         self.fast = performance == "fast" and device.type == "cuda"
         for player in recipe.players.values():
             player.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = averaged_copy(recipe.players[recipe.averaged])
-        self.optimizers: dict[str, torch.optim.Adam] = {}
+        self.learners: dict[str, Learner] = {}
         self.live: dict[str, dict[str, nn.Parameter]] = {}
         self.group = self.whole = 1
+        self._engines, self._make_optimizer = engines, make_optimizer
         self._shapes: dict[tuple[str, ...], dict[str, list[int]]] = {}
         self._plans: Mapping[str, OptimizerPlan] = {}
-        self._gradients: dict[str, FlatGradients] = {}
-        self._buckets: dict[str, Buckets] = {}
         self._runners: dict[tuple[str, int, int], PhaseRunner] = {}
         self._recorder = Recorder(device, False)
         self.nonfinite, self.streak, self.longest_streak = (
             torch.zeros((), dtype=torch.int64, device=device) for _ in range(3)
         )
 
+    @property
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """By player: what steps it, on this process."""
+        return {name: learner.optimizer for name, learner in self.learners.items()}
+
     def enter(self, stage: Stage) -> None:
         """Make the optimizers anew, over the parameters that live in this stage."""
         self.group, self.whole, self._plans = stage.group, stage.batch, stage.optimizers
-        self._shapes.clear()
-        for buckets in self._buckets.values():
-            buckets.close()
-        self._buckets.clear()
-        if self._runners:
-            # The old stage's graphs, gradients and moments refer to themselves; their memory is wanted now.
-            self._runners.clear()
-            self._gradients.clear()
-            self.optimizers.clear()
-            gc.collect()
+        self._leave()
         # In a fade, every step computes something else: how far the new resolution is blended in.
-        self._recorder = Recorder(self.device, self.fast and not stage.fade)
+        self._recorder = Recorder(self.device, self.fast and not stage.fade and self._engines is None)
         for name, plan in stage.optimizers.items():
             parameters = dict(self.recipe.players[name].named_parameters())
             for parameter in parameters.values():
                 parameter.requires_grad_(False)
                 parameter.grad = None
             self.live[name] = {key: parameters[key] for key in plan.live}
-            self._gradients[name] = FlatGradients(list(self.live[name].values()))
-            if not self.world.alone:
-                self._buckets[name] = Buckets(self._gradients[name], overlap=not self._recorder.enabled)
-            self.optimizers[name] = self._optimizer(list(self.live[name].values()), plan)
+            self.learners[name] = self._learner(name, plan)
 
-    def _optimizer(self, parameters: list[nn.Parameter], plan: OptimizerPlan) -> torch.optim.Adam:
-        # A rate that changes lies on the device: recorded steps read it there.
-        moving = self.fast and plan.halving is not None
-        return torch.optim.Adam(
-            parameters,
-            lr=torch.tensor(plan.learning_rate, device=self.device) if moving else plan.learning_rate,
-            betas=plan.betas,
-            eps=plan.eps,
-            weight_decay=plan.weight_decay,
-            fused=self.fast,
-            capturable=self.fast,
-        )
+    def _leave(self) -> None:
+        """Let go of the old stage."""
+        for learner in self.learners.values():
+            learner.close()
+        self._shapes.clear()
+        self.learners.clear()
+        if self._runners:
+            # The old stage's graphs, gradients and moments refer to themselves; their memory is wanted now.
+            self._runners.clear()
+            gc.collect()
+
+    def _learner(self, name: str, plan: OptimizerPlan) -> Learner:
+        live = self.live[name]
+        optimizer = self._make_optimizer(list(live.values()), plan, self.fast)
+        if self._engines is not None:
+            return self._engines.learner(name, self.recipe.players[name], live, optimizer)
+        return Replica(live, optimizer, summed=not self.world.alone, overlap=not self._recorder.enabled)
 
     def step(self, phases: Sequence[Phase], batch: Batch, first: int, micro: int) -> Means:
         """Do one step: the phases in order.
@@ -132,14 +136,16 @@ class Replicas:
         samples = torch.arange(first + own.start, first + own.stop, device=self.device)
         micro = min(micro, whole)
         means: Means = {}
+        once = at_once(whole, self.group, self.world.size, micro)
         bad = torch.zeros_like(self.nonfinite)
         for phase in phases:
-            new, found = self._runner(phase, micro, len(samples), whole).run(phase, batch, samples)
+            new, found = self._runner(phase, micro, len(samples), whole).run(phase, batch, samples, once)
             assert not means.keys() & new.keys(), "two phases have a term of the same name"
             means |= new
             bad += found
             if phase.after is not None:
                 phase.after()
+                self.learners[phase.player].reread()
         self._count(bad)
         return self._over_all(phases, means)
 
@@ -156,25 +162,19 @@ class Replicas:
             self._shapes[names] = self.world.from_first({name: list(mean.shape) for name, mean in means.items()})
         shapes: dict[str, list[int]] = self._shapes[names]
         parts = [means.get(name, torch.zeros(shape, device=self.device)) for name, shape in shapes.items()]
-        return dict(zip(shapes, self.world.sum(parts), strict=True))
+        with self.pace.waiting("means of all"):
+            return dict(zip(shapes, self.world.sum(parts), strict=True))
 
     def _follow_schedule(self, nimg: int) -> None:
         """Set the learning rates of the step that begins at `nimg`."""
         for name, plan in self._plans.items():
-            (group,) = self.optimizers[name].param_groups
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(plan.rate_at(nimg))
-            else:
-                group["lr"] = plan.rate_at(nimg)
+            self.learners[name].rate(plan.rate_at(nimg))
 
     def _runner(self, phase: Phase, micro: int, size: int, whole: int) -> PhaseRunner:
         key = (phase.name, micro, size)
         if key not in self._runners:
-            gradients, optimizer = self._gradients[phase.player], self.optimizers[phase.player]
-            buckets = self._buckets.get(phase.player)
-            self._runners[key] = PhaseRunner(
-                phase, gradients, optimizer, self.random, self._recorder, micro, size, whole, buckets
-            )
+            learner = self.learners[phase.player]
+            self._runners[key] = PhaseRunner(phase, learner, self.random, self._recorder, micro, size, whole, self.pace)
         return self._runners[key]
 
     def update_average(self, decay: float) -> None:
@@ -188,15 +188,11 @@ class Replicas:
         self.longest_streak = torch.maximum(self.longest_streak, self.streak)
 
     def tensors(self) -> dict[str, Tensors]:
-        """Everything that a checkpoint holds: weights, average, optimizer state."""
+        """Everything that a checkpoint holds: weights, average, optimizer state; all processes have to ask for it."""
         parts: dict[str, Tensors] = {}
         for name, player in self.recipe.players.items():
             parts[name] = dict(player.state_dict())
-            parts[f"{name}.optimizer"] = {
-                f"{key}.{moment}": value
-                for key, parameter in self.live[name].items()
-                for moment, value in self.optimizers[name].state[parameter].items()
-            }
+            parts[f"{name}.optimizer"] = self.learners[name].moments()
         parts[f"{self.recipe.averaged}.average"] = dict(self.average.state_dict())
         return parts
 
@@ -213,15 +209,5 @@ class Replicas:
     def load_optimizers(self, parts: Mapping[str, Tensors]) -> None:
         """Take back the optimizers' state, after `enter` made them for the same stage."""
         self._runners.clear()  # what they have recorded reads the state that is there now
-        for name, parameters in self.live.items():
-            state = self.optimizers[name].state
-            for full, value in parts[f"{name}.optimizer"].items():
-                key, _, moment = full.rpartition(".")
-                # Adam keeps its step counter on the CPU, unless its step is one kernel.
-                kept = value.to("cpu" if moment == "step" and not self.fast else self.device)
-                state[parameters[key]][moment] = _like(kept, parameters[key])
-
-
-def _like(value: Tensor, parameter: Tensor) -> Tensor:
-    """The moments in the parameter's memory format, as the optimizer itself makes them."""
-    return torch.empty_like(parameter, dtype=value.dtype).copy_(value) if value.ndim else value
+        for name, learner in self.learners.items():
+            learner.load(parts[f"{name}.optimizer"])

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hires_gan.training.flat import FlatGradients
 
-_BYTES = 25 * 2**20
+BYTES = 25 * 2**20
 """Of a bucket, about: large enough for a network's full rate, small enough to be sent while others are computed."""
 
 
@@ -29,8 +29,8 @@ class Buckets:
         size: Bytes of a bucket, about.
     """
 
-    def __init__(self, gradients: FlatGradients, overlap: bool, size: int = _BYTES) -> None:
-        self._parts, members = _cut(gradients, size)
+    def __init__(self, gradients: FlatGradients, overlap: bool, size: int = BYTES) -> None:
+        self._parts, members = cut(gradients, size)
         self._bucket_of = {p: number for number, group in enumerate(members) for p in group}
         self._counts = [len(group) for group in members]
         self._missing = list(self._counts)
@@ -75,7 +75,7 @@ def _hooked(parameter: nn.Parameter, hook: Callable[[Tensor], None]) -> Any:
     return handle
 
 
-def _cut(gradients: FlatGradients, size: int) -> tuple[list[Tensor], list[list[nn.Parameter]]]:
+def cut(gradients: FlatGradients, size: int) -> tuple[list[Tensor], list[list[nn.Parameter]]]:
     """Parts of the buffer and the parameters in them, from the end of the buffer to its beginning."""
     parts: list[Tensor] = []
     members: list[list[nn.Parameter]] = []

@@ -11,7 +11,7 @@ from hires_gan.inference.loading import find
 from hires_gan.networks.growth import Width, resolutions_to
 from hires_gan.progress import say
 from hires_gan.settings import at_resolution
-from hires_gan.training.backends import Replicas
+from hires_gan.training.backends import Backend
 from hires_gan.training.settings import Plan
 
 _NO_ARCHITECTURE = {"group_size", "freeze", "recompute"}
@@ -44,7 +44,7 @@ def open_initial(plan: Plan, domains: Sequence[str]) -> Checkpoint | None:
     return saved
 
 
-def start_from(saved: Checkpoint, backend: Replicas) -> None:
+def start_from(saved: Checkpoint, backend: Backend) -> None:
     """Take over the weights of all players and the average; nothing else.
 
     Raises:

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from hires_gan.randomness import RandomSource, SampleRandom
 from hires_gan.recipes.protocol import Batch, Outcome, Phase, Step
-from hires_gan.training.buckets import Buckets
-from hires_gan.training.flat import FlatGradients
 from hires_gan.training.graphs import Recorder
+from hires_gan.training.learners import Learner
+from hires_gan.training.pace import Pace
 from hires_gan.training.profiling import span
 
 Means = dict[str, Tensor]
@@ -24,44 +24,43 @@ class PhaseRunner:
 
     Args:
         phase: What is run; with graphs, the function that it has now is run for good.
-        gradients: Of the phase's player.
-        optimizer: Of the phase's player.
+        learner: The phase's player.
         random: The run's.
         recorder: Whether, and how, to record.
         micro: How many samples go through the networks at once, on all processes.
         size: The local batch.
         whole: The global batch; None if that is the local one.
-        buckets: Sum the gradient over all processes; None for one process.
     """
 
     def __init__(
         self,
         phase: Phase,
-        gradients: FlatGradients,
-        optimizer: torch.optim.Optimizer,
+        learner: Learner,
         random: RandomSource,
         recorder: Recorder,
         micro: int,
         size: int,
         whole: int | None = None,
-        buckets: Buckets | None = None,
+        pace: Pace | None = None,
     ) -> None:
-        self.phase, self.micro, self.size, self._buckets = phase, micro, size, buckets
+        self.phase, self.micro, self.size = phase, micro, size
         self.whole = size if whole is None else whole
-        self._gradients, self._optimizer, self._random, self._recorder = gradients, optimizer, random, recorder
+        self._learner, self._random, self._recorder = learner, random, recorder
+        self._pace = Pace(torch.device("cpu")) if pace is None else pace
         self._input: tuple[Batch, Tensor] | None = None
         self._means: Means = {}
-        self._bad = torch.zeros((), dtype=torch.int64, device=gradients.buffer.device)
+        self._bad: Tensor | None = None
         self._accumulate = recorder.wrap(self._accumulate_input, f"{phase.name} phase")
         self._complete = recorder.wrap(self._complete_step, f"optimizer's step of the {phase.name} phase")
 
-    def run(self, phase: Phase, batch: Batch, samples: Tensor) -> tuple[Means, Tensor]:
+    def run(self, phase: Phase, batch: Batch, samples: Tensor, at_once: bool = True) -> tuple[Means, Tensor]:
         """Do one step of the player.
 
         Args:
             phase: As it is now.
             batch: The local samples.
             samples: int64 `[n]`, their global indices.
+            at_once: Whether every process computes exactly one micro-batch.
 
         Returns:
             `loss/NAME`, `statistics/NAME` and `average/NAME`: the sums over the local samples, divided by the global
@@ -69,13 +68,14 @@ class PhaseRunner:
         """
         if not self._recorder.enabled:
             self.phase = phase
-        self._gradients.attach()
+        self._learner.begin(at_once)
         try:
             with span(f"phase: {phase.name}"):
                 self._step(batch, samples)
         finally:
-            self._gradients.detach()
+            self._learner.end()
         # Copies: the tensors themselves are used again in the next step.
+        assert self._bad is not None
         return {name: mean.clone() for name, mean in self._means.items()}, self._bad.clone()
 
     def _step(self, batch: Batch, samples: Tensor) -> None:
@@ -83,11 +83,11 @@ class PhaseRunner:
             mean.zero_()
         for start in range(0, self.size, self.micro):
             part = slice(start, start + self.micro)
-            if self._buckets is not None and start + self.micro >= self.size:
-                self._buckets.arm()
+            if start + self.micro >= self.size:
+                self._learner.arm()
             self._take(batch.part(part), samples[part])
-        if self._buckets is not None:
-            self._buckets.finish()
+        with self._pace.waiting("sum of gradients"):
+            self._learner.sum()
         self._complete()
 
     def _take(self, batch: Batch, samples: Tensor) -> None:
@@ -112,7 +112,7 @@ class PhaseRunner:
         seen = Batch(batch.images.detach(), batch.labels, batch.domains)
         outcome = self.phase.function(Step(seen, SampleRandom(self._random, samples)))
         total = torch.stack([loss.sum() for loss in outcome.losses.values()]).sum()
-        (total / self.micro).backward()  # type: ignore[no-untyped-call]
+        self._learner.backward(total / self.micro)
         for name, values in _named(outcome).items():
             mean = values.detach().sum(0) / self.whole
             if name in self._means:
@@ -121,8 +121,11 @@ class PhaseRunner:
                 self._means[name] = mean.clone()
 
     def _complete_step(self) -> None:
-        self._bad.copy_(self._gradients.complete(self.micro / self.whole))
-        self._optimizer.step()
+        bad = self._learner.step(self.micro / self.whole)
+        if self._bad is None:
+            self._bad = bad.clone()
+        else:
+            self._bad.copy_(bad)
 
 
 def _kept(batch: Batch) -> Batch:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from hires_gan.progress import say
 from hires_gan.recipes.protocol import Phase
+from hires_gan.training.activity import doing
 
 _STEPS = 2
 _ROWS = 40
@@ -84,9 +86,11 @@ class StepProfiler:
         say(f"run.profile: {_STEPS} steps are traced in {self.folder}: trace.json.gz, summary.txt")
 
 
-def span(name: str) -> torch.profiler.record_function:
-    """A span in the trace, such as `phase: generator`; next to nothing where none is made."""
-    return torch.profiler.record_function(name)
+@contextmanager
+def span(name: str) -> Iterator[None]:
+    """A span in the trace, such as `phase: generator`, and what the process is doing meanwhile (`activity`)."""
+    with doing(name), torch.profiler.record_function(name):
+        yield
 
 
 def _spans(traced: profile) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -24,21 +25,26 @@ from hires_gan.errors import Failure, UsageError
 from hires_gan.ops.selection import choose, explain
 from hires_gan.progress import console, say
 from hires_gan.recipes.families import build_recipe
-from hires_gan.recipes.protocol import LabelDistribution, stage_at
+from hires_gan.recipes.protocol import LabelDistribution, Recipe, stage_at
 from hires_gan.settings import at_resolution
 from hires_gan.tracking.flavour import ModelCard
 from hires_gan.tracking.tracker import Tracker
-from hires_gan.training.backends import Replicas
+from hires_gan.training.backends import Backend
 from hires_gan.training.gallery import open_gallery
 from hires_gan.training.initial_weights import open_initial, start_from
 from hires_gan.training.launch import DTYPES, choose_float32, join_launch, make_deterministic
+from hires_gan.training.launcher import zero_stage
+from hires_gan.training.restarts import launch_identity, stopped_by_this_launch
 from hires_gan.training.resume_rules import refuse_changes
-from hires_gan.training.run_folder import RunFolder, State
+from hires_gan.training.run_folder import RunFolder, State, check_shared, read_status
 from hires_gan.training.schedule import largest_batch
 from hires_gan.training.settings import Plan
 from hires_gan.training.shares import share
+from hires_gan.training.signals import StopRequest
 from hires_gan.training.trainer import Trainer, micro_batch
+from hires_gan.training.watch import Watch
 from hires_gan.training.world import World, is_lost, lost
+from hires_gan.training.zero import Engines
 
 TRACKING_WAIT = 60.0
 """Seconds that a finished run waits for a tracking server that does not take what is left."""
@@ -58,7 +64,27 @@ def train(plan: Plan, resolved: str) -> bool:
         UsageError: If the configuration does not fit the data, the launcher or the checkpoint.
         Failure: If something outside went wrong.
     """
-    world = join_launch(plan.backend)
+    world = join_launch(plan.backend, plan.precision)
+    with StopRequest(world.alone) as stop:
+        launches = sorted(set(world.gathered(launch_identity())) - {""})
+        if world.from_first(world.first and _is_over(plan)):
+            say("a signal has stopped this launch, and it has started its processes again: they end without training")
+            world.leave()
+            return False
+        trainer, data, saved = _prepare(plan, resolved, world, stop, launches)
+        return _run(trainer, data, saved)
+
+
+def _is_over(plan: Plan) -> bool:
+    """Whether the launcher has started a run again that a signal had stopped in this very launch."""
+    status = read_status(plan.run.dir / plan.run.name)
+    return status is not None and stopped_by_this_launch(status)
+
+
+def _prepare(
+    plan: Plan, resolved: str, world: World, stop: StopRequest, launches: list[str]
+) -> tuple[Trainer, Domains, checkpoint.Checkpoint | None]:
+    """Everything before the first step; the first process alone makes and holds the run's folder."""
     world.agree("the configuration", hashlib.sha256(resolved.encode()).hexdigest())
     world.agree("the versions", json.dumps(versions(), sort_keys=True))
     with world.together():
@@ -72,17 +98,10 @@ def train(plan: Plan, resolved: str) -> bool:
         check_decoder(plan.data, data, world.device)
         order = choose_order(plan, data)
     world.agree("the data", data.digest())
-    trainer, saved = _prepare(plan, resolved, world, data, labels, order)
-    return _run(trainer, data, saved)
-
-
-def _prepare(
-    plan: Plan, resolved: str, world: World, data: Domains, labels: LabelDistribution | None, order: dict[str, Any]
-) -> tuple[Trainer, checkpoint.Checkpoint | None]:
-    """Everything between the data and the first step; the first process alone makes and holds the run's folder."""
     with world.together():
-        folder = RunFolder(plan.run.dir / plan.run.name, held=world.first)
+        folder = RunFolder(plan.run.dir / plan.run.name, world.first, launches)
     try:
+        check_shared(world, folder.path)
         saved = _found(plan, resolved, world, folder, data, order)
         with world.together():
             recipe = build_recipe(
@@ -90,9 +109,9 @@ def _prepare(
             )
             refuse_mixed(data, {stage.resolution for stage in recipe.stages}, plan.data.max_corrupt, saved is not None)
             initial = open_initial(plan, data.names) if saved is None else None
-            backend = Replicas(recipe, world.device, plan.run.seed, plan.performance, world)
-            if initial is not None:
-                start_from(initial, backend)
+        backend = _backend(plan, recipe, world)
+        if initial is not None:
+            start_from(initial, backend)
         tracker = None
         with world.together():
             if world.first:
@@ -104,7 +123,13 @@ def _prepare(
     gallery = open_gallery(plan, recipe, data, world.device, corrupt)
     run_id = tracker.run_id if tracker is not None else ""
     state = describe_run(plan, data, run_id, world) | {"order": order}
-    return Trainer(plan, folder, recipe, backend, gallery, tracker, corrupt, state), saved
+    return Trainer(plan, folder, recipe, backend, gallery, tracker, corrupt, state, stop), data, saved
+
+
+def _backend(plan: Plan, recipe: Recipe, world: World) -> Backend:
+    stage = zero_stage(plan.backend, os.environ)
+    engines = None if stage is None else Engines(list(recipe.players), stage, world)
+    return Backend(recipe, world.device, plan.run.seed, plan.performance, world, engines)
 
 
 def _found(
@@ -131,14 +156,13 @@ def _read_too(path: Path) -> checkpoint.Checkpoint:
 def _run(trainer: Trainer, data: Domains, saved: checkpoint.Checkpoint | None) -> bool:
     """Run the trainer, and say in `status.json` and in MLflow how it ended."""
     try:
-        with trainer.stop:
-            if saved is not None:
-                trainer.restore(saved)
-                say(f"going on from {saved.folder}, {saved.nimg / 1000:.1f} kimg")
-            _write_status(trainer, "running")
-            with open_loader(trainer, data) as loader:
-                finished = trainer.run(loader)
-            _record_end(trainer, finished)
+        if saved is not None:
+            trainer.restore(saved)
+            say(f"going on from {saved.folder}, {saved.nimg / 1000:.1f} kimg")
+        _write_status(trainer, "running")
+        with _watch(trainer), open_loader(trainer, data) as loader:
+            finished = trainer.run(loader)
+        _record_end(trainer, finished)
     except BaseException as error:
         # What went wrong first is what is told, also where the disk is so full that this cannot be written.
         with contextlib.suppress(Failure):
@@ -156,6 +180,13 @@ def _run(trainer: Trainer, data: Domains, saved: checkpoint.Checkpoint | None) -
         report_end(trainer, finished)
     trainer.world.leave()
     return finished
+
+
+def _watch(trainer: Trainer) -> Watch:
+    backend = trainer.plan.backend
+    return Watch(
+        trainer.world, trainer.folder, trainer.stop, lambda: trainer.progress.nimg, backend.hang_after, backend.grace
+    )
 
 
 def _write_status(trainer: Trainer, state: State, message: str = "") -> None:

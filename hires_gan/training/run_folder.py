@@ -5,13 +5,21 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import secrets
 import shutil
+import socket
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 from hires_gan.errors import Failure, UsageError
 from hires_gan.progress import say
+from hires_gan.training.world import World
+
+_STATUS = "status.json"
+_DELAY = 10.0
+"""Seconds after which a network file system shows on all machines what was written on one."""
 
 State = Literal["running", "finished", "failed", "preempted"]
 
@@ -24,14 +32,15 @@ class RunFolder:
     Args:
         path: The folder; made if it is not there.
         held: Whether this process holds it; others of the same run only read in it.
+        launches: Who has started the processes, for a worker that is started again.
 
     Raises:
         UsageError: If another process trains in it.
         Failure: If it cannot be written.
     """
 
-    def __init__(self, path: Path, held: bool = True) -> None:
-        self.path = path
+    def __init__(self, path: Path, held: bool = True, launches: Sequence[str] = ()) -> None:
+        self.path, self.launches = path, list(launches)
         self._new = False
         self._lock: IO[str] | None = None
         if held:
@@ -76,7 +85,7 @@ class RunFolder:
     def write_status(self, state: State, nimg: int, message: str = "") -> None:
         """Say in `status.json` how the run stands."""
         content = {"state": state, "nimg": nimg, "message": message, "process": os.getpid(), "time": time.time()}
-        _replace(self.path / "status.json", json.dumps(content, indent=1) + "\n")
+        _replace(self.path / _STATUS, json.dumps(content | {"launches": self.launches}, indent=1) + "\n")
 
     def begin_again(self, config: str) -> None:
         """Start from nothing where an attempt wrote no checkpoint.
@@ -95,6 +104,64 @@ class RunFolder:
             shutil.rmtree(self.path, ignore_errors=True)
         if self._lock is not None:
             self._lock.close()
+
+
+def read_status(folder: Path) -> dict[str, Any] | None:
+    """What `status.json` of a run's folder says; None if there is none."""
+    try:
+        found: dict[str, Any] = json.loads((folder / _STATUS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # it is for whoever watches: one that cannot be read stops nothing
+        return None
+    return found
+
+
+def check_shared(world: World, folder: Path, delay: float = _DELAY) -> None:
+    """Make sure that all processes see the same folder: each of them reads and writes in it.
+
+    Args:
+        world: The processes; all of them have to ask.
+        folder: The run's folder, which the first process has made.
+        delay: Seconds for which the others look for what the first one has written.
+
+    Raises:
+        UsageError: On the first process, if another one does not see it.
+        Failure: Likewise, if it cannot be written.
+        Elsewhere: On the others.
+    """
+    if world.alone:
+        return
+    # A name that nobody has looked for yet: network file systems remember for a while what was not there.
+    token = folder / f".shared-{world.from_first(secrets.token_hex(8))}"
+    try:
+        with world.together():
+            if world.first:
+                _touch(token)
+        with world.together():
+            if not world.first:
+                _look_for(token, delay)
+    finally:
+        if world.first:
+            token.unlink(missing_ok=True)
+
+
+def _touch(path: Path) -> None:
+    try:
+        path.touch()
+    except OSError as error:
+        raise Failure(
+            f"cannot write to the run's folder {path.parent}: {error.strerror}; choose another run.dir"
+        ) from error
+
+
+def _look_for(path: Path, delay: float) -> None:
+    deadline = time.monotonic() + delay
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise UsageError(
+                f"{socket.gethostname()} does not see what the first process has written to {path.parent.absolute()}: "
+                "put run.dir where all machines see it"
+            )
+        time.sleep(0.2)
 
 
 def _replace(path: Path, text: str) -> None:

@@ -93,11 +93,15 @@ class OpsSettings(Settings):
 
 
 class BackendSettings(Settings):
-    """How many processes train together, and how they sum their gradients."""
+    """How many processes train together, how they sum their gradients, and what they do when something goes wrong."""
 
-    name: Literal["auto", "single", "data_parallel"] = "auto"
-    """single: one process; data_parallel: each with all weights and a share of the batch; auto: by how many processes
-    the launcher starts."""
+    name: Literal["auto", "single", "data_parallel", "deepspeed"] = "auto"
+    """single: one process; data_parallel: each with all weights and a share of the batch; deepspeed: each with a share
+    of the optimizers' state as well (ZeRO); auto: what the launcher asks for."""
+
+    zero_stage: Literal[1, 2] | None = None
+    """With deepspeed: 1 divides the optimizers' state among the processes, 2 the gradients too; null: what the launcher
+    asks for, or 2."""
 
     processes: Annotated[Literal["any"] | int | str, AfterValidator(_check_processes)] = "any"
     """How many the launcher may start: a number, a range such as 8..16, or any; others are refused at the start."""
@@ -105,6 +109,14 @@ class BackendSettings(Settings):
     timeout: Annotated[float, Field(ge=10)] = 1800.0
     """Seconds without an answer after which a process counts as lost. While the first one evaluates, the others wait
     for it."""
+
+    hang_after: Annotated[float, Field(ge=1)] | None = 900.0
+    """Seconds without progress of any process after which the run ends, with a report of where each of them stands;
+    null: never. What takes long at one go (an evaluation) counts as progress while it goes on."""
+
+    grace: Annotated[float, Field(ge=1)] = 25.0
+    """Seconds between a signal and the checkpoint, at most; then the run ends without one. Launchers like torchrun kill
+    after 30."""
 
     @property
     def allowed(self) -> tuple[int, int | None]:

@@ -22,3 +22,15 @@ def share(batch: int, group: int, rank: int, size: int) -> range:
     last = first + each + (rank < more)
     end = batch if last == groups else last * group
     return range(min(first * group, batch), end) if last > first else range(batch, batch)
+
+
+def at_once(batch: int, group: int, size: int, micro: int) -> bool:
+    """Whether every process has samples, and computes them in one micro-batch.
+
+    Args:
+        batch: The global batch.
+        group: Samples that must stay together.
+        size: How many processes there are.
+        micro: Samples of a micro-batch.
+    """
+    return all(0 < len(share(batch, group, rank, size)) <= micro for rank in range(size))

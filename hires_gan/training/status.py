@@ -113,12 +113,31 @@ class StatusLine:
             self._live.update(lines)
 
     def show(
-        self, nimg: int, where: str, speed: Speed, memory: float, losses: dict[str, float], skipped: int = 0
+        self,
+        nimg: int,
+        where: str,
+        speed: Speed,
+        memory: float,
+        losses: dict[str, float],
+        skipped: int = 0,
+        ranks: str = "",
     ) -> None:
-        """Show how the run stands; without a terminal at most every few seconds, but always at the end."""
+        """Show how the run stands; without a terminal at most every few seconds, but always at the end.
+
+        Args:
+            nimg: Images shown.
+            where: The recipe's own words.
+            speed: Since the last time.
+            memory: Bytes in use.
+            losses: Means since the last time.
+            skipped: Corrupt samples so far.
+            ranks: How far apart the processes are, in words.
+        """
         self._details = self._line(nimg, speed, memory, losses)
         if skipped:
             self._details += f" | {skipped} corrupt samples skipped"
+        if ranks:
+            self._details += f" | {ranks}"
         self._last_refresh = 0.0
         self.advance(nimg, where)
         if self._live is None and (time.monotonic() - self._last_line >= PLAIN_EVERY or nimg >= self._total):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -21,12 +22,16 @@ from hires_gan.inference.images import save_png
 from hires_gan.progress import say
 from hires_gan.recipes.protocol import Recipe, Stage, stage_at
 from hires_gan.tracking.tracker import Tracker
-from hires_gan.training.backends import Replicas
+from hires_gan.training.activity import doing, waiting
+from hires_gan.training.backends import Backend
+from hires_gan.training.consistency import check_equal, fingerprints
 from hires_gan.training.feed import Feed
 from hires_gan.training.gallery import PIXELS_AT_ONCE, Gallery
+from hires_gan.training.pace import Own, Spread, Stragglers, spread
 from hires_gan.training.phases import Means
 from hires_gan.training.profiling import StepProfiler, span
 from hires_gan.training.run_folder import RunFolder
+from hires_gan.training.saving import Saver
 from hires_gan.training.schedule import Cadence, PlannedStep, steps
 from hires_gan.training.settings import BatchSettings, EmaSettings, Plan
 from hires_gan.training.shares import share
@@ -88,18 +93,19 @@ class Trainer:
         plan: Plan,
         folder: RunFolder,
         recipe: Recipe,
-        backend: Replicas,
+        backend: Backend,
         gallery: Gallery,
         tracker: Tracker | None,
         corrupt: CorruptRows,
         state: dict[str, Any],
+        stop: StopRequest,
     ) -> None:
         self.plan, self.folder, self.recipe, self.backend = plan, folder, recipe, backend
         self.gallery, self.tracker, self.corrupt, self.state = gallery, tracker, corrupt, state
         self.progress = Progress()
         self._stage: int | None = None
         self.world = backend.world
-        self.stop = StopRequest(self.world.alone)
+        self.stop = stop
         self.total = round(plan.run.total_kimg * 1000)
         self.cadences = {
             "log": Cadence(plan.tracking.every_kimg),
@@ -108,8 +114,11 @@ class Trainer:
             "checkpoint": Cadence(plan.checkpoint.every_kimg),
         }
         self._sums: dict[str, tuple[Tensor, int]] = {}
-        self._saved: checkpoint.Checkpoint | None = None
+        self.saver = Saver(folder.checkpoints, plan.checkpoint.keep)
+        self._asked: Callable[[], bool] = lambda: False
         self._stopwatch = Stopwatch()
+        self._stragglers = Stragglers(self.world.gathered(socket.gethostname()))
+        self._spread: Spread | None = None
         self._stalled = 0.0
         self._domains: tuple[str, ...] = ()
         profiled = plan.run.profile and self.world.first
@@ -138,8 +147,9 @@ class Trainer:
         # A checkpoint on the border of two stages holds the optimizers of the first; the second makes them anew.
         if self._stage == state["stage"]:
             self.backend.load_optimizers(parts)
-        self._saved = saved
-        self._mark_best()
+        self.saver.last = saved
+        if self.world.first and self.progress.best is not None:
+            self.saver.mark_best(self.progress.best.checkpoint)
 
     def _comparable(self, best: dict[str, Any] | None) -> Best | None:
         """The best value of the checkpoint, unless the configuration now measures something else."""
@@ -167,16 +177,17 @@ class Trainer:
         self._stalled, self._domains = 0.0, loader.reader.domains
         self.gallery.decode_as(loader.settings)  # what auto was decided to be holds for the reals, too
         self._enter(stage_at(self.recipe.stages, nimg))
-        with StatusLine(self.plan.run.name, nimg, self.total) as status:
+        with StatusLine(self.plan.run.name, nimg, self.total) as status, self.saver:
             self._between_steps(status, feed)
             with contextlib.suppress(Stopped):  # a signal came before a batch, and nothing of its step was done
                 for step in steps(self.recipe.stages, nimg, self.total):
                     if self.stop.agreed:
                         break
-                    self._step(step, feed)
+                    with self.backend.pace.step(len(self._own(step))):
+                        self._step(step, feed)
                     status.advance(self.progress.nimg, self.recipe.describe(self.progress.nimg))
                     self._between_steps(status, feed)
-            if self.stop.agreed and self.world.first and 0 < self.progress.nimg != self.cadences["checkpoint"].last:
+            if self.stop.agreed and 0 < self.progress.nimg != self.cadences["checkpoint"].last:
                 self._save()
         if self._profiler is not None:
             self._profiler.close()
@@ -228,24 +239,38 @@ class Trainer:
     def _between_steps(self, status: StatusLine, feed: Feed) -> None:
         """Log, sample, evaluate and save, whatever is due; after a signal only save.
 
-        All of it is the first process's: the others tell it what only they know, and go on to wait for it in the step.
+        All processes come here with the same cadences. What the first one does alone, the others wait for. Whether a
+        signal came to any of them, they ask each other at every boundary, and hear the answer at the next one: no step
+        waits for it.
         """
-        self.stop.agree(self.world.any(self.stop.wanted is not None))
+        self.stop.agree(self._asked())
+        self._asked = self.world.ask(self.stop.wanted is not None)
+        self.saver.check()
         nimg, ended = self.progress.nimg, self.progress.nimg >= self.total
-        if not self.world.alone and self._due("log", ended):
-            self._tell()
-        if not self.world.first:
-            return
         if self._due("log", ended):
-            self._log(status, feed)
-        if self._due("samples", ended):
-            self._sample()
-        is_best = self._due("evaluation", ended) and self._evaluate()
+            self._tell()
+            if self.world.first:
+                self._log(status, feed)
+            self._logged()
+        if self._due("samples", ended) and self._by_first(self._sample):
+            self.cadences["samples"].done(nimg)
+        verdict = self._by_first(self._evaluate) if self._due("evaluation", ended) else None
+        if verdict is not None:
+            self.cadences["evaluation"].done(nimg)
         cadence = self.cadences["checkpoint"]
-        if is_best or ((ended or self.stop.agreed) and 0 < nimg != cadence.last):
+        if verdict == "best" or ((ended or self.stop.agreed) and 0 < nimg != cadence.last):
             self._save()
         elif cadence.due(nimg):
             self._save_if_finite()
+
+    def _by_first(self, what: Callable[[], Any]) -> Any:
+        """What the first process does while the others wait, and what came of it: a plain JSON value."""
+        done = None
+        if self.world.first:
+            with doing(what.__name__.removeprefix("_")):
+                done = what()
+        with waiting("the first process"):
+            return self.world.from_first(done)
 
     def _due(self, what: str, ended: bool) -> bool:
         """Whether something is due now: by its cadence, or because the run ends; never twice at one nimg."""
@@ -255,16 +280,24 @@ class Trainer:
         return cadence.due(nimg) or (ended and cadence.every is not None and 0 < nimg != cadence.last)
 
     def _tell(self) -> None:
-        """Tell the first process which samples were corrupt, and stop where it will stop."""
-        found = self.world.gathered(self.corrupt.rows())
-        if not self.world.first:
-            self.cadences["log"].done(self.progress.nimg)
-            self._sums = {}
-            self._check_finite()
+        """Tell the first process what only the others know: which samples were corrupt."""
+        self._spread = None
+        if self.world.alone:
             return
-        for number, rows in enumerate(found[1:], 1):
-            for line in self.corrupt.learn(rows):
+        laps = self.world.gathered(None if (own := self.backend.pace.lap()) is None else asdict(own))
+        self._spread = spread([None if lap is None else Own(**lap) for lap in laps])
+        sentence = self._stragglers.look(self._spread)
+        if sentence is not None:
+            say(sentence)
+        for number, rows in enumerate(self.world.gathered(self.corrupt.rows())[1:], 1):
+            for line in self.corrupt.learn(rows) if self.world.first else ():
                 say(f"rank {number}: {line}")
+
+    def _logged(self) -> None:
+        """Begin new means, and stop a run that does not learn any more: where the first process stops, all do."""
+        self._sums = {}
+        self.cadences["log"].done(self.progress.nimg)
+        self._check_finite()
 
     def _sum(self, means: Means, images: int) -> None:
         """Add up on the device: reading the values would make the step wait."""
@@ -275,7 +308,7 @@ class Trainer:
             self._sums[name] = (total + mean.double() * images, count + images)
 
     def _log(self, status: StatusLine, feed: Feed) -> None:
-        """Send the means since the last time, show the status line, and stop a run that does not learn any more."""
+        """Send the means since the last time, and show the status line."""
         nimg, stage = self.progress.nimg, self.recipe.stages[self._stage or 0]
         start = time.perf_counter()
         values = torch.stack([total / count for total, count in self._sums.values()]).tolist() if self._sums else []
@@ -283,7 +316,6 @@ class Trainer:
         self._stopwatch.add(0, time.perf_counter() - start, 0.0)
         speed, memory = self._lap(feed), memory_in_use(self.backend.device)
         means = dict(zip(self._sums, values, strict=True))
-        self._sums = {}
         self._recorded().log_metrics(
             nimg,
             means
@@ -292,13 +324,20 @@ class Trainer:
             | {"speed/images_per_second": speed.images_per_second, "speed/data_wait": speed.data_wait}
             | {"speed/seconds_per_kimg": speed.seconds_per_kimg, "memory/gib": memory / 2**30}
             | {"gradients/nonfinite": int(self.backend.nonfinite)}
-            | {"data/skipped": len(self.corrupt), "data/retries": self.corrupt.retries},
+            | {"data/skipped": len(self.corrupt), "data/retries": self.corrupt.retries}
+            | ({} if self._spread is None else self._spread.metrics)
+            | self._checkpoint_costs(),
         )
         losses = {name.removeprefix("loss/"): value for name, value in means.items() if name.startswith("loss/")}
-        status.show(nimg, self.recipe.describe(nimg), speed, memory, losses, len(self.corrupt))
+        ranks = "" if self._spread is None else self._spread.words
+        status.show(nimg, self.recipe.describe(nimg), speed, memory, losses, len(self.corrupt), ranks)
         self.folder.write_status("running", nimg)
-        self.cadences["log"].done(nimg)
-        self._check_finite()
+
+    def _checkpoint_costs(self) -> dict[str, float]:
+        """The seconds that checkpoints took since the last time: of the training, and beside it."""
+        costs, self.saver.costs = self.saver.costs, []
+        blocked, background = (sum(getattr(cost, name) for cost in costs) for name in ("blocked", "background"))
+        return {"checkpoint/blocked_seconds": blocked, "checkpoint/background_seconds": background} if costs else {}
 
     def _lap(self, feed: Feed) -> Speed:
         """The speed since the last time, with what data cost: the wait of this process or that of the GPU."""
@@ -310,40 +349,41 @@ class Trainer:
     def _check_finite(self) -> None:
         streak = int(self.backend.longest_streak)
         if streak >= self.plan.run.stop_after_nonfinite:
-            last = f"the last good checkpoint is {self._saved.folder}" if self._saved else "there is no checkpoint yet"
+            saved = self.saver.last
+            last = f"the last good checkpoint is {saved.folder}" if saved else "there is no checkpoint yet"
             raise Failure(
                 f"{streak} steps in a row had gradients that are not finite "
                 f"({int(self.backend.nonfinite)} entries so far): the run has diverged. {last}; start a new run under "
                 f"another run.name with a lower learning rate, or with precision fp32 or bf16"
             )
 
-    def _sample(self) -> None:
+    def _sample(self) -> bool:
+        """Draw the grid; False if a signal came meanwhile: then it is due again when the run goes on."""
         nimg = self.progress.nimg
         try:
-            pictures = self.gallery.pictures(self.backend.average, nimg, lambda: self.stop.wanted is not None)
+            pictures = self.gallery.pictures(self.backend.average, nimg, self.stop.interrupted)
         except Stopped:
-            return  # it is due again when the run goes on
+            return False
         for name, pixels in pictures.items():
             suffix = "" if len(pictures) == 1 else f"_{name}"
             save_png(self.folder.samples / f"{nimg:012d}{suffix}.png", pixels)
             self._recorded().log_image(f"samples/{name}", nimg, pixels)
-        self.cadences["samples"].done(nimg)
+        return True
 
-    def _evaluate(self) -> bool:
-        """Measure the running average; whether it is the best so far."""
+    def _evaluate(self) -> str | None:
+        """Measure the average: "best" if it is that so far; None if a signal came meanwhile, as in `_sample`."""
         nimg = self.progress.nimg
-        values = self.gallery.measure(self.backend.average, nimg, lambda: self.stop.wanted is not None)
-        if values is None:  # a signal came meanwhile; it is due again when the run goes on
-            return False
+        values = self.gallery.measure(self.backend.average, nimg, self.stop.interrupted)
+        if values is None:
+            return None
         self._recorded().log_metrics(nimg, {f"evaluation/{name}": value for name, value in values.items()})
         for metric in self.plan.evaluation.metrics:
             say(f"{nimg / 1000:.1f} kimg: {metric} {values[metric]:.2f}")
-        self.cadences["evaluation"].done(nimg)
         watched, before = self.plan.evaluation.best, self.progress.best
         if not watched or not nimg or (before is not None and values[watched] >= before.value):
-            return False
+            return "measured"
         self.progress.best = Best(watched, self.gallery.count, values[watched], nimg)
-        return True
+        return "best"
 
     def _save_if_finite(self) -> None:
         """Write a checkpoint, unless the last step was bad: then it stays due, for the next good one."""
@@ -352,31 +392,32 @@ class Trainer:
             self._save()
 
     def _save(self) -> None:
-        """Write a checkpoint, make it the latest, and delete those that are not kept."""
+        """Write a checkpoint behind the training, make it the latest, and delete those that are not kept.
+
+        Raises:
+            Failure: If the processes' weights have come apart, or the checkpoint before could not be written.
+        """
         nimg = self.progress.nimg
-        self.cadences["checkpoint"].done(nimg)
+        with doing("checkpoint"):
+            self.cadences["checkpoint"].done(nimg)
+            parts = self.backend.tensors()
+            check_equal(self.world, fingerprints(parts))
+            if self.world.first:
+                best = self.progress.best
+                self.saver.save(nimg, parts, self._state(), None if best is None else best.checkpoint)
+
+    def _state(self) -> dict[str, Any]:
+        """What a checkpoint says besides the tensors."""
         progress = {
             "stage": self._stage,
             "nonfinite": int(self.backend.nonfinite),
             "streak": int(self.backend.streak),
             "best": None if self.progress.best is None else asdict(self.progress.best),
             "cadences": {name: cadence.last for name, cadence in self.cadences.items()},
-            "corrupt": self.corrupt.rows(),
+            "corrupt": list(self.corrupt.rows()),
         }
-        state = self.state | {
-            "progress": progress,
-            "recipe": self.recipe.state_dict(),
-            "inference": self.recipe.inference(nimg),
-        }
-        self._saved = checkpoint.write(self.folder.checkpoints, nimg, self.backend.tensors(), state)
-        self._mark_best()
-        checkpoint.prune(self.folder.checkpoints, self.plan.checkpoint.keep)
-
-    def _mark_best(self) -> None:
-        """Let `best` point to the best checkpoint; also after a kill between the checkpoint and the pointer."""
-        best = self.progress.best
-        if self.world.first and best is not None and (self.folder.checkpoints / best.checkpoint).is_dir():
-            checkpoint.point(self.folder.checkpoints, checkpoint.BEST, best.checkpoint)
+        inference = self.recipe.inference(self.progress.nimg)
+        return self.state | {"progress": progress, "recipe": self.recipe.state_dict(), "inference": inference}
 
     def _recorded(self) -> Tracker:
         assert self.tracker is not None, "only the first process records"

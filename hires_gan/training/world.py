@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hires_gan.errors import Elsewhere, Failure, UsageError
+from hires_gan.training.activity import waiting
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,25 @@ class World:
 
     def any(self, flag: bool) -> bool:
         """Whether it is true of any process; all of them have to ask."""
+        return self.ask(flag)()
+
+    def ask(self, flag: bool) -> Callable[[], bool]:
+        """Begin to find out whether it is true of any process; all of them have to ask, in the same order.
+
+        Returns:
+            Gives the answer, and waits for it where it is not there yet: it comes while others compute.
+        """
         if self.alone:
-            return flag
+            return lambda: flag
         told = torch.tensor([flag], dtype=torch.int32)
-        dist.all_reduce(told, dist.ReduceOp.MAX, group=self.control)
-        return bool(told)
+        work = dist.all_reduce(told, dist.ReduceOp.MAX, group=self.control, async_op=True)
+
+        def answer() -> bool:
+            with waiting("a word with all"):
+                work.wait()
+            return bool(told)
+
+        return answer
 
     def gathered(self, value: Any) -> list[Any]:
         """What each process gives, by rank: plain JSON values; all of them have to take part."""
@@ -59,7 +74,8 @@ class World:
             return [value]
         text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
         lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-        dist.all_gather(lengths, torch.tensor([len(text)]), group=self.control)
+        with waiting("a word with all"):
+            dist.all_gather(lengths, torch.tensor([len(text)]), group=self.control)
         longest = max(int(length) for length in lengths)
         padded = torch.zeros(longest, dtype=torch.uint8)
         padded[: len(text)] = text
@@ -76,7 +92,8 @@ class World:
         if self.alone or not values:
             return list(values)
         flat = torch.cat([value.detach().double().flatten() for value in values])
-        dist.all_reduce(flat)
+        with waiting("sum of means"):
+            dist.all_reduce(flat)
         parts = torch.split(flat, [value.numel() for value in values])
         return [part.reshape(value.shape).to(value.dtype) for part, value in zip(parts, values, strict=True)]
 

@@ -29,7 +29,7 @@ from hires_gan.inference.nvlabs_layout import _check_architecture, _check_attrib
 from hires_gan.inference.nvlabs_names import discriminator_names, generator_names
 from hires_gan.networks.stylegan2 import Discriminator, Generator, Width
 from hires_gan.recipes.families import build_recipe
-from hires_gan.training.backends import Replicas
+from hires_gan.training.backends import Backend
 from hires_gan.training.initial_weights import open_initial, start_from
 
 WRITER = Path(__file__).with_name("nvlabs_writer.py")
@@ -192,7 +192,7 @@ def test_the_recipe_is_a_base_for_configurations(imported, tmp_path):
     assert configuration.recipe.model_dump(mode="json") == saved.state["configuration"]["recipe"]
     assert configuration.precision == "fp16"
     recipe = build_recipe(configuration.recipe, configuration.batch.size, torch.float32, 0, None)
-    backend = Replicas(recipe, torch.device("cpu"), 0)
+    backend = Backend(recipe, torch.device("cpu"), 0)
     initial = open_initial(configuration, ())
     assert initial is not None
     start_from(initial, backend)

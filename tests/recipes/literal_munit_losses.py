@@ -18,7 +18,7 @@ from hires_gan.randomness import Purpose, RandomSource, SampleRandom
 from hires_gan.recipes.munit import Munit
 from hires_gan.recipes.munit_settings import MunitSettings
 from hires_gan.recipes.protocol import Batch, Step
-from hires_gan.training.backends import Replicas
+from hires_gan.training.backends import Backend
 
 CPU = torch.device("cpu")
 A, B = DOMAINS = ("cat", "dog")
@@ -62,14 +62,14 @@ def step_at(nimg: int, side: int = SIDE, size: int = BATCH) -> Step:
     return Step(batch_of(nimg, side, size=size), SampleRandom(RandomSource(SEED), torch.arange(nimg, nimg + size)))
 
 
-def backend_of(model: Munit) -> Replicas:
-    backend = Replicas(model, CPU, SEED)
+def backend_of(model: Munit) -> Backend:
+    backend = Backend(model, CPU, SEED)
     backend.enter(model.stages[0])
     return backend
 
 
 def take_step(
-    backend: Replicas, nimg: int, micro: int = BATCH, batch: Batch | None = None, side: int = SIDE
+    backend: Backend, nimg: int, micro: int = BATCH, batch: Batch | None = None, side: int = SIDE
 ) -> dict[str, Tensor]:
     model = backend.recipe
     assert isinstance(model, Munit)

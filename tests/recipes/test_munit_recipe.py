@@ -31,7 +31,7 @@ from hires_gan.randomness import Purpose, RandomSource, SampleRandom
 from hires_gan.recipes.munit import Munit
 from hires_gan.recipes.munit_images import random_crops, speckled
 from hires_gan.recipes.protocol import Batch, stage_at
-from hires_gan.training.backends import Replicas
+from hires_gan.training.backends import Backend
 
 ALL = {"style_prior": 0.5, "r1": 0.3, "r1_interval": 2, "consistency": 2.0}
 """With the default's terms, everything but the perceptual one."""
@@ -420,7 +420,7 @@ def cannot_move(name: str) -> bool:
 
 def test_a_run_through_all_stages_moves_what_lives_and_nothing_else() -> None:
     model = model_of(**GROWING, loss=ALL)
-    backend = Replicas(model, literal.CPU, SEED)
+    backend = Backend(model, literal.CPU, SEED)
     for stage in model.stages:
         backend.enter(stage)
         before = states(model)

@@ -19,7 +19,7 @@ from hires_gan.recipes.protocol import Batch, LabelDistribution, Outcome, Step
 from hires_gan.recipes.stylegan2 import StyleGAN2, build_generator, r1_gamma
 from hires_gan.recipes.stylegan2_settings import StyleGAN2Settings
 from hires_gan.recipes.styles import GENERATOR, draw_styles, mixing_cutoffs
-from hires_gan.training.backends import Replicas
+from hires_gan.training.backends import Backend
 
 BATCH = 8
 SIDE = 16
@@ -60,8 +60,8 @@ def outcomes(model: StyleGAN2, nimg: int, **how: Any) -> dict[str, Outcome]:
     return {phase.name: phase.function(step_at(nimg, **how)) for phase in model.phases(nimg)}
 
 
-def trained(model: StyleGAN2, steps: int, micro: int, labels: bool = False) -> Replicas:
-    backend = Replicas(model, CPU, 7)
+def trained(model: StyleGAN2, steps: int, micro: int, labels: bool = False) -> Backend:
+    backend = Backend(model, CPU, 7)
     backend.enter(model.stages[0])
     for number in range(steps):
         nimg = number * BATCH

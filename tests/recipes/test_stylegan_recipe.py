@@ -18,7 +18,7 @@ from hires_gan.recipes.growing import growth_at
 from hires_gan.recipes.protocol import Batch, LabelDistribution, Step
 from hires_gan.recipes.stylegan import StyleGAN
 from hires_gan.recipes.stylegan_settings import StyleGANSettings
-from hires_gan.training.backends import Replicas
+from hires_gan.training.backends import Backend
 
 BATCH = 4
 SMALL = {
@@ -124,7 +124,7 @@ def test_micro_batches_change_nothing_but_rounding() -> None:
         for name, parameter in model.generator.named_parameters():
             if name.endswith("noise_weight"):
                 torch.nn.init.constant_(parameter, 0.3)
-        backend = Replicas(model, torch.device("cpu"), 7)
+        backend = Backend(model, torch.device("cpu"), 7)
         for stage in model.stages[:2]:
             backend.enter(stage)
             for nimg in (stage.start, stage.start + BATCH):

@@ -1,11 +1,14 @@
 """Run by each of several processes: one step of a few recipes, whose parameters the first one writes down.
 
-python rank_steps.py OUT CELL...; a cell is FAMILY:OPTIMIZER:MICRO, such as stylegan2:adam:2.
+python rank_steps.py OUT CELL...; a cell is FAMILY:OPTIMIZER:MICRO or, under DeepSpeed, FAMILY:OPTIMIZER:MICRO:STAGE,
+such as stylegan2:sgd:2:1. All cells of a call have the same stage, or none. OPTIMIZER is adam (in float64), sgd (in
+float32), still (Adam in float32 with a learning rate of 0: its moments tell the gradients) or exact (that in float64).
 """
 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +16,15 @@ import torch
 from accelerate import PartialState
 from pydantic import TypeAdapter
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from hires_gan.recipes.families import build_recipe
-from hires_gan.recipes.protocol import Batch
+from hires_gan.recipes.protocol import Batch, OptimizerPlan, Recipe
 from hires_gan.recipes.settings import RecipeSettings
-from hires_gan.training.backends import Replicas
+from hires_gan.training.backends import Backend
+from hires_gan.training.learners import adam
 from hires_gan.training.world import World, join
+from hires_gan.training.zero import Engines
 
 BATCH, SIDE = 8, 16
 WIDTH = {"fmap_base": 64, "fmap_max": 8}
@@ -51,40 +56,55 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
-class Descent(Replicas):
-    """With plain gradient descent: in float32, Adam makes whole steps of gradients that are rounding alone."""
-
-    def _optimizer(self, parameters: Any, plan: Any) -> Any:
-        return torch.optim.SGD(parameters, lr=0.01)
+def descent(parameters: list[nn.Parameter], plan: OptimizerPlan, fused: bool) -> torch.optim.Optimizer:
+    """Plain gradient descent: in float32, Adam makes whole steps of gradients that are rounding alone."""
+    return torch.optim.SGD(parameters, lr=0.01)
 
 
-def stepped(world: World, family: str, optimizer: str, micro: int) -> dict[str, Tensor]:
-    """All parameters behind one step in which every phase is due, and its means."""
-    dtype = torch.float64 if optimizer == "adam" else torch.float32
+def stir(recipe: Recipe) -> None:
+    """Biases and gains that begin at 0 would tell a gradient's rounding alone."""
+    chance = torch.Generator().manual_seed(5)
+    for player in recipe.players.values():
+        for parameter in player.parameters():
+            noise = torch.randn(parameter.shape, generator=chance, dtype=torch.float64)
+            parameter.data.add_(0.1 * noise.to(parameter.dtype))
+
+
+def stepped(world: World, cell: str, engines: Engines | None = None) -> dict[str, Tensor]:
+    """All weights behind one step in which every phase is due, its means, and the optimizers' moments."""
+    family, optimizer, micro, *_ = cell.split(":")
+    dtype = torch.float64 if optimizer in ("adam", "exact") else torch.float32
     block = TypeAdapter(RecipeSettings).validate_python({"resolution": SIDE, **FAMILIES[family]})
     domains = ("a", "b") if family == "munit" else ("image",)
     recipe = build_recipe(block, BATCH, dtype, 3, None, domains)
-    kind = Replicas if optimizer == "adam" else Descent
-    backend = kind(recipe, world.device, 3, "reference", world)
+    make = descent if optimizer == "sgd" else adam
+    stir(recipe)
+    backend = Backend(recipe, world.device, 3, "reference", world, engines, make)
     stage = recipe.stages[-1]
+    if optimizer in ("still", "exact"):
+        plans = {name: replace(plan, learning_rate=0.0) for name, plan in stage.optimizers.items()}
+        stage = replace(stage, optimizers=plans)
     backend.enter(stage)
     shape = (len(domains) * BATCH, 3, SIDE, SIDE)
     images = torch.rand(shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64).to(dtype) * 2 - 1
     own = backend.share(BATCH)
     batch = Batch(images, None, domains).part(slice(own.start, own.stop))
-    means = backend.step(recipe.phases(stage.start), batch, stage.start, micro)
+    means = backend.step(recipe.phases(stage.start), batch, stage.start, int(micro))
     recipe.advance(stage.start + BATCH, means)
     found = {f"mean.{name}": value for name, value in means.items()}
-    for player, network in recipe.players.items():
-        found |= {f"{player}.{name}": value.detach() for name, value in network.state_dict().items()}
+    for part, tensors in backend.tensors().items():
+        found |= {f"{part}.{name}": value.detach() for name, value in tensors.items()}
+    for learner in backend.learners.values():
+        learner.close()
     return found
 
 
 def main(out: Path, cells: list[str]) -> None:
     world = join(PartialState(cpu=True).device, 60)
+    stages = {cell.split(":")[3:][0] for cell in cells if cell.count(":") == 3}
+    engines = Engines(["generator", "discriminator"], 2 if "2" in stages else 1, world) if stages else None
     for cell in cells:
-        family, optimizer, micro = cell.split(":")
-        found = stepped(world, family, optimizer, int(micro))
+        found = stepped(world, cell, engines)
         print(f"rank {world.rank} of {world.size}: {cell}", flush=True)
         if world.first:
             save_file({name: value.contiguous().clone() for name, value in found.items()}, out / f"{cell}.safetensors")

@@ -11,10 +11,10 @@ from test_backends import CPU, SMALL, progressive, reals
 from hires_gan import checkpoint
 from hires_gan.errors import Failure
 from hires_gan.recipes.progressive import Progressive
-from hires_gan.training.backends import Replicas
+from hires_gan.training.backends import Backend
 
 
-def advance(backend: Replicas, recipe: Progressive, first: int, count: int) -> None:
+def advance(backend: Backend, recipe: Progressive, first: int, count: int) -> None:
     for number in range(count):
         nimg = first + 8 * number
         backend.step(recipe.phases(nimg), reals(8, 16), nimg, 4)
@@ -24,7 +24,7 @@ def advance(backend: Replicas, recipe: Progressive, first: int, count: int) -> N
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_tensors_through_a_checkpoint_continue_bit_for_bit(tmp_path: Path, dtype: torch.dtype) -> None:
     recipe = progressive(dtype)
-    backend = Replicas(recipe, CPU, seed=3)
+    backend = Backend(recipe, CPU, seed=3)
     backend.enter(recipe.stages[4])
     assert not backend.average.training
     advance(backend, recipe, 400, 2)
@@ -34,7 +34,7 @@ def test_tensors_through_a_checkpoint_continue_bit_for_bit(tmp_path: Path, dtype
     advance(backend, recipe, 416, 2)
 
     again = progressive(dtype)
-    resumed = Replicas(again, CPU, seed=3)
+    resumed = Backend(again, CPU, seed=3)
     parts = {name: checkpoint.read(saved.folder).tensors(name) for name in names}
     resumed.load_weights(parts)
     resumed.enter(again.stages[4])
@@ -53,7 +53,7 @@ def test_tensors_through_a_checkpoint_continue_bit_for_bit(tmp_path: Path, dtype
 
 def test_parameters_and_moments_lie_in_channels_last_memory() -> None:
     recipe = progressive(torch.float32)
-    backend = Replicas(recipe, CPU, seed=3)
+    backend = Backend(recipe, CPU, seed=3)
     backend.enter(recipe.stages[4])
     advance(backend, recipe, 400, 1)
     key = "blocks.16.convolutions.1.weight"
@@ -66,7 +66,7 @@ def test_parameters_and_moments_lie_in_channels_last_memory() -> None:
 
 def test_optimizers_that_have_not_stepped_have_nothing_to_save() -> None:
     recipe = progressive(torch.float32)
-    backend = Replicas(recipe, CPU, seed=3)
+    backend = Backend(recipe, CPU, seed=3)
     backend.enter(recipe.stages[0])
     parts = backend.tensors()
     assert parts["generator.optimizer"] == {}
@@ -75,7 +75,7 @@ def test_optimizers_that_have_not_stepped_have_nothing_to_save() -> None:
 
 
 def test_the_weights_of_another_architecture_are_refused_by_name() -> None:
-    backend = Replicas(progressive(torch.float32), CPU, seed=3)
+    backend = Backend(progressive(torch.float32), CPU, seed=3)
     backend.enter(backend.recipe.stages[0])
     taller = {"schedule": {"start_resolution": 4}, "resolution": 32}
     for other, difference in (
@@ -83,7 +83,7 @@ def test_the_weights_of_another_architecture_are_refused_by_name() -> None:
         ({"generator": SMALL["generator"] | {"latent_size": 7}}, r"dense.weight is \[128, 7\], not \[128, 6\]"),
         ({"discriminator": SMALL["discriminator"] | {"fmap_base": 32}}, r"discriminator is of another .* is \["),
     ):
-        foreign = Replicas(progressive(torch.float32, **other), CPU, seed=3)
+        foreign = Backend(progressive(torch.float32, **other), CPU, seed=3)
         foreign.enter(foreign.recipe.stages[0])
         with pytest.raises(Failure, match="of another architecture") as caught:
             backend.load_weights(foreign.tensors())

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hires_gan.recipes.progressive import Progressive
 from hires_gan.recipes.progressive_settings import ProgressiveSettings
 from hires_gan.recipes.protocol import Batch, LabelDistribution, OptimizerPlan, Outcome, Phase, Stage, Step
-from hires_gan.training.backends import Replicas
+from hires_gan.training.backends import Backend
 
 CPU = torch.device("cpu")
 SMALL = {
@@ -46,7 +46,7 @@ def parameters(recipe: Any) -> dict[str, Tensor]:
     }
 
 
-def record_gradients(backend: Replicas) -> dict[str, Tensor]:
+def record_gradients(backend: Backend) -> dict[str, Tensor]:
     """The gradients with which each optimizer steps, by player and parameter."""
     seen: dict[str, Tensor] = {}
 
@@ -68,7 +68,7 @@ def one_step(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
     """Parameters, gradients and means after one step of 8 samples at the start of the middle of a stage."""
     recipe = progressive(dtype, **more)
-    backend = Replicas(recipe, CPU, seed=3)
+    backend = Backend(recipe, CPU, seed=3)
     at = recipe.stages[stage]
     backend.enter(at)
     gradients = record_gradients(backend)
@@ -86,7 +86,7 @@ LOSSES: list[dict[str, Any]] = [
 
 def test_a_micro_batch_of_broken_groups_is_not_computed() -> None:
     recipe = progressive(torch.float32)
-    backend = Replicas(recipe, CPU, seed=3)
+    backend = Backend(recipe, CPU, seed=3)
     backend.enter(recipe.stages[0])
     for micro in (1, 3):
         with pytest.raises(AssertionError):
@@ -127,7 +127,7 @@ def test_in_float32_the_gradients_agree_as_far_as_float32_goes(more: dict[str, A
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_every_precision_does_a_full_step_with_finite_results(dtype: torch.dtype) -> None:
     recipe = progressive(dtype, low_precision_resolutions=3, loss={"name": "wgan_gp", "r1": 1.0})
-    backend = Replicas(recipe, CPU, seed=3)
+    backend = Backend(recipe, CPU, seed=3)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     for number in (3, 4):
         stage = recipe.stages[number]
@@ -145,7 +145,7 @@ def test_every_precision_does_a_full_step_with_finite_results(dtype: torch.dtype
 
 def test_frozen_players_get_no_gradient_and_everything_is_frozen_between_steps() -> None:
     recipe = progressive(torch.float32)
-    backend = Replicas(recipe, CPU, seed=3)
+    backend = Backend(recipe, CPU, seed=3)
     backend.enter(recipe.stages[4])
     checked: list[str] = []
 
@@ -170,7 +170,7 @@ def test_frozen_players_get_no_gradient_and_everything_is_frozen_between_steps()
 
 def test_a_step_of_one_player_moves_its_live_parameters_alone() -> None:
     recipe = progressive(torch.float32)
-    backend = Replicas(recipe, CPU, seed=3)
+    backend = Backend(recipe, CPU, seed=3)
     backend.enter(recipe.stages[2])
     before = parameters(recipe)
     discriminator_phase = recipe.phases(250)[0]
@@ -186,7 +186,7 @@ def test_clipping_comes_after_the_step() -> None:
     clipped = progressive(torch.float32, loss={"name": "wgan", "clip": 0.01})
     free = progressive(torch.float32, loss={"name": "wgan", "clip": 1e9})
     for recipe in (clipped, free):
-        backend = Replicas(recipe, CPU, seed=3)
+        backend = Backend(recipe, CPU, seed=3)
         backend.enter(recipe.stages[0])
         backend.step([recipe.phases(0)[0]], reals(8, 4), 0, 8)
     stepped = dict(free.discriminator.named_parameters())
@@ -257,9 +257,9 @@ def toy_batch(n: int = 4, value: float = 0.5) -> Batch:
 
 def toy_backend(
     losses: Mapping[str, Callable[[nn.Module, Step], Tensor]] | None = None,
-) -> tuple[Toy, Replicas]:
+) -> tuple[Toy, Backend]:
     toy = Toy(losses or {"left": weighted, "right": weighted})
-    backend = Replicas(toy, CPU, seed=0)
+    backend = Backend(toy, CPU, seed=0)
     backend.enter(toy.stages[0])
     return toy, backend
 
@@ -337,7 +337,7 @@ def test_entering_a_stage_makes_the_optimizers_anew() -> None:
 
 def test_entering_a_stage_frees_what_lives_no_more() -> None:
     recipe = progressive(torch.float32)
-    backend = Replicas(recipe, CPU, seed=3)
+    backend = Backend(recipe, CPU, seed=3)
     for stage in recipe.stages:
         backend.enter(stage)
         assert not any(p.requires_grad for player in recipe.players.values() for p in player.parameters())
@@ -412,10 +412,10 @@ def test_a_large_batch_does_not_make_gradients_in_fp16_vanish() -> None:
 
 def test_a_new_stage_lets_go_of_the_old_ones_memory() -> None:
     recipe = progressive(torch.float32)
-    backend = Replicas(recipe, CPU, seed=3)
+    backend = Backend(recipe, CPU, seed=3)
     backend.enter(recipe.stages[0])
     backend.step(recipe.phases(0), reals(8, 4), 0, 8)
-    kept = [weakref.ref(one) for one in (*backend._runners.values(), *backend._gradients.values())]
+    kept = [weakref.ref(one) for one in (*backend._runners.values(), *backend.learners.values())]
     assert len(kept) == 4
     gc.collect()
     gc.disable()  # else it may happen by itself, sooner or later

@@ -19,7 +19,7 @@ from hires_gan.data.shards import ShardSet
 from hires_gan.data.writer import Encoded, ShardWriter, write_manifest
 from hires_gan.errors import UsageError
 from hires_gan.recipes.protocol import Batch, Step
-from hires_gan.training.backends import Replicas
+from hires_gan.training.backends import Backend
 from hires_gan.training.feed import Feed
 from hires_gan.training.run import train
 
@@ -92,7 +92,7 @@ def between(module: nn.Module, step: Step) -> Tensor:
 @pytest.mark.parametrize("micro", [1, 2, 3, 5])
 def test_micro_batches_of_several_domains_keep_the_images_of_a_sample_together(micro: int) -> None:
     toy = Toy({"left": between})
-    backend = Replicas(toy, CPU, seed=0)
+    backend = Backend(toy, CPU, seed=0)
     backend.enter(toy.stages[0])
     gradients = record_gradients(backend)
     batch = Batch(numbered(("a", "b"), 5).double(), None, ("a", "b"))

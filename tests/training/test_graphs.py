@@ -12,7 +12,7 @@ from torch import Tensor
 from hires_gan.recipes.families import build_recipe
 from hires_gan.recipes.protocol import Batch, LabelDistribution, stage_at
 from hires_gan.recipes.settings import RecipeSettings
-from hires_gan.training.backends import Replicas
+from hires_gan.training.backends import Backend
 from hires_gan.training.graphs import Recorder
 from hires_gan.training.launch import DTYPES, choose_float32
 
@@ -68,7 +68,7 @@ def trained(
     recorded: bool = True,
     micro: int = 4,
     batch: int = 8,
-) -> tuple[dict[str, Tensor], list[dict[str, float]], Replicas]:
+) -> tuple[dict[str, Tensor], list[dict[str, float]], Backend]:
     """The weights behind some steps at full resolution, the means of every step, and what did it."""
     backend = built(settings, device, performance, dtype, batch)
     if not recorded:
@@ -84,16 +84,16 @@ def trained(
 
 def built(
     settings: dict[str, Any], device: str, performance: str, dtype: torch.dtype = torch.float32, batch: int = 8
-) -> Replicas:
+) -> Backend:
     """A backend at the last stage of a recipe."""
     block = TypeAdapter(RecipeSettings).validate_python({"resolution": 32, **settings})
     recipe = build_recipe(block, batch, dtype, 3, LabelDistribution((3, 1)) if block.labels else None, ("a", "b"))
-    backend = Replicas(recipe, torch.device(device), 3, performance)  # type: ignore[arg-type]
+    backend = Backend(recipe, torch.device(device), 3, performance)  # type: ignore[arg-type]
     backend.enter(recipe.stages[-1])
     return backend
 
 
-def run_steps(backend: Replicas, count: int, first: int = 0, micro: int = 4, batch: int = 8) -> list[dict[str, float]]:
+def run_steps(backend: Backend, count: int, first: int = 0, micro: int = 4, batch: int = 8) -> list[dict[str, float]]:
     """The means of some steps, from number `first` on, on images that are told by their number."""
     recipe, found = backend.recipe, []
     domains = getattr(recipe, "domains", ("image",))
@@ -208,8 +208,9 @@ class TestOnGpu:
             (found,) = run_steps(pair.fast, 1, number)
             for key, value in expected.items():
                 assert abs(found[key] - value) <= tolerance * max(abs(value), 1.0), (number, key)
-            for player, gradients in pair.reference._gradients.items():
-                apart = pair.fast._gradients[player].buffer - gradients.buffer
+            for player, learner in pair.reference.learners.items():
+                gradients = learner.gradients
+                apart = pair.fast.learners[player].gradients.buffer - gradients.buffer
                 assert apart.norm() <= tolerance * gradients.buffer.norm(), (number, player)
             pair.level()
         assert pair.fast._recorder.enabled
@@ -252,7 +253,7 @@ class TestOnGpu:
             {"resolution": 16, "schedule": {"stable_kimg": 0.05, "fade_kimg": 0.05}, **RECIPES["progressive"]}
         )
         recipe = build_recipe(block, 8, torch.float32, 3, None)
-        backend = Replicas(recipe, torch.device("cuda"), 3, "fast")
+        backend = Backend(recipe, torch.device("cuda"), 3, "fast")
         entered = None
         for nimg in range(0, 300, 8):
             stage = recipe.stages[stage_at(recipe.stages, nimg)]

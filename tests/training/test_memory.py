@@ -16,14 +16,14 @@ from pydantic import TypeAdapter
 from hires_gan.recipes.families import build_recipe
 from hires_gan.recipes.protocol import Batch
 from hires_gan.recipes.settings import RecipeSettings
-from hires_gan.training.backends import Replicas
+from hires_gan.training.backends import Backend
 
 family, size = sys.argv[1], int(sys.argv[3])
 dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[sys.argv[2]]
 settings = TypeAdapter(RecipeSettings).validate_python(
     {"name": family, "resolution": 1024, "discriminator": {"group_size": 2}})
 recipe = build_recipe(settings, size, dtype, 0, None)
-backend = Replicas(recipe, torch.device("cpu"), 0)
+backend = Backend(recipe, torch.device("cpu"), 0)
 stages = [stage for stage in recipe.stages if stage.resolution == 1024]
 stage = next((stage for stage in stages if stage.fade), stages[0])
 backend.enter(stage)

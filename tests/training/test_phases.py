@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from hires_gan.randomness import RandomSource
 from hires_gan.recipes.protocol import Batch, Outcome, Phase, Step
-from hires_gan.training.flat import FlatGradients
 from hires_gan.training.graphs import Recorder
+from hires_gan.training.learners import Replica
 from hires_gan.training.phases import PhaseRunner
 
 CPU = torch.device("cpu")
@@ -48,19 +48,23 @@ def loss_of(parameter: Tensor, factor: float = 1.0) -> Callable[[Step], Outcome]
     return function
 
 
+def learner_of(parameter: nn.Parameter) -> Replica:
+    return Replica({"weight": parameter}, torch.optim.Adam([parameter], lr=0.1), summed=False, overlap=False)
+
+
 def run(recorder: Recorder, batches: list[tuple[Batch, int]], micro: int, factors: list[float]) -> list[Any]:
     """What some steps leave behind: weight, gradient and means."""
     parameter = nn.Parameter(torch.ones((), dtype=torch.float64))
-    gradients = FlatGradients([parameter])
-    optimizer = torch.optim.Adam([parameter], lr=0.1)
+    learner = learner_of(parameter)
     runner, found = None, list[Any]()
     for (batch, first), factor in zip(batches, factors, strict=True):
         phase = Phase("phase", "player", loss_of(parameter, factor))
         samples = torch.arange(first, first + len(batch))
         if runner is None:
-            runner = PhaseRunner(phase, gradients, optimizer, RandomSource(0), recorder, micro, len(batch))
+            runner = PhaseRunner(phase, learner, RandomSource(0), recorder, micro, len(batch))
         means, bad = runner.run(phase, batch, samples)
-        found.append((float(parameter), float(gradients.buffer), {name: float(mean) for name, mean in means.items()}))
+        gradient, told = float(learner.gradients.buffer), {name: float(mean) for name, mean in means.items()}
+        found.append((float(parameter), gradient, told))
         assert int(bad) == 0
     return found
 
@@ -99,8 +103,8 @@ def test_without_graphs_the_function_of_this_step_is_run():
 def test_means_are_copies_that_the_next_step_does_not_change():
     parameter = nn.Parameter(torch.ones((), dtype=torch.float64))
     phase = Phase("phase", "player", loss_of(parameter))
-    gradients, optimizer = FlatGradients([parameter]), torch.optim.Adam([parameter], lr=0.1)
-    runner = PhaseRunner(phase, gradients, optimizer, RandomSource(0), Recorder(CPU, False), 2, 4)
+    learner = learner_of(parameter)
+    runner = PhaseRunner(phase, learner, RandomSource(0), Recorder(CPU, False), 2, 4)
     (one, first), (other, second), _ = batches(4, False, ("image",))
     means, _ = runner.run(phase, one, torch.arange(first, first + 4))
     before = {name: float(mean) for name, mean in means.items()}
@@ -117,8 +121,8 @@ def test_a_gradient_by_the_images_does_not_stick_to_the_tensor_that_is_used_agai
         return Outcome({"penalty": gradient.flatten(1).square().sum(1)})
 
     phase = Phase("phase", "player", penalised)
-    gradients, optimizer = FlatGradients([parameter]), torch.optim.Adam([parameter], lr=0.1)
-    runner = PhaseRunner(phase, gradients, optimizer, RandomSource(0), Repeating(), 2, 4)
+    learner = learner_of(parameter)
+    runner = PhaseRunner(phase, learner, RandomSource(0), Repeating(), 2, 4)
     for batch, first in batches(4, False, ("image",)):
         runner.run(phase, batch, torch.arange(first, first + 4))
         assert not batch.images.requires_grad

@@ -1,0 +1,48 @@
+"""A worker that its launcher has started again, though the launch was asked to stop.
+
+Launchers take the exit code of a run that a signal stopped for a failure: `torchrun --max-restarts` starts it again.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def launch_identity() -> str:
+    """What is the same for all workers that one launcher starts on this machine, restarts included, and for no other.
+
+    It is the launcher's process, with the time of its start: run ids are `none` with some rendezvous, and a queue that
+    starts a job again gives it the same one.
+
+    Returns:
+        Host, process id and start; empty where no launcher starts workers again.
+    """
+    if "TORCHELASTIC_RESTART_COUNT" not in os.environ:
+        return ""
+    parent = os.getppid()
+    return f"{socket.gethostname()}:{parent}:{_start_of(parent)}"
+
+
+def _start_of(process: int) -> str:
+    """In ticks since the machine started, the 22nd field; the second one, the name, may have blanks and brackets."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return fields[22 - 3]
+
+
+def is_restarted() -> bool:
+    """Whether the launcher starts this worker for the second time, or later."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def stopped_by_this_launch(status: Mapping[str, Any]) -> bool:
+    """Whether a signal has stopped the run in this very launch, which now has started it again.
+
+    Args:
+        status: What `status.json` says; `launches` are the identities of the workers that wrote it.
+    """
+    known = status.get("launches", ())
+    return is_restarted() and status.get("state") == "preempted" and launch_identity() in known
