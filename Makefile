@@ -32,7 +32,7 @@ help:
 	@echo "make demo       train a small Progressive GAN on photographs (minutes, no GPU needed)"
 	@echo "make ui         look at all runs in MLflow"
 	@echo "make test       linter, type checker and the fast tests"
-	@echo "make test-slow  the tests marked slow"
+	@echo "make test-slow  the tests marked slow, and those of several machines"
 	@echo "make gpu-check  build the ops, the tests marked gpu, the ops' and a step's speed, with the Python that has torch; results in $(OUT)"
 	@echo "make wheels     packages for gpu-check on a machine without a network, in .wheels"
 
@@ -68,7 +68,7 @@ test: lint
 	$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile
 
 test-slow: setup
-	$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile -m 'slow and not gpu and not multinode'
+	$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile -m '(slow or multinode) and not gpu'
 
 wheels:
 	rm -rf .wheels

@@ -10,15 +10,24 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+import torch
 
+from hires_gan.bench.scaling_measure import buckets_of
+from hires_gan.bench.scaling_model import Conditions, Network, PhaseCost, StepCost, all_reduce, control, step
+from hires_gan.config import Configuration, load_configuration
 from hires_gan.data import mixed, store
 from hires_gan.data.command import PrepareOptions
 from hires_gan.data.manifest import INDEX_ROW, LABEL, Manifest, ShardEntry
 from hires_gan.data.opening import resolve_lanes
 from hires_gan.data.stream_settings import StreamSettings
 from hires_gan.data.writer import shard_name, write_manifest
+from hires_gan.recipes.families import build_recipe
+from hires_gan.recipes.protocol import Recipe
+from hires_gan.training.flat import FlatGradients
+from hires_gan.training.shares import share
 
-PAGE = (Path(__file__).resolve().parent.parent / "docs" / "scale.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
 ROW = re.compile(r"^\| `(\w+)` \| ([^|]+) \| ([^|]+) \|[^|]*\|$", re.MULTILINE)
 UNITS = {
     "": 1, "%": 1e-2, "million": 1e6, "billion": 1e9,
@@ -71,7 +80,7 @@ def computed() -> dict[str, float]:
 
 def test_the_page_is_read_whole():
     tables = [line for line in PAGE.splitlines() if line.startswith("| ") and not line.startswith(("| name", "| ---"))]
-    assert len(figures()) == len(tables) > 70
+    assert len(figures()) == len(tables) > 130
     assert {origin for origin, _ in figures().values() if not origin.startswith("`")} == {"given", "measured", "code"}
 
 
@@ -139,3 +148,58 @@ def test_a_manifest_has_as_many_bytes_as_the_page_says(tmp_path):
         write_manifest(folder, manifest)
         sizes.append((folder / "manifest.json").stat().st_size)
     assert (sizes[1] - sizes[0]) / 1000 == pytest.approx(computed()["entry_bytes"], rel=0.02)
+
+
+@pytest.fixture(scope="module")
+def plan() -> Configuration:
+    return load_configuration(ROOT / "configs" / "stylegan2_ffhq1024.yaml", [])
+
+
+@pytest.fixture(scope="module")
+def recipe(plan) -> Recipe:
+    return build_recipe(plan.recipe, plan.batch.size, torch.bfloat16, 0, None, ("image",))
+
+
+def agree(name: str, value: float) -> None:
+    """The page shows it, rounded."""
+    shows, half = shown(figures()[name][1])
+    assert abs(value - shows) <= half * 1.001, f"{name} is {value}, the page shows {shows}"
+
+
+def test_what_the_page_says_of_the_networks(recipe):
+    stage = recipe.stages[-1]
+    for player, letter in (("generator", "g"), ("discriminator", "d")):
+        parameters = dict(recipe.players[player].named_parameters())
+        live = FlatGradients([parameters[name] for name in stage.optimizers[player].live])
+        agree(f"gradient_{letter}", sum(buckets_of(live)[0]))
+        agree(f"weights_{letter}", sum(one.numel() for one in parameters.values()))
+    intervals = {phase.name: phase.interval for phase in recipe.phases(stage.start)}
+    known = computed()
+    assert intervals == {"generator": 1, "path_length": known["every_g"], "discriminator": 1, "r1": known["every_d"]}
+
+
+def test_what_the_page_says_of_the_configuration(plan, recipe):
+    known, stage = computed(), recipe.stages[-1]
+    assert (known["batch"], known["group"]) == (stage.batch, stage.group)
+    assert plan.evaluation.every_kimg == plan.checkpoint.every_kimg == known["every"] / 1000
+    assert plan.tracking.every_kimg == known["log_every"] / 1000
+    assert plan.run.total_kimg == known["run_images"] / 1000
+    own = [len(share(stage.batch, stage.group, rank, 16)) for rank in range(16)]
+    assert sum(count > 0 for count in own) == known["busy"] == 16 * (1 - known["idle_16"])
+    assert max(own) == known["local"]
+
+
+def test_the_page_and_the_model_agree():
+    known, defaults = computed(), Network()
+    assert (known["node"], known["intra"], known["inter"]) == (defaults.per_node, defaults.intra, defaults.inter)
+    assert known["hop"] == pytest.approx(defaults.hop_control)
+    for gpus in (8, 64, 1024):
+        assert control(gpus, defaults) == pytest.approx(known[f"control_{gpus}"])
+    prompt = Network(hop_intra=0.0, hop_inter=0.0)
+    for gpus in (8, 16, 1024):
+        assert all_reduce(int(known["sent"]), gpus, prompt) == pytest.approx(known[f"sum_{gpus}"])
+    cost = StepCost({"all": PhaseCost(1, known["step_time"], 0.0, (int(known["sent"]),))}, 4)
+    late = {gpus: step(cost, 4, 4 * gpus, gpus, Conditions(prompt)).control for gpus in (1024, 1220, 1240, 2048)}
+    assert late[1024] == late[1220] == 0 < late[1240], "control_hidden is between them"
+    assert 1220 < known["control_hidden"] < 1240
+    assert late[2048] == pytest.approx(known["late_2048"], rel=1e-2)

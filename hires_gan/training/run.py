@@ -43,7 +43,7 @@ from hires_gan.training.shares import share
 from hires_gan.training.signals import StopRequest
 from hires_gan.training.trainer import Trainer, micro_batch
 from hires_gan.training.watch import Watch
-from hires_gan.training.world import World, is_lost, lost
+from hires_gan.training.world import World, telling_losses
 from hires_gan.training.zero import Engines
 
 TRACKING_WAIT = 60.0
@@ -71,8 +71,9 @@ def train(plan: Plan, resolved: str) -> bool:
             say("a signal has stopped this launch, and it has started its processes again: they end without training")
             world.leave()
             return False
-        trainer, data, saved = _prepare(plan, resolved, world, stop, launches)
-        return _run(trainer, data, saved)
+        with telling_losses(world):
+            trainer, data, saved = _prepare(plan, resolved, world, stop, launches)
+            return _run(trainer, data, saved)
 
 
 def _is_over(plan: Plan) -> bool:
@@ -173,8 +174,6 @@ def _run(trainer: Trainer, data: Domains, saved: checkpoint.Checkpoint | None) -
         console.quiet = False  # whoever fails says so
         if isinstance(error, torch.OutOfMemoryError):
             raise out_of_memory(trainer, error) from error
-        if not trainer.world.alone and is_lost(error):
-            raise lost(trainer.world, error) from error
         raise
     if trainer.world.first:
         report_end(trainer, finished)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 
 def share(batch: int, group: int, rank: int, size: int) -> range:
     """The samples of one process, counted from the first of the step.
@@ -34,3 +36,12 @@ def at_once(batch: int, group: int, size: int, micro: int) -> bool:
         micro: Samples of a micro-batch.
     """
     return all(0 < len(share(batch, group, rank, size)) <= micro for rank in range(size))
+
+
+def in_words(batch: int, group: int, size: int, micro: int) -> str:
+    """How a step is divided: `32 images a step: 12 for each of 2 processes, 8 for 1; 4 at once`; arguments as above."""
+    counts = Counter(len(share(batch, group, rank, size)) for rank in range(size))
+    (most, many), *rest = counts.items()
+    parts = [f"{most} for each of {many} processes" if many > 1 else f"{most} for 1 process"]
+    parts += [f"{count or 'none'} for {processes}" for count, processes in rest]
+    return f"{batch} images a step: {', '.join(parts)}; {min(micro, most)} at once"

@@ -34,7 +34,7 @@ from hires_gan.training.run_folder import RunFolder
 from hires_gan.training.saving import Saver
 from hires_gan.training.schedule import Cadence, PlannedStep, steps
 from hires_gan.training.settings import BatchSettings, EmaSettings, Plan
-from hires_gan.training.shares import share
+from hires_gan.training.shares import in_words, share
 from hires_gan.training.signals import StopRequest
 from hires_gan.training.status import Speed, StatusLine, Stopwatch, memory_in_use
 
@@ -121,6 +121,7 @@ class Trainer:
         self._spread: Spread | None = None
         self._stalled = 0.0
         self._domains: tuple[str, ...] = ()
+        self._division = ""
         profiled = plan.run.profile and self.world.first
         self._profiler = StepProfiler(folder.path / "profile", backend.device) if profiled else None
 
@@ -233,8 +234,17 @@ class Trainer:
 
     def _enter(self, stage: int) -> None:
         if stage != self._stage:
-            self._stage = stage
-            self.backend.enter(self.recipe.stages[stage])
+            self._stage, entered = stage, self.recipe.stages[stage]
+            self.backend.enter(entered)
+            if not self.world.alone:
+                micro = micro_batch(self.plan.batch, entered)
+                self._divided(in_words(entered.batch, entered.group, self.world.size, micro))
+
+    def _divided(self, words: str) -> None:
+        """Say how steps are divided, where that has changed."""
+        if words != self._division:
+            self._division = words
+            say(words)
 
     def _between_steps(self, status: StatusLine, feed: Feed) -> None:
         """Log, sample, evaluate and save, whatever is due; after a signal only save.
@@ -280,16 +290,17 @@ class Trainer:
         return cadence.due(nimg) or (ended and cadence.every is not None and 0 < nimg != cadence.last)
 
     def _tell(self) -> None:
-        """Tell the first process what only the others know: which samples were corrupt."""
+        """Tell the first process what only the others know: the time of their steps, and corrupt samples."""
         self._spread = None
         if self.world.alone:
             return
-        laps = self.world.gathered(None if (own := self.backend.pace.lap()) is None else asdict(own))
-        self._spread = spread([None if lap is None else Own(**lap) for lap in laps])
+        own = self.backend.pace.lap()
+        told = self.world.gathered([None if own is None else asdict(own), self.corrupt.rows()])
+        self._spread = spread([None if lap is None else Own(**lap) for lap, _ in told])
         sentence = self._stragglers.look(self._spread)
         if sentence is not None:
             say(sentence)
-        for number, rows in enumerate(self.world.gathered(self.corrupt.rows())[1:], 1):
+        for number, (_, rows) in enumerate(told[1:], 1):
             for line in self.corrupt.learn(rows) if self.world.first else ():
                 say(f"rank {number}: {line}")
 

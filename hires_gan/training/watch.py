@@ -23,6 +23,7 @@ from hires_gan.training.activity import current
 from hires_gan.training.beats import Exchange, own_beat
 from hires_gan.training.run_folder import RunFolder
 from hires_gan.training.signals import StopRequest
+from hires_gan.training.silence import Silences
 from hires_gan.training.stacks import own_stacks
 from hires_gan.training.standing import Standing, advice, in_words, page
 from hires_gan.training.world import World
@@ -67,6 +68,7 @@ class Watch:
         self._beat = min(_BEAT, grace / 10, _BEAT if hang_after is None else hang_after / 10)
         self._progress = -1
         self._changed = self._looked = self._entered = time.monotonic()
+        self._silences = Silences()
         self._closing = threading.Event()
         self._verdict = threading.Lock()  # held while the end is told: who leaves then ends too, and says nothing else
 
@@ -94,6 +96,9 @@ class Watch:
                 self._end("grace")
             elif self._hangs(now):
                 self._end("hang")
+            elif self._exchange.leads and not self._world.alone:
+                for line in self._silences.look(self._standings()):
+                    _write_out(line)
 
     def _look(self, now: float) -> None:
         """See whether this process gets on; where it was stopped itself, as by Ctrl-Z, nobody's time counts."""

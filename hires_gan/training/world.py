@@ -162,16 +162,25 @@ def join(device: torch.device, timeout: float) -> World:
     return replace(world, neighbours=names.count(names[world.rank]))
 
 
-def is_lost(error: BaseException) -> bool:
-    """Whether it is how torch says that another process does not answer any more."""
-    known = isinstance(error, dist.DistError) or any(name in str(error) for name in ("gloo", "NCCL"))
-    return isinstance(error, RuntimeError) and known
+@contextmanager
+def telling_losses(world: World) -> Iterator[None]:
+    """Say in a sentence that another process does not answer any more.
+
+    Raises:
+        Failure: In place of what torch says of it.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if world.alone or not _is_loss(error):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise Failure(
+            f"rank {world.rank} has lost another process ({reason}): what that one said, if it could, stands above; "
+            "the same command goes on from the latest checkpoint"
+        ) from error
 
 
-def lost(world: World, error: BaseException) -> Failure:
-    """The sentence on processes that do not answer any more."""
-    reason = str(error).strip().splitlines()[0]
-    return Failure(
-        f"rank {world.rank} has lost another process ({reason}): what that one said, if it could, stands above; the "
-        "same command goes on from the latest checkpoint"
-    )
+def _is_loss(error: RuntimeError) -> bool:
+    """Whether it is how torch says that a process is gone, or silent."""
+    return isinstance(error, dist.DistError) or any(name in str(error) for name in ("gloo", "NCCL"))

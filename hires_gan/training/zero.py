@@ -35,6 +35,8 @@ class Engines:
     """
 
     def __init__(self, players: list[str], stage: ZeroStage, world: World) -> None:
+        # accelerate launch lists here what its file says, and accelerate refuses that beside a plugin's own settings.
+        os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)
         os.environ.setdefault("DS_ACCELERATOR", world.device.type)  # else every process looks for one, and says so
         from accelerate import Accelerator
         from accelerate.utils import DeepSpeedPlugin

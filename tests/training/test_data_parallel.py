@@ -22,7 +22,7 @@ from whole_runs import saved
 
 from hires_gan.training.buckets import cut
 from hires_gan.training.flat import FlatGradients
-from hires_gan.training.shares import share
+from hires_gan.training.shares import in_words, share
 from hires_gan.training.world import World
 
 CPU = torch.device("cpu")
@@ -43,6 +43,13 @@ def test_shares_are_consecutive_whole_groups_of_all_samples(batch: int, group: i
     for own in shares[:-1]:
         assert own.start % group == 0 or not own
     assert sum(1 for own in shares if own) == min(size, whole)
+
+
+def test_how_a_step_is_divided_is_said_in_words() -> None:
+    assert in_words(32, 4, 3, 4) == "32 images a step: 12 for each of 2 processes, 8 for 1; 4 at once"
+    assert in_words(32, 4, 2, 16) == "32 images a step: 16 for each of 2 processes; 16 at once"
+    assert in_words(32, 4, 10, 8) == "32 images a step: 4 for each of 8 processes, none for 2; 4 at once"
+    assert in_words(12, 4, 2, 4) == "12 images a step: 8 for 1 process, 4 for 1; 4 at once"
 
 
 def test_buckets_are_cut_from_the_end_and_hold_all() -> None:
@@ -109,8 +116,8 @@ def compare(folder: Path, cell: str, tolerance: float) -> None:
 def compare_gradients(folder: Path, cell: str) -> None:
     """The moments of a step that moves nothing, in float32, against those in float64.
 
-    Where a gradient is a small difference of large terms, float32 does not know it to 1e-6 of itself; several processes,
-    with weights in another memory format, know the gradients of a player about as well as one process does.
+    Where a gradient is a small difference of large terms, float32 does not know it to 1e-6 of itself; several processes
+    know the gradients of a player about as well as one does, in whatever memory format the weights are.
     """
     exact = stepped(World(CPU), cell.replace(":still:", ":exact:"))
     alone = stepped(World(CPU), cell)

@@ -17,10 +17,11 @@ from forked_ranks import LIMIT, Ranks
 from watched import train
 
 from hires_gan.training.activity import current, doing, progressing, waiting
-from hires_gan.training.beats import Beat, Heard
+from hires_gan.training.beats import Beat, Heard, own_beat
 from hires_gan.training.profiling import span
 from hires_gan.training.run_folder import RunFolder
 from hires_gan.training.signals import StopRequest
+from hires_gan.training.silence import Silences
 from hires_gan.training.stacks import own_stacks
 from hires_gan.training.standing import Standing, advice, in_words, odd_ones, page, ranks
 from hires_gan.training.watch import Watch
@@ -176,10 +177,10 @@ def test_one_process_that_hangs_ends_and_says_where(processes: Ranks) -> None:
 
 
 def test_the_one_for_whom_all_wait_is_named_with_its_stack(processes: Ranks) -> None:
-    processes.start(3, train, "1:sleeps", 2, 20, agent=True)
+    processes.start(3, train, "1:sleeps", 5, 20, agent=True)
     said = [processes.ended(rank, 1) for rank in range(3)]
     assert "rank 1 in data for" in said[0]
-    assert "; ranks 0, 2 waiting for the others (sum of gradients) for" in said[0]
+    assert "; ranks 0, 2 waiting for the others (a word with all) for" in said[0]
     assert "look first at rank 1 (" in said[0]
     assert said[1:] == ["", ""], "one speaks for all"
     report = (processes.folder / "run" / "hang-000000000040.txt").read_text()
@@ -266,3 +267,22 @@ def test_a_watch_ends_its_threads(tmp_path: Path) -> None:
     with Watch(World(torch.device("cpu")), RunFolder(tmp_path), stop, lambda: 0, 600, 20):
         assert {thread.name for thread in threading.enumerate()} - before == {"watch: judge", "watch: beats"}
     assert {thread.name for thread in threading.enumerate()} == before
+
+
+# --- silence ----------------------------------------------------------------------------------------------------------
+
+
+def quiet(rank: int, silent: float, heard: bool = True) -> Standing:
+    beat = own_beat(0, 64, None) if heard else None
+    return Standing(rank, beat, silent, silent < 5)
+
+
+def test_a_silence_is_said_when_it_begins_and_when_it_is_over() -> None:
+    silences = Silences()
+    assert silences.look([quiet(0, 0.0), quiet(1, 4.9), quiet(2, 60.0, heard=False)]) == []
+    (line,) = silences.look([quiet(0, 0.0), quiet(1, 5.2), quiet(2, 0.0)])
+    assert line.startswith("rank 1 (") and "has not been heard of for 5 s" in line
+    assert silences.look([quiet(0, 0.0), quiet(1, 9.7), quiet(2, 0.0)]) == []
+    (line,) = silences.look([quiet(0, 0.0), quiet(1, 0.4), quiet(2, 0.0)])
+    assert line == "rank 1 is heard of again, after 10 s: the run goes on"
+    assert silences.look([quiet(0, 0.0), quiet(1, 0.1), quiet(2, 0.0)]) == []

@@ -1,0 +1,141 @@
+"""The commands of `hires-gan bench`: parse, call, print."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from hires_gan.errors import UsageError
+
+app = typer.Typer(no_args_is_help=True, help="Measure this machine.")
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE ...]", help="Settings that replace those of the file.")
+]
+
+
+def numbers(option: str, text: str) -> tuple[int, ...]:
+    """`64,128` -> (64, 128)."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(part.isdecimal() for part in parts):
+        raise UsageError(f"{option} is {text!r}; whole numbers are allowed, separated by commas, such as 64,128")
+    return tuple(int(part) for part in parts)
+
+
+@app.command("input")
+def bench_input_command(
+    shards: Annotated[Path | None, typer.Option(help="A shard folder; by default one is made of photographs.")] = None,
+    resolution: Annotated[
+        list[str] | None, typer.Option(help="Side of the decoded images, 1024; several times, or 1024,256.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes; by default as many as there are cores.")] = None,
+    batch: Annotated[int, typer.Option(help="Images in a batch.")] = 32,
+    seconds: Annotated[float, typer.Option(help="How long to measure each contestant, in up to 7 rounds.")] = 20.0,
+    decoder: Annotated[
+        list[str] | None, typer.Option(help="torchvision, dali-cpu or dali, several times if wanted; all there are.")
+    ] = None,
+    peers: Annotated[bool, typer.Option("--peers/--no-peers", help="Measure what one would use instead, too.")] = True,
+    out: Annotated[Path | None, typer.Option(help="A JSON file for the result.")] = None,
+) -> None:
+    """Compare the input with its decoders alone, with reading alone, and with other loaders."""
+    from hires_gan.bench.input import Request, bench_input, table
+    from hires_gan.cores import usable_cores
+
+    sides = numbers("--resolution", ",".join(resolution or ["1024"]))
+    count = workers if workers is not None else usable_cores()
+    request = Request(shards, sides, count, batch, seconds, tuple(decoder or ()), peers, out)
+    for line in table(bench_input(request)):
+        typer.echo(line)
+
+
+@app.command("ops")
+def bench_ops_command(
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto: a GPU if there is one.")] = "auto",
+    dtype: Annotated[
+        list[str] | None, typer.Option(help="Of the images, several times if wanted; float16 on a GPU, else float32.")
+    ] = None,
+    layout: Annotated[Literal["contiguous", "channels_last", "both"], typer.Option(help="In memory.")] = "both",
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="CASE", help="Several times if wanted; 'epilogue-*' names several.")
+    ] = None,
+    size: Annotated[
+        Literal["small", "full"] | None, typer.Option(help="Of the images; full on a GPU, else small.")
+    ] = None,
+    compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="Measure torch.compile's too.")] = True,
+    out: Annotated[Path | None, typer.Option(help="A JSON file for the result.")] = None,
+) -> None:
+    """Compare the ops with a copy of the same bytes, with plain torch and with torch.compile."""
+    from hires_gan.bench.ops import Request, bench_ops, table
+
+    request = Request(device, tuple(dtype or ()), layout, tuple(only or ()), size, compiled, out)
+    for line in table(bench_ops(request)):
+        typer.echo(line)
+
+
+@app.command("train")
+def bench_train_command(
+    config: Annotated[Path, typer.Option(metavar="CONFIG", help="A YAML file; see configs/.")],
+    overrides: Overrides = None,
+    steps: Annotated[int | None, typer.Option(help="Timed ones; 32 on a GPU, in whole cycles of the phases.")] = None,
+    warmup: Annotated[int | None, typer.Option(help="Steps before them; one cycle, on a GPU two.")] = None,
+    micro: Annotated[
+        list[int] | None, typer.Option(help="Images at once, several times if wanted; as in the configuration.")
+    ] = None,
+    stage_nimg: Annotated[
+        int | None, typer.Option(help="So many images into the schedule; by default its last stage.")
+    ] = None,
+    data: Annotated[
+        Literal["synthetic", "real"], typer.Option(help="Random images on the device, or the configuration's.")
+    ] = "synthetic",
+    profile: Annotated[bool, typer.Option("--profile/--no-profile", help="List the GPU's kernels, too.")] = False,
+    reference_json: Annotated[
+        Path | None, typer.Option(help="images_per_s of something else on the same GPU, to compare with.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="A JSON file for the result.")] = None,
+) -> None:
+    """Measure how fast a configuration trains, where the time goes, and what the device could do."""
+    from hires_gan.config import load_configuration
+
+    plan = load_configuration(config, overrides or [])
+    from hires_gan.bench.train import Request, bench_train
+    from hires_gan.bench.train_table import table
+
+    request = Request(steps, warmup, tuple(micro or ()), stage_nimg, data, profile, reference_json, out)
+    for line in table(bench_train(plan, " ".join([config.name, *(overrides or [])]), request)):
+        typer.echo(line)
+
+
+@app.command("scaling")
+def bench_scaling_command(
+    config: Annotated[Path, typer.Option(metavar="CONFIG", help="A YAML file; see configs/.")],
+    overrides: Overrides = None,
+    step_seconds: Annotated[
+        str | None, typer.Option(help="Of a step on one GPU; or NAME=SECONDS,... by phase.")
+    ] = None,
+    measure: Annotated[bool, typer.Option("--measure/--no-measure", help="Without: count bytes alone.")] = True,
+    calls: Annotated[int | None, typer.Option(help="Of each phase; 16 on a GPU, else 4.")] = None,
+    stage_nimg: Annotated[int | None, typer.Option(help="Images into the schedule; by default the last stage.")] = None,
+    per_node: Annotated[int, typer.Option(help="GPUs of a node.")] = 8,
+    intra: Annotated[float, typer.Option(help="GB/s of a GPU inside a node: two thirds of NVLink 4.")] = 300.0,
+    inter: Annotated[float, typer.Option(help="GB/s of a node outside: one port of 400 Gbit/s.")] = 50.0,
+    latency: Annotated[str, typer.Option(help="Microseconds inside, outside, and of a control message.")] = "2,8,30",
+    jitter: Annotated[float, typer.Option(help="By how many percent a GPU's step times vary.")] = 1.0,
+    first: Annotated[list[str] | None, typer.Option(help="SECONDS/KIMG of the first process alone: 60/200.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A JSON file for the result.")] = None,
+) -> None:
+    """Predict how a configuration scales to 1,024 GPUs; started by torchrun, measure it on these processes, too."""
+    from hires_gan.config import load_configuration
+
+    plan = load_configuration(config, overrides or [])
+    from hires_gan.bench import scaling_options as options
+    from hires_gan.bench.scaling import Request, bench_scaling
+    from hires_gan.bench.scaling_table import table
+
+    network = options.parse_network(per_node, intra, inter, latency)
+    seconds, alone = options.parse_seconds(step_seconds), options.parse_first(first or [])
+    request = Request(calls, stage_nimg, seconds, measure, network, options.parse_jitter(jitter), alone, out)
+    record = bench_scaling(plan, " ".join([config.name, *(overrides or [])]), request)
+    for line in table(record) if record else []:
+        typer.echo(line)

@@ -1,0 +1,141 @@
+"""Machines for tests: network namespaces, each with a name, an address and processes of its own, on one switch.
+
+Nothing of the real machine's network is touched, and nothing is left behind.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+import re
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_PREFIX = "hires-gan"
+_numbers = itertools.count()
+# As a cluster's name service would, a file tells each machine the names of all; gloo looks up its own there.
+_ENTER = 'mount --bind "$0" /etc/hosts && hostname "$1" && shift && exec "$@"'
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One machine on the switch.
+
+    Attributes:
+        name: The name that it has, and that the others know.
+        address: IPv4.
+    """
+
+    name: str
+    address: str
+    namespace: str
+    switch: str
+    hosts: Path
+
+    def start(self, command: list[str], **options: Any) -> subprocess.Popen[str]:
+        """Start a command on the machine, with options of `subprocess.Popen`; the pid is that of the command itself."""
+        inside = ["ip", "netns", "exec", self.namespace, "unshare", "--mount", "--uts", "sh", "-c", _ENTER]
+        return subprocess.Popen([*inside, str(self.hosts), self.name, *command], text=True, **options)
+
+    def pull_cable(self) -> None:
+        """Between machine and switch: packets are lost in silence, and connections stay."""
+        _ip("-n", self.switch, "link", "set", self.name, "down")
+
+    def plug_in(self) -> None:
+        """Undo `pull_cable`."""
+        _ip("-n", self.switch, "link", "set", self.name, "up")
+
+    def kill_all(self) -> None:
+        """End every process of the machine by SIGKILL."""
+        _kill(self.namespace)
+
+
+@contextmanager
+def machines(count: int, named: bool = True) -> Iterator[list[Machine]]:
+    """So many machines that reach each other, and nothing else.
+
+    Args:
+        count: How many.
+        named: Whether they know each other's names, and each its own.
+    """
+    _sweep()
+    prefix = f"{_PREFIX}-{os.getpid()}-{next(_numbers)}"
+    addresses = {f"machine-{number}": f"10.77.0.{number + 1}" for number in range(count)}
+    with ExitStack() as stack:
+        hosts = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "hosts"
+        known = {"localhost": "127.0.0.1"} | (addresses if named else {})
+        hosts.write_text("".join(f"{address} {name}\n" for name, address in known.items()))
+        switch = _add(stack, f"{prefix}-switch")
+        _ip("-n", switch, "link", "add", "bridge", "up", "type", "bridge")
+        made = []
+        for name, address in addresses.items():
+            machine = Machine(name, address, _add(stack, f"{prefix}-{name}"), switch, hosts)
+            _connect(machine)
+            made.append(machine)
+        yield made
+
+
+@functools.cache
+def missing() -> str | None:
+    """Why there can be no machines here, for people; None if there can."""
+    try:
+        with machines(1) as (machine,):
+            process = machine.start(["true"], stderr=subprocess.PIPE)
+            _, said = process.communicate(timeout=60)
+            return said.strip() if process.returncode else None
+    except FileNotFoundError as error:
+        return f"there is no program {error.filename}"
+    except subprocess.CalledProcessError as error:
+        return str(error.stderr).strip()
+
+
+def _connect(machine: Machine) -> None:
+    inside = ("-n", machine.namespace)
+    ends = ("eth0", "netns", machine.namespace, "type", "veth", "peer", "name", machine.name, "netns", machine.switch)
+    _ip("link", "add", *ends)
+    _ip("-n", machine.switch, "link", "set", machine.name, "master", "bridge", "up")
+    _ip(*inside, "address", "add", f"{machine.address}/24", "dev", "eth0")
+    for interface in ("lo", "eth0"):
+        _ip(*inside, "link", "set", interface, "up")
+
+
+def _sweep() -> None:
+    """Remove what tests have left that were killed themselves."""
+    for line in _ip("netns", "list").splitlines():
+        owner = re.match(rf"{_PREFIX}-(\d+)-", line)
+        if owner and not Path(f"/proc/{owner[1]}").exists():
+            _remove(line.split()[0])
+
+
+def _add(stack: ExitStack, namespace: str) -> str:
+    _ip("netns", "add", namespace)
+    stack.callback(_remove, namespace)
+    return namespace
+
+
+def _remove(namespace: str) -> None:
+    _kill(namespace)
+    _ip("netns", "delete", namespace)
+
+
+def _kill(namespace: str) -> None:
+    """Until none is left: one may start another meanwhile."""
+    while pids := _ip("netns", "pids", namespace).split():
+        for pid in pids:
+            try:
+                os.kill(int(pid), signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        time.sleep(0.01)
+
+
+def _ip(*arguments: str) -> str:
+    return subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True, timeout=60).stdout

@@ -1,0 +1,210 @@
+"""Two machines train as one: each is a network namespace with a name and an address of its own, and gloo between."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from launching import LAUNCH, ROOT, SHORT, SUMMED, Launched, accelerated, commands, latest, launch, nimg_of, status_of
+from machines import Machine, machines, missing
+from safetensors.torch import load_file
+from torch import Tensor
+from training.rank_steps import stepped
+
+from hires_gan.training.world import World
+
+pytestmark = pytest.mark.multinode
+TORCHRUN = "torchrun.sh"
+
+
+@contextmanager
+def joined(named: bool = True) -> Iterator[list[Machine]]:
+    """Two machines; skips where there can be none."""
+    reason = missing()
+    if reason is not None:
+        pytest.skip(f"this machine allows no network namespaces: {reason}")
+    with machines(2, named) as made:
+        yield made
+
+
+@pytest.fixture
+def two() -> Iterator[list[Machine]]:
+    """That know each other's names."""
+    with joined() as made:
+        yield made
+
+
+@pytest.fixture
+def unnamed() -> Iterator[list[Machine]]:
+    """That know no name but localhost, not even their own."""
+    with joined(named=False) as made:
+        yield made
+
+
+def launched(two: list[Machine], command: list[list[str]], tmp_path: Path, **environment: str) -> list[Launched]:
+    """Start each machine's command on it."""
+    return [
+        launch(line, tmp_path / f"{machine.name}.log", machine.start, **environment)
+        for machine, line in zip(two, command, strict=True)
+    ]
+
+
+def torchrun(two: list[Machine], tmp_path: Path, *arguments: str, nodes: str = "2") -> list[Launched]:
+    """Train by `torchrun.sh`, one process on each machine; machines meet at the first one."""
+    environment = {"HOST": two[0].address, "NODES": nodes, "GPUS": "1", "LAST_CALL": "3"}
+    command = [str(LAUNCH / TORCHRUN), *arguments]
+    return launched(two, [command] * len(two), tmp_path, **environment)
+
+
+def undisturbed(settings: dict[str, Any], config: Path, tmp_path: Path) -> dict[str, Any]:
+    """The checksums of what two processes of one machine leave behind the same run."""
+    (command,) = commands("cpu.yaml", config)
+    launch([*command, "run.name=whole"], tmp_path / "whole.log").succeeded()
+    files: dict[str, Any] = latest(settings, "whole").state["files"]
+    return files
+
+
+# --- every file that is for several machines --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SUMMED)
+def test_two_machines_train_together(
+    settings: dict[str, Any], write_config: Any, tmp_path: Path, two: list[Machine], name: str
+) -> None:
+    settings["evaluation"]["every_kimg"] = None
+    lines = commands(name, write_config(settings), two[0].address)
+    runs = launched(two, [[*accelerated(line, "--num_processes", "2"), SHORT] for line in lines], tmp_path)
+    first, second = (run.succeeded() for run in runs)
+    assert "as the first of 2 processes, 1 of them here" in first
+    assert f"gradients are summed by {SUMMED[name]}\n" in first
+    assert "training on" not in second
+    assert latest(settings, "small").state["world_size"] == 2
+
+
+def test_torchrun_on_two_machines(
+    settings: dict[str, Any], write_config: Any, tmp_path: Path, two: list[Machine]
+) -> None:
+    settings["evaluation"]["every_kimg"] = None
+    said = [run.succeeded() for run in torchrun(two, tmp_path, str(write_config(settings)), SHORT)]
+    assert sum("as the first of 2 processes, 1 of them here" in log for log in said) == 1
+    assert latest(settings, "small").state["world_size"] == 2
+
+
+def test_machines_without_names_train_by_address_and_interface(
+    settings: dict[str, Any], write_config: Any, tmp_path: Path, unnamed: list[Machine]
+) -> None:
+    settings["evaluation"]["every_kimg"] = None
+    command = [str(LAUNCH / TORCHRUN), str(write_config(settings)), SHORT]
+    where = {"HOST": unnamed[0].address, "NODES": "2", "GPUS": "1", "LAST_CALL": "3", "GLOO_SOCKET_IFNAME": "eth0"}
+    for run in [
+        launch(command, tmp_path / machine.name, machine.start, ADDRESS=machine.address, **where) for machine in unnamed
+    ]:
+        run.succeeded()
+    assert latest(settings, "small").state["world_size"] == 2
+
+
+# --- the same step ----------------------------------------------------------------------------------------------------
+
+
+CELLS = {
+    "data_parallel": ["progressive:adam:4", "stylegan2:adam:4", "munit:adam:4"],
+    "zero1": ["stylegan2:sgd:2:1"],
+    "zero2": ["stylegan2:sgd:2:2"],
+}
+"""Family, optimizer, micro-batch, stage of ZeRO: Adam in float64, plain descent in float32."""
+
+
+@pytest.mark.parametrize("backend", CELLS)
+def test_two_machines_step_as_one_process(tmp_path: Path, two: list[Machine], backend: str) -> None:
+    """All phases, gradient penalty and path length included."""
+    meeting = ["--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", two[0].address]
+    script = str(ROOT / "tests" / "training" / "rank_steps.py")
+    command = ["torchrun", *meeting, "--nproc-per-node", "1", script, str(tmp_path), *CELLS[backend]]
+    for run in launched(two, [command] * 2, tmp_path, DS_ACCELERATOR="cpu"):
+        run.succeeded()
+    for cell in CELLS[backend]:
+        expected = stepped(World(torch.device("cpu")), cell)
+        found = load_file(tmp_path / f"{cell}.safetensors")
+        for name, value in weights_and_means(cell, expected):
+            error = float((found[name] - value).abs().max())
+            assert error <= (1e-9 if "adam" in cell else 1e-6) * float(value.abs().max()), (cell, name)
+
+
+def weights_and_means(cell: str, tensors: dict[str, Tensor]) -> list[tuple[str, Tensor]]:
+    """Without moments; and in float32 without means, whose terms cancel out."""
+    ignored = ".optimizer." if "adam" in cell else "mean."
+    found = [(name, value) for name, value in tensors.items() if ".optimizer." not in name and ignored not in name]
+    assert found
+    return found
+
+
+# --- when the network fails -------------------------------------------------------------------------------------------
+
+
+def test_a_link_that_is_down_for_ten_seconds_costs_ten_seconds(
+    settings: dict[str, Any], write_config: Any, tmp_path: Path, two: list[Machine]
+) -> None:
+    """The run stands still, and goes on by itself: its weights are those of an undisturbed one."""
+    settings["evaluation"]["every_kimg"] = None
+    settings["tracking"]["every_kimg"] = 0.016
+    config = write_config(settings)
+    expected = undisturbed(settings, config, tmp_path)
+    folder = Path(settings["run"]["dir"]) / "small"
+    runs = torchrun(two, tmp_path, str(config))
+    runs[0].wait_for(lambda: nimg_of(folder) >= 100)
+    two[1].pull_cable()
+    time.sleep(2)
+    stands = nimg_of(folder)
+    time.sleep(8)
+    assert nimg_of(folder) == stands < 480
+    two[1].plug_in()
+    said, _ = [run.succeeded() for run in runs]
+    assert "has not been heard of for" in said
+    assert "is heard of again" in said
+    assert latest(settings, "small").state["files"] == expected
+
+
+def test_a_link_that_is_down_for_longer_than_the_timeout_begins_again_from_the_last_checkpoint(
+    settings: dict[str, Any], write_config: Any, tmp_path: Path, two: list[Machine]
+) -> None:
+    settings["evaluation"]["every_kimg"] = None
+    settings["tracking"]["every_kimg"] = 0.016
+    config = write_config(settings)
+    expected = undisturbed(settings, config, tmp_path)
+    folder = Path(settings["run"]["dir"]) / "small"
+    runs = torchrun(two, tmp_path, str(config), "backend.timeout=20")
+    runs[0].wait_for(lambda: nimg_of(folder) >= 120)
+    two[1].pull_cable()
+    for run in runs:
+        run.wait_for(lambda run=run: "has lost another process" in run.said)
+    two[1].plug_in()
+    said = "".join(run.succeeded() for run in runs)
+    assert said.count(f"going on from {folder}") == 1
+    assert latest(settings, "small").state["files"] == expected
+
+
+def test_the_machine_that_is_left_goes_on_alone(
+    settings: dict[str, Any], write_config: Any, tmp_path: Path, two: list[Machine]
+) -> None:
+    """Elastic: everything on the other machine is killed, and nothing is waited for that cannot come."""
+    settings["evaluation"]["every_kimg"] = None
+    settings["tracking"]["every_kimg"] = 0.016
+    settings["backend"] = {"processes": "1..2", "timeout": 30}
+    folder = Path(settings["run"]["dir"]) / "small"
+    runs = torchrun(two, tmp_path, str(write_config(settings)), nodes="1:2")
+    runs[0].wait_for(lambda: nimg_of(folder) >= 120)
+    start = time.monotonic()
+    two[1].kill_all()
+    said = runs[0].succeeded()
+    assert time.monotonic() - start < 120
+    assert runs[1].ended(60) != 0
+    assert "has lost another process" in said
+    assert f"going on from {folder}" in said
+    saved = latest(settings, "small")
+    assert (saved.nimg, saved.state["world_size"]) == (480, 1)
+    assert status_of(folder)["state"] == "finished"
