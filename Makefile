@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 RUNS ?= runs
 OUT ?= benchmarks/gpu
+KILLS ?= 50
+KILLS_OUT ?= benchmarks/kills.json
 # Tests run in so many processes, each file in one of them.
 TEST_PROCESSES ?= 2
 # A shard set of 1024x1024, on which gpu-check measures training on real images.
@@ -24,7 +26,7 @@ WHEELS = pydantic pydantic-core annotated-types typing-extensions typing-inspect
 SANITIZED ?= sanitizer
 SANITIZER ?= $(firstword $(shell command -v compute-sanitizer) $(wildcard /usr/local/cuda*/bin/compute-sanitizer))
 
-.PHONY: help setup ops demo ui test test-slow lint wheels gpu-check clean
+.PHONY: help setup ops demo ui test test-slow kills lint wheels gpu-check clean
 
 help:
 	@echo "make setup      the environment, in $(VENV), and the compiled ops"
@@ -33,6 +35,7 @@ help:
 	@echo "make ui         look at all runs in MLflow"
 	@echo "make test       linter, type checker and the fast tests"
 	@echo "make test-slow  the tests marked slow, and those of several machines"
+	@echo "make kills      fifty random kills of a run of three processes; KILLS=N for another number, record in $(KILLS_OUT)"
 	@echo "make gpu-check  build the ops, the tests marked gpu, the ops' and a step's speed, with the Python that has torch; results in $(OUT)"
 	@echo "make wheels     packages for gpu-check on a machine without a network, in .wheels"
 
@@ -70,6 +73,10 @@ test: lint
 test-slow: setup
 	$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile -m '(slow or multinode) and not gpu'
 
+# About twenty seconds for each kill on two cores. The record is written at the end, if nothing was different.
+kills: setup
+	KILLS=$(KILLS) KILLS_OUT=$(KILLS_OUT) $(BIN)/pytest -s -m slow tests/training/test_random_kills.py
+
 wheels:
 	rm -rf .wheels
 	$(or $(wildcard $(BIN)/pip),$(PYTHON) -m pip) download --quiet --no-deps --only-binary=:all: \
@@ -99,7 +106,9 @@ gpu-check:
 		--config configs/stylegan2_ffhq1024.yaml batch.size=8 data.shards=$(GPU_SHARDS) data.decoder=dali \
 		--out $(OUT)/train-real.json; \
 	else echo "== GPU_SHARDS names no shard set of 1024x1024: training on real images is not measured"; fi; \
+	step $(GPU_PYTHON) -m hires_gan bench scaling --config configs/stylegan2_ffhq1024.yaml --out $(OUT)/scaling.json; \
 	for size in 4 8 32; do step $(GPU_PYTHON) -m hires_gan bench train --config configs/stylegan2_ffhq1024.yaml \
+		--checkpoint $${TMPDIR:-/tmp} \
 		batch.size=$$size --micro $$((size < 8 ? size : 8)) --profile --out $(OUT)/train-$$size.json; done; \
 	for downs in 2 3 4; do for dial in reference fast; do \
 		step $(GPU_PYTHON) -m hires_gan bench train --config configs/munit_faces1024.yaml batch.size=1 --steps 16 \

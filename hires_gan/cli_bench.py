@@ -93,6 +93,9 @@ def bench_train_command(
     reference_json: Annotated[
         Path | None, typer.Option(help="images_per_s of something else on the same GPU, to compare with.")
     ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write checkpoints there, and measure what steps lose by it.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="A JSON file for the result.")] = None,
 ) -> None:
     """Measure how fast a configuration trains, where the time goes, and what the device could do."""
@@ -102,7 +105,7 @@ def bench_train_command(
     from hires_gan.bench.train import Request, bench_train
     from hires_gan.bench.train_table import table
 
-    request = Request(steps, warmup, tuple(micro or ()), stage_nimg, data, profile, reference_json, out)
+    request = Request(steps, warmup, tuple(micro or ()), stage_nimg, data, profile, reference_json, out, checkpoint)
     for line in table(bench_train(plan, " ".join([config.name, *(overrides or [])]), request)):
         typer.echo(line)
 

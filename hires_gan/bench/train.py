@@ -43,6 +43,7 @@ class Request:
         profile: Whether to list the GPU's kernels, too.
         reference: A JSON file with `images_per_s` of something else on the same GPU.
         out: Where to write the result as JSON; written after every micro-batch.
+        checkpoint: Where to write checkpoints, to measure what they cost the steps; None: that is not measured.
     """
 
     steps: int | None = None
@@ -53,6 +54,7 @@ class Request:
     profile: bool = False
     reference: Path | None = None
     out: Path | None = None
+    checkpoint: Path | None = None
 
 
 def bench_train(plan: Plan, config: str, request: Request) -> Record:
@@ -79,7 +81,8 @@ def bench_train(plan: Plan, config: str, request: Request) -> Record:
     place = _place(plan, images, request)
     micros = _micros(plan, place.stage, request)
     counts = _counts(request, place, device)
-    job = Job(plan, images, device, request.stage_nimg, place.cycle, place.stage.group, *counts, request.profile)
+    at, group = request.stage_nimg, place.stage.group
+    job = Job(plan, images, device, at, place.cycle, group, *counts, request.profile, request.checkpoint)
     head |= {"settings": {"config": config} | _settings(job, place), "load_average_before": _load()}
     if request.out is not None:
         write_record(request.out, {})  # better now than after the measurement

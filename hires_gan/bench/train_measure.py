@@ -7,13 +7,15 @@ import gc
 import itertools
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hires_gan.bench.train_checkpoint import measure_checkpoint
 from hires_gan.bench.train_floor import IN_WORDS, by_side, cost, layers, updating
-from hires_gan.bench.train_images import Images, Synthetic, supply
+from hires_gan.bench.train_images import Images, Supply, Synthetic, supply
 from hires_gan.bench.train_ops import Op
 from hires_gan.bench.train_profile import Activity, busy_ms, kernels, profiled
 from hires_gan.bench.train_rates import Rates, buffer_bytes, matrix_dtype, matrix_side
@@ -43,6 +45,7 @@ class Job:
         warmup: Steps that are not timed.
         steps: Timed steps.
         profile: Whether to list the GPU's kernels.
+        checkpoint: Where to write checkpoints, to measure what they cost; None: that is not measured.
     """
 
     plan: Plan
@@ -54,6 +57,7 @@ class Job:
     warmup: int
     steps: int
     profile: bool
+    checkpoint: Path | None = None
 
     def stand(self, micro: int) -> Stand:
         """Networks and optimizers, as at the start of the stage."""
@@ -115,6 +119,7 @@ def _timed(job: Job, micro: int) -> Record:
             stand.step(feed)
         timing = time_steps(stand, feed, job.steps)
         memory = peak_memory(job.device)
+        saved = None if job.checkpoint is None else _checkpoint(job, stand, feed)
         batch = feed.take()
     result = {"micro": micro} | speeds(timing, len(batch), job.plan.run.total_kimg) | {"memory": memory}
     say("each phase alone")
@@ -122,7 +127,13 @@ def _timed(job: Job, micro: int) -> Record:
     together = sum(phase["ms_per_step"] for phase in phases.values())
     average = together if job.steps % job.cycle else result["ms_per_step"]
     profile = _profile(stand, batch) if job.profile else None
-    return result | {"phases": phases, "average_ms_per_step": average, "profile": profile}
+    return result | {"phases": phases, "average_ms_per_step": average, "profile": profile, "checkpoint": saved}
+
+
+def _checkpoint(job: Job, stand: Stand, feed: Supply) -> Record:
+    assert job.checkpoint is not None
+    say("steps beside a checkpoint that is written")
+    return measure_checkpoint(stand, feed, job.steps, job.checkpoint)
 
 
 def speeds(timing: Timing, batch: int, total_kimg: float) -> Record:

@@ -29,7 +29,7 @@ def table(record: Record) -> list[str]:
 
 
 def _speed(result: Record, settings: Record) -> Iterator[str]:
-    operations = result["operations"]
+    operations, saved = result["operations"], result["checkpoint"]
     yield f"micro-batch {result['micro']}: {result['images_per_s']:.2f} images/s, {result['s_per_kimg']:.2f} s/kimg"
     yield _line("for all of the run", f"{result['gpu_days']:.3g} days at this rate for {settings['total_kimg']:g} kimg")
     partial = result["steps"] % settings["cycle"]
@@ -42,11 +42,21 @@ def _speed(result: Record, settings: Record) -> Iterator[str]:
     yield _line("waiting for data", f"{result['data_wait_share']:.1%}")
     memory = {name: size for name, size in result["memory"].items() if size is not None}
     yield _line("peak memory", ", ".join(f"{size / 2**30:.2f} GiB {name}" for name, size in memory.items()))
+    if saved is not None:
+        yield _line("checkpoint", _checkpoint(saved))
     yield _line("operations", f"{operations['flop_per_image'] / 1e9:.2f} GFLOP per image of an average step")
     share = f"{operations['share_of_peak']:.1%} of a matrix product's"
     yield _line("achieved", f"{operations['tflops']:.3g} TFLOP/s, {share}")
     peak = f"{operations['peak_tflops']:.3g} TFLOP/s ({operations['peak_of']})"
     yield _line("measured limits", f"{peak}, copy {operations['copy_gb_per_s']:.1f} GB/s, read and written together")
+
+
+def _checkpoint(saved: Record) -> str:
+    lost = f"{saved['lost'] * 1e3:.1f} ms beyond it, {saved['lost_share_of_step']:.1%} of a step"
+    return (
+        f"{saved['bytes'] / 1e6:.0f} MB, copied in {saved['copy'] * 1e3:.1f} ms; {saved['steps']} steps beside it lose "
+        f"{lost}; written in {saved['background']:.2f} s"
+    )
 
 
 def _line(name: str, text: str) -> str:

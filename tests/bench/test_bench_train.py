@@ -15,7 +15,7 @@ from bench_shards import pngs, write_shards
 from hires_gan import cli
 from hires_gan.bench import train, train_measure, train_rates
 from hires_gan.bench.train import Request, bench_train, read_reference
-from hires_gan.bench.train_images import Images, Synthetic, supply
+from hires_gan.bench.train_images import Images, Synthetic, open_images, supply
 from hires_gan.bench.train_measure import is_out_of_memory, next_smaller, summarise
 from hires_gan.bench.train_profile import activities
 from hires_gan.bench.train_steps import Place, Stand, find_place
@@ -106,6 +106,31 @@ def test_the_command(demo, monkeypatch, tmp_path, capfd):
     lines = capfd.readouterr().out.splitlines()
     assert lines[0].startswith(f"{demo}.yaml recipe.resolution=8")
     assert any(line.startswith("micro-batch 4: ") for line in lines)
+
+
+def test_what_a_checkpoint_costs_is_measured_beside_it(monkeypatch, tmp_path, capfd):
+    out, config, folder = tmp_path / "train.json", ROOT / "configs" / "demo.yaml", tmp_path / "disk"
+    arguments = ["--config", config, *small("demo"), "--steps", 3, "--warmup", 1, "--checkpoint", folder, "--out", out]
+    assert run(monkeypatch, *arguments) == 0
+    saved = json.loads(out.read_text())["results"][0]["checkpoint"]
+    assert saved["steps"] == 3
+    assert saved["lost_share_of_step"] == pytest.approx(saved["lost"] / saved["step"])
+    assert min(saved["step"], saved["copy"], saved["background"]) > 0
+    assert list(folder.iterdir()) == []
+    plan = small_plan("demo")
+    stand = Stand(plan, open_images(plan, "synthetic", CPU), CPU, None, 4)
+    weights = {part: sum(v.numel() for v in tensors.values()) for part, tensors in stand.backend.tensors().items()}
+    whole = 2 * weights["generator"] + weights["discriminator"]  # with the average
+    assert 2 * whole < saved["bytes"] / 4 < 3 * whole, "moments too, of what lives in the last stage"
+    (line,) = [line for line in capfd.readouterr().out.splitlines() if line.strip().startswith("checkpoint")]
+    assert "3 steps beside it lose" in line
+
+
+def test_a_folder_that_cannot_be_made_is_named(monkeypatch, tmp_path, capfd):
+    (tmp_path / "file").touch()
+    config = ROOT / "configs" / "demo.yaml"
+    assert run(monkeypatch, "--config", config, *small("demo"), "--steps", 1, "--checkpoint", tmp_path / "file") == 1
+    assert f"--checkpoint is {tmp_path / 'file'}" in capfd.readouterr().err
 
 
 def check_sums(result) -> None:
