@@ -4,6 +4,7 @@ VENV ?= .venv
 RUNS ?= runs
 OUT ?= benchmarks/gpu
 KILLS ?= 50
+KILLS_SEED ?= 0
 KILLS_OUT ?= benchmarks/kills.json
 # Tests run in so many processes, each file in one of them.
 TEST_PROCESSES ?= 2
@@ -75,7 +76,7 @@ test-slow: setup
 
 # About twenty seconds for each kill on two cores. The record is written at the end, if nothing was different.
 kills: setup
-	KILLS=$(KILLS) KILLS_OUT=$(KILLS_OUT) $(BIN)/pytest -s -m slow tests/training/test_random_kills.py
+	KILLS=$(KILLS) KILLS_SEED=$(KILLS_SEED) KILLS_OUT=$(KILLS_OUT) $(BIN)/pytest -s -m slow tests/training/test_random_kills.py
 
 wheels:
 	rm -rf .wheels

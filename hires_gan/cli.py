@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -164,6 +165,8 @@ def train(config: Config, overrides: Overrides = None) -> None:
     from hires_gan.training.run import train as train_run
 
     if not train_run(configuration, to_yaml(configuration)):
+        for number in (signal.SIGTERM, signal.SIGINT):  # another one does not change how this ends
+            signal.signal(number, signal.SIG_IGN)
         raise typer.Exit(STOPPED_BY_SIGNAL)
 
 

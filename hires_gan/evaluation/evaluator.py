@@ -60,7 +60,7 @@ class Evaluator:
 
         Args:
             fakes: Gives generated images at the full resolution.
-            stopped: Asked between batches of images and between levels of the distance, and while the reals are waited
+            stopped: Asked between batches of images and while they are compared, and while the reals are waited
                 for; the measurement is given up once it is true.
 
         Returns:
@@ -101,10 +101,12 @@ class Evaluator:
 
     def _compare(self, real: Descriptors, fake: Descriptors, stopped: Callable[[], bool]) -> dict[str, float] | None:
         levels: dict[int, float] = {}
-        with ProgressBar("comparing", len(real.resolutions), "levels", lasting=False) as bar:
+        with (
+            contextlib.suppress(Stopped),
+            ProgressBar("comparing", len(real.resolutions), "levels", lasting=False) as bar,
+        ):
             for resolution in real.resolutions:
-                if stopped():
-                    return None
-                levels[resolution] = level_distance(real, fake, resolution)
+                levels[resolution] = level_distance(real, fake, resolution, stopped)
                 bar.advance()
-        return {"swd": mean_distance(levels)} | {f"swd/{level}": value for level, value in levels.items()}
+            return {"swd": mean_distance(levels)} | {f"swd/{level}": value for level, value in levels.items()}
+        return None

@@ -8,12 +8,13 @@ channel that is brighter or of more contrast throughout a set goes unseen.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from hires_gan.data.waiting import Stopped, never
 from hires_gan.errors import Failure
 from hires_gan.randomness import Purpose, RandomSource
 
@@ -217,11 +218,13 @@ def _sorted_projections(patches: Tensor, directions: Tensor) -> Tensor:
     return sort(patches, directions)
 
 
-def _distance(real: Tensor, fake: Tensor) -> float:
+def _distance(real: Tensor, fake: Tensor, stopped: Callable[[], bool]) -> float:
     """Mean absolute difference of the sorted projections of two normalised levels, times 1,000."""
     directions = _directions().to(real.device)
     total = 0.0
     for part in torch.split(directions, max(1, _PROJECTIONS_AT_ONCE // len(real))):
+        if stopped():
+            raise Stopped
         difference = _sorted_projections(real, part) - _sorted_projections(fake, part)
         total += float(difference.abs_().sum(dtype=torch.float64))
     return 1000 * total / (DIRECTIONS * len(real))
@@ -233,7 +236,7 @@ def memory_needed(resolution: int, count: int, sets: int) -> int:
     return count * PATCHES_PER_IMAGE * VALUES * 4 * (levels * sets + _LEVELS_TO_COMPARE)
 
 
-def level_distance(real: Descriptors, fake: Descriptors, resolution: int) -> float:
+def level_distance(real: Descriptors, fake: Descriptors, resolution: int, stopped: Callable[[], bool] = never) -> float:
     """The distance at one level of the pyramid, times 1,000: 0 for equal sets, the smaller the closer.
 
     Beside the descriptors it needs the two sets' normalised patches of the level and what is being sorted, on the
@@ -243,8 +246,10 @@ def level_distance(real: Descriptors, fake: Descriptors, resolution: int) -> flo
         real: The one set.
         fake: The other.
         resolution: One of their `resolutions`.
+        stopped: Asked between some of the directions and the next ones: on a CPU, a level may take minutes.
 
     Raises:
+        Stopped: If `stopped` became true.
         Failure: The sets differ in resolution or in size, or are not complete.
     """
     if real.resolution != fake.resolution:
@@ -257,7 +262,7 @@ def level_distance(real: Descriptors, fake: Descriptors, resolution: int) -> flo
             f"The sliced Wasserstein distance compares sets of equal size, but there are {real.count} real and "
             f"{fake.count} generated images; take as many of each."
         )
-    return _distance(real.level(resolution), fake.level(resolution))
+    return _distance(real.level(resolution), fake.level(resolution), stopped)
 
 
 def sliced_wasserstein(real: Descriptors, fake: Descriptors) -> dict[int, float]:
