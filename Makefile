@@ -8,6 +8,8 @@ KILLS_SEED ?= 0
 KILLS_OUT ?= benchmarks/kills.json
 # Tests run in so many processes, each file in one of them.
 TEST_PROCESSES ?= 2
+# Which tests `make test-slow` runs.
+SLOW ?= (slow or multinode) and not gpu
 # A shard set of 1024x1024, on which gpu-check measures training on real images.
 GPU_SHARDS ?=
 BIN = $(VENV)/bin
@@ -72,7 +74,7 @@ test: lint
 	$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile
 
 test-slow: setup
-	$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile -m '(slow or multinode) and not gpu'
+	$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile -m '$(SLOW)'
 
 # About twenty seconds for each kill on two cores. The record is written at the end, if nothing was different.
 kills: setup

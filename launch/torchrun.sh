@@ -15,6 +15,9 @@
 set -euo pipefail
 
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+# Else torchrun keeps the store of its first round for good: losing the machine that has it would end all others, and no
+# machine could come later.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 # Seconds between a signal and the end of the processes. torchrun obeys it from torch 2.13 on; before, it waits for 30.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-110}"
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hires_gan.data.domains import Domains
 from hires_gan.data.replacement import CorruptRows
 from hires_gan.data.settings import DataSettings
+from hires_gan.data.waiting import Stopped
 from hires_gan.evaluation.evaluator import Evaluator
 from hires_gan.evaluation.reals import Reals
 from hires_gan.inference.images import Pixels, Table, enlarge, grid, limit_side, pixels_of, to_uint8
@@ -85,8 +86,12 @@ class Creations:
 
     def pictures(self, network: nn.Module, nimg: int, stopped: Asked) -> dict[str, Pixels]:
         """One grid."""
-        images = torch.cat([part.cpu() for part in self._fakes(network, nimg, self.samples.count)])
-        return {"grid": limit_side(grid(images))}
+        parts = []
+        for part in self._fakes(network, nimg, self.samples.count):
+            parts.append(part.cpu())
+            if stopped():
+                raise Stopped
+        return {"grid": limit_side(grid(torch.cat(parts)))}
 
     def measure(self, network: nn.Module, nimg: int, stopped: Asked) -> dict[str, float] | None:
         """The metrics of the images of the first latents."""

@@ -10,7 +10,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import timedelta
 from threading import Thread
 from typing import Any, TypeVar
@@ -166,8 +166,13 @@ def _collected(own: Store, card: Card, timeout: float) -> tuple[list[Card | None
     keys = [f"card/{rank}" for rank in range(1, card.size)]
     _wait_for(own, keys, timeout)
     found = [json.loads(own.get(key)) if own.check([key]) else None for key in keys]
-    cards = [card, *(None if one is None else Card(**one["card"]) for one in found)]
+    cards = [card, *(None if one is None else _card(one["card"]) for one in found)]
     return cards, [None, *(None if one is None else one["name"] for one in found)]
+
+
+def _card(told: dict[str, Any]) -> Card:
+    """What another version has left may have other fields: it is the versions that are compared."""
+    return Card(**{field.name: told[field.name] for field in fields(Card) if field.name in told})
 
 
 def _wait_for(store: Store, keys: list[str], seconds: float) -> bool:

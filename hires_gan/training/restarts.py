@@ -33,16 +33,17 @@ def _start_of(process: int) -> str:
     return fields[22 - 3]
 
 
-def is_restarted() -> bool:
-    """Whether the launcher starts this worker for the second time, or later."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+def restart_count() -> int:
+    """How often the launcher has started its workers again because one failed; not, because a machine came or went."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def stopped_by_this_launch(status: Mapping[str, Any]) -> bool:
     """Whether a signal has stopped the run in this very launch, which now has started it again.
 
     Args:
-        status: What `status.json` says; `launches` are the identities of the workers that wrote it.
+        status: What `status.json` says; `launches` are the identities of the launchers whose workers were stopped, each
+            with their restart count.
     """
-    known = status.get("launches", ())
-    return is_restarted() and status.get("state") == "preempted" and launch_identity() in known
+    before = status.get("launches", {}).get(launch_identity())
+    return status.get("state") == "preempted" and before is not None and restart_count() > before

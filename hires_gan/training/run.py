@@ -34,7 +34,7 @@ from hires_gan.training.gallery import open_gallery
 from hires_gan.training.initial_weights import open_initial, start_from
 from hires_gan.training.launch import DTYPES, choose_float32, join_launch, make_deterministic
 from hires_gan.training.launcher import zero_stage
-from hires_gan.training.restarts import launch_identity, stopped_by_this_launch
+from hires_gan.training.restarts import launch_identity, restart_count, stopped_by_this_launch
 from hires_gan.training.resume_rules import refuse_changes
 from hires_gan.training.run_folder import RunFolder, State, check_shared, read_status
 from hires_gan.training.schedule import largest_batch
@@ -65,25 +65,18 @@ def train(plan: Plan, resolved: str) -> bool:
         Failure: If something outside went wrong.
     """
     world = join_launch(plan.backend, plan.precision)
-    with StopRequest(world.alone) as stop:
-        launches = sorted(set(world.gathered(launch_identity())) - {""})
-        if world.from_first(world.first and _is_over(plan)):
+    with telling_losses(world), StopRequest(world.alone) as stop:
+        launches = {name: count for name, count in world.gathered([launch_identity(), restart_count()]) if name}
+        if world.any(stopped_by_this_launch(world.from_first(read_status(plan.run.dir / plan.run.name)) or {})):
             say("a signal has stopped this launch, and it has started its processes again: they end without training")
             world.leave()
             return False
-        with telling_losses(world):
-            trainer, data, saved = _prepare(plan, resolved, world, stop, launches)
-            return _run(trainer, data, saved)
-
-
-def _is_over(plan: Plan) -> bool:
-    """Whether the launcher has started a run again that a signal had stopped in this very launch."""
-    status = read_status(plan.run.dir / plan.run.name)
-    return status is not None and stopped_by_this_launch(status)
+        trainer, data, saved = _prepare(plan, resolved, world, stop, launches)
+        return _run(trainer, data, saved)
 
 
 def _prepare(
-    plan: Plan, resolved: str, world: World, stop: StopRequest, launches: list[str]
+    plan: Plan, resolved: str, world: World, stop: StopRequest, launches: dict[str, int]
 ) -> tuple[Trainer, Domains, checkpoint.Checkpoint | None]:
     """Everything before the first step; the first process alone makes and holds the run's folder."""
     world.agree("the configuration", hashlib.sha256(resolved.encode()).hexdigest())
@@ -157,13 +150,14 @@ def _read_too(path: Path) -> checkpoint.Checkpoint:
 def _run(trainer: Trainer, data: Domains, saved: checkpoint.Checkpoint | None) -> bool:
     """Run the trainer, and say in `status.json` and in MLflow how it ended."""
     try:
-        if saved is not None:
-            trainer.restore(saved)
-            say(f"going on from {saved.folder}, {saved.nimg / 1000:.1f} kimg")
-        _write_status(trainer, "running")
-        with _watch(trainer), open_loader(trainer, data) as loader:
-            finished = trainer.run(loader)
-        _record_end(trainer, finished)
+        with telling_losses(trainer.world):
+            if saved is not None:
+                trainer.restore(saved)
+                say(f"going on from {saved.folder}, {saved.nimg / 1000:.1f} kimg")
+            _write_status(trainer, "running")
+            with _watch(trainer), open_loader(trainer, data) as loader:
+                finished = trainer.run(loader)
+            _record_end(trainer, finished)
     except BaseException as error:
         # What went wrong first is what is told, also where the disk is so full that this cannot be written.
         with contextlib.suppress(Failure):
@@ -198,7 +192,8 @@ def _record_end(trainer: Trainer, finished: bool) -> None:
     if trainer.tracker is not None:
         if finished:
             log_model(trainer, trainer.tracker)
-        trainer.tracker.finish("FINISHED" if finished else "KILLED", TRACKING_WAIT if finished else 5.0)
+        wait = TRACKING_WAIT if trainer.world.alone else min(TRACKING_WAIT, trainer.plan.backend.timeout / 2)
+        trainer.tracker.finish("FINISHED" if finished else "KILLED", wait if finished else 5.0)
     _write_status(trainer, "finished" if finished else "preempted")
 
 

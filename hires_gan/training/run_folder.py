@@ -9,7 +9,7 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -18,6 +18,9 @@ from hires_gan.progress import say
 from hires_gan.training.world import World
 
 _STATUS = "status.json"
+_NONE: Mapping[str, int] = {}
+_LEASE = 120.0
+"""Seconds after which file servers let go of what a machine that died had locked; NFS's takes 90."""
 _DELAY = 10.0
 """Seconds after which a network file system shows on all machines what was written on one."""
 
@@ -32,15 +35,15 @@ class RunFolder:
     Args:
         path: The folder; made if it is not there.
         held: Whether this process holds it; others of the same run only read in it.
-        launches: Who has started the processes, for a worker that is started again.
+        launches: Who has started the processes, and how often, for a worker that is started again.
 
     Raises:
         UsageError: If another process trains in it.
         Failure: If it cannot be written.
     """
 
-    def __init__(self, path: Path, held: bool = True, launches: Sequence[str] = ()) -> None:
-        self.path, self.launches = path, list(launches)
+    def __init__(self, path: Path, held: bool = True, launches: Mapping[str, int] = _NONE) -> None:
+        self.path, self.launches = path, dict(launches)
         self._new = False
         self._lock: IO[str] | None = None
         if held:
@@ -56,11 +59,7 @@ class RunFolder:
                 f"cannot write to the run's folder {path}: {error.strerror}; choose another run.dir"
             ) from error
         try:
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            raise UsageError(
-                f"{path} is in use by another run; wait for it to end, or choose another run.name"
-            ) from None
+            _lock(self._lock, path)
         except OSError as error:
             raise Failure(
                 f"cannot lock {path / '.lock'}: {error.strerror}; put run.dir on a file system with POSIX locks"
@@ -85,6 +84,7 @@ class RunFolder:
     def write_status(self, state: State, nimg: int, message: str = "") -> None:
         """Say in `status.json` how the run stands."""
         content = {"state": state, "nimg": nimg, "message": message, "process": os.getpid(), "time": time.time()}
+        content["host"] = socket.gethostname()
         _replace(self.path / _STATUS, json.dumps(content | {"launches": self.launches}, indent=1) + "\n")
 
     def begin_again(self, config: str) -> None:
@@ -104,6 +104,31 @@ class RunFolder:
             shutil.rmtree(self.path, ignore_errors=True)
         if self._lock is not None:
             self._lock.close()
+
+
+def _lock(file: IO[str], path: Path) -> None:
+    """Lock it; what a machine that died has locked on a network file system stays so for a while.
+
+    Raises:
+        UsageError: If another process has it.
+        OSError: If it cannot be locked at all.
+    """
+    status = read_status(path) or {}
+    elsewhere = status.get("state") == "running" and status.get("host") not in (None, socket.gethostname())
+    deadline, told = time.monotonic() + (_LEASE if elsewhere else 0.0), False
+    while True:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except (BlockingIOError, PermissionError):
+            if time.monotonic() >= deadline:
+                raise UsageError(
+                    f"{path} is in use by another run; wait for it to end, or choose another run.name"
+                ) from None
+        if not told:
+            say(f"{path} is locked by {status['host']}; if that has died, it will be free in a while: waiting for it")
+            told = True
+        time.sleep(0.5)
 
 
 def read_status(folder: Path) -> dict[str, Any] | None:

@@ -27,22 +27,25 @@ class Copies:
     """
 
     parts: dict[str, Tensors] = field(default_factory=dict)
+    _began: torch.cuda.Event | None = None
     _arrived: torch.cuda.Event | None = None
 
     def take(self, parts: Mapping[str, Tensors]) -> None:
         """Copy, into the memory of the last time where that fits."""
+        on_gpu = any(value.is_cuda for tensors in parts.values() for value in tensors.values())
+        self._began = _event() if on_gpu else None
         self.parts = {
             part: {name: self._copy(part, name, value.detach()) for name, value in tensors.items()}
             for part, tensors in parts.items()
         }
-        if any(value.is_cuda for tensors in parts.values() for value in tensors.values()):
-            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._arrived.record()
+        self._arrived = _event() if on_gpu else None
 
-    def arrive(self) -> None:
-        """Wait until the copies are there."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
+    def arrive(self) -> float:
+        """Wait until the copies are there; for how many seconds the GPU copied, behind what it had to do before."""
+        if self._began is None or self._arrived is None:
+            return 0.0
+        self._arrived.synchronize()
+        return float(self._began.elapsed_time(self._arrived)) / 1000
 
     def _copy(self, part: str, name: str, value: Tensor) -> Tensor:
         before = self.parts.get(part, {}).get(name)
@@ -52,12 +55,19 @@ class Copies:
         return before.copy_(value, non_blocking=True)
 
 
+def _event() -> torch.cuda.Event:
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record()
+    return event
+
+
 @dataclass(frozen=True)
 class Cost:
     """What a checkpoint took, in seconds.
 
     Attributes:
-        blocked: Training stood still: for the copy, and before it for the checkpoint before, if that was being written.
+        blocked: Training stood still: weights were gathered, compared over processes and copied, and before that, the
+            checkpoint before was waited for, if it was being written.
         background: It was written, read back and put into its place, beside the training.
     """
 
@@ -91,11 +101,18 @@ class Saver:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         try:
             self.wait()
-        except Failure:
+        except BaseException:
             if kind is None:  # what went wrong first is what is told
                 raise
 
-    def save(self, nimg: int, parts: Mapping[str, Tensors], state: Mapping[str, Any], best: str | None) -> None:
+    def save(
+        self,
+        nimg: int,
+        parts: Mapping[str, Tensors],
+        state: Mapping[str, Any],
+        best: str | None,
+        since: float | None = None,
+    ) -> None:
         """Copy the tensors, and write them while the training goes on.
 
         Args:
@@ -103,11 +120,12 @@ class Saver:
             parts: Named groups of tensors.
             state: Plain JSON values to keep beside them, which nobody changes any more.
             best: The checkpoint to which `best` points from then on.
+            since: When training was stopped for it, by `time.perf_counter`; None: now.
 
         Raises:
             Failure: If the checkpoint before could not be written.
         """
-        start = time.perf_counter()
+        start = time.perf_counter() if since is None else since
         self.wait()
         self._copies.take(parts)
         blocked = time.perf_counter() - start
@@ -139,10 +157,15 @@ class Saver:
     def _write(self, nimg: int, state: Mapping[str, Any], best: str | None, blocked: float) -> None:
         start = time.perf_counter()
         try:
-            self._copies.arrive()
+            blocked += self._copies.arrive()
             self.last = checkpoint.write(self.root, nimg, self._copies.parts, state)
             self.mark_best(best)
             checkpoint.prune(self.root, self.keep)
+        except OSError as error:
+            self._failed = Failure(
+                f"cannot write to {self.root}: {error.strerror or error}; the checkpoint of {nimg} images is whole: "
+                "make room and run the same command again, which goes on from the latest one"
+            )
         except BaseException as error:
             self._failed = error
         else:

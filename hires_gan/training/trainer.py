@@ -17,7 +17,7 @@ from hires_gan.data.loader import Loader, Request
 from hires_gan.data.replacement import CorruptRows
 from hires_gan.data.waiting import Stopped
 from hires_gan.ema import half_life_decay
-from hires_gan.errors import Failure
+from hires_gan.errors import Elsewhere, Failure
 from hires_gan.inference.images import save_png
 from hires_gan.progress import say
 from hires_gan.recipes.protocol import Recipe, Stage, stage_at
@@ -132,8 +132,9 @@ class Trainer:
             Failure: If it is damaged or of another architecture.
         """
         names = [name.removesuffix(".safetensors") for name in saved.state["files"]]
-        parts = {name: saved.tensors(name) for name in names}
-        self.backend.load_weights(parts)
+        with self.world.together():
+            parts = {name: saved.tensors(name) for name in names}
+            self.backend.load_weights(parts)
         state = saved.state["progress"]
         self.progress = Progress(saved.nimg, self._comparable(state["best"]))
         for name, cadence in self.cadences.items():
@@ -291,10 +292,9 @@ class Trainer:
 
     def _tell(self) -> None:
         """Tell the first process what only the others know: the time of their steps, and corrupt samples."""
-        self._spread = None
+        self._spread, own = None, self.backend.pace.lap()
         if self.world.alone:
             return
-        own = self.backend.pace.lap()
         told = self.world.gathered([None if own is None else asdict(own), self.corrupt.rows()])
         self._spread = spread([None if lap is None else Own(**lap) for lap, _ in told])
         sentence = self._stragglers.look(self._spread)
@@ -360,6 +360,8 @@ class Trainer:
     def _check_finite(self) -> None:
         streak = int(self.backend.longest_streak)
         if streak >= self.plan.run.stop_after_nonfinite:
+            if not self.world.first:  # which has the same streak, and knows the checkpoints
+                raise Elsewhere
             saved = self.saver.last
             last = f"the last good checkpoint is {saved.folder}" if saved else "there is no checkpoint yet"
             raise Failure(
@@ -371,6 +373,8 @@ class Trainer:
     def _sample(self) -> bool:
         """Draw the grid; False if a signal came meanwhile: then it is due again when the run goes on."""
         nimg = self.progress.nimg
+        if self.stop.heard:  # by this process; the others agree at the next boundary
+            return False
         try:
             pictures = self.gallery.pictures(self.backend.average, nimg, self.stop.interrupted)
         except Stopped:
@@ -384,6 +388,8 @@ class Trainer:
     def _evaluate(self) -> str | None:
         """Measure the average: "best" if it is that so far; None if a signal came meanwhile, as in `_sample`."""
         nimg = self.progress.nimg
+        if self.stop.heard:
+            return None
         values = self.gallery.measure(self.backend.average, nimg, self.stop.interrupted)
         if values is None:
             return None
@@ -408,7 +414,7 @@ class Trainer:
         Raises:
             Failure: If the processes' weights have come apart, or the checkpoint before could not be written.
         """
-        nimg = self.progress.nimg
+        nimg, since = self.progress.nimg, time.perf_counter()
         with doing("checkpoint"):
             self.cadences["checkpoint"].done(nimg)
             parts = self.backend.tensors()
@@ -416,7 +422,7 @@ class Trainer:
                 check_equal(self.world, fingerprints(parts))
             if self.world.first:
                 best = self.progress.best
-                self.saver.save(nimg, parts, self._state(), None if best is None else best.checkpoint)
+                self.saver.save(nimg, parts, self._state(), None if best is None else best.checkpoint, since)
 
     def _state(self) -> dict[str, Any]:
         """What a checkpoint says besides the tensors."""

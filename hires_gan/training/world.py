@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hires_gan.errors import Elsewhere, Failure, UsageError
+from hires_gan.progress import console
 from hires_gan.training.activity import waiting
 
 
@@ -174,6 +175,7 @@ def telling_losses(world: World) -> Iterator[None]:
     except RuntimeError as error:
         if world.alone or not _is_loss(error):
             raise
+        console.quiet = False  # each process tells what it has lost
         reason = str(error).strip().splitlines()[0]
         raise Failure(
             f"rank {world.rank} has lost another process ({reason}): what that one said, if it could, stands above; "

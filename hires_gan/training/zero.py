@@ -103,7 +103,7 @@ class Engine:
         self.live, self._engine, self._world = live, engine, world
         self.optimizer: torch.optim.Optimizer = engine.optimizer.optimizer
         self._zero = engine.optimizer
-        self._later: contextlib.ExitStack = contextlib.ExitStack()
+        self._later, self._never = contextlib.ExitStack(), contextlib.ExitStack()
         self._check_layout()
 
     def begin(self, at_once: bool) -> None:
@@ -141,8 +141,11 @@ class Engine:
         return bad
 
     def end(self) -> None:
-        """Freeze the parameters."""
-        self._later.close()
+        """Freeze the parameters.
+
+        If the step has failed, what waits to be sent never is: the others may not be there for it.
+        """
+        self._never = self._later.pop_all()
         for parameter in self.live.values():
             parameter.requires_grad_(False)
             parameter.grad = None

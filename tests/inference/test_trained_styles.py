@@ -16,7 +16,7 @@ from PIL import Image
 import hires_gan as package
 from hires_gan.randomness import Purpose, RandomSource
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.demo, pytest.mark.timeout(1800)]
 
 SIDE = 32
 

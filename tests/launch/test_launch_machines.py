@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +16,7 @@ from launching import LAUNCH, ROOT, SHORT, SUMMED, Launched, accelerated, comman
 from machines import Machine, machines, missing
 from safetensors.torch import load_file
 from torch import Tensor
-from training.rank_steps import stepped
+from training.rank_steps import FAMILIES, stepped
 
 from hires_gan.training.world import World
 
@@ -54,11 +56,15 @@ def launched(two: list[Machine], command: list[list[str]], tmp_path: Path, **env
     ]
 
 
-def torchrun(two: list[Machine], tmp_path: Path, *arguments: str, nodes: str = "2") -> list[Launched]:
-    """Train by `torchrun.sh`, one process on each machine; machines meet at the first one."""
+def torchrun(
+    two: list[Machine], tmp_path: Path, *arguments: str, nodes: str = "2", only: int | None = None
+) -> list[Launched]:
+    """Train by `torchrun.sh`, one process on each machine, or on one only; machines meet at the first one."""
+    tmp_path.mkdir(exist_ok=True)
     environment = {"HOST": two[0].address, "NODES": nodes, "GPUS": "1", "LAST_CALL": "3"}
     command = [str(LAUNCH / TORCHRUN), *arguments]
-    return launched(two, [command] * len(two), tmp_path, **environment)
+    started = two if only is None else [two[only]]
+    return launched(started, [command] * len(started), tmp_path, **environment)
 
 
 def undisturbed(settings: dict[str, Any], config: Path, tmp_path: Path) -> dict[str, Any]:
@@ -112,9 +118,9 @@ def test_machines_without_names_train_by_address_and_interface(
 
 
 CELLS = {
-    "data_parallel": ["progressive:adam:4", "stylegan2:adam:4", "munit:adam:4"],
-    "zero1": ["stylegan2:sgd:2:1"],
-    "zero2": ["stylegan2:sgd:2:2"],
+    "data_parallel": [f"{name}:{kind}:{micro}" for name in FAMILIES for kind in ("adam", "sgd") for micro in (4, 2)],
+    "zero1": [f"{name}:sgd:{micro}:1" for name in FAMILIES for micro in (4, 2)],
+    "zero2": [f"{name}:sgd:{micro}:2" for name in FAMILIES for micro in (4, 2)],
 }
 """Family, optimizer, micro-batch, stage of ZeRO: Adam in float64, plain descent in float32."""
 
@@ -188,10 +194,16 @@ def test_a_link_that_is_down_for_longer_than_the_timeout_begins_again_from_the_l
     assert latest(settings, "small").state["files"] == expected
 
 
+@pytest.mark.parametrize("host", ["the first by name", "the last by name"])
 def test_the_machine_that_is_left_goes_on_alone(
-    settings: dict[str, Any], write_config: Any, tmp_path: Path, two: list[Machine]
+    settings: dict[str, Any], write_config: Any, tmp_path: Path, two: list[Machine], host: str
 ) -> None:
-    """Elastic: everything on the other machine is killed, and nothing is waited for that cannot come."""
+    """Elastic: everything on the other machine is killed, and nothing is waited for that cannot come.
+
+    torchrun orders machines by name: the one where they meet need not be the one whose process is the first.
+    """
+    if host == "the last by name":
+        two.reverse()
     settings["evaluation"]["every_kimg"] = None
     settings["tracking"]["every_kimg"] = 0.016
     settings["backend"] = {"processes": "1..2", "timeout": 30}
@@ -208,3 +220,24 @@ def test_the_machine_that_is_left_goes_on_alone(
     saved = latest(settings, "small")
     assert (saved.nimg, saved.state["world_size"]) == (480, 1)
     assert status_of(folder)["state"] == "finished"
+
+
+def test_a_machine_that_comes_later_takes_part(
+    settings: dict[str, Any], write_config: Any, tmp_path: Path, two: list[Machine]
+) -> None:
+    """Elastic: a run of one machine, whose process has been killed once before, goes on with two."""
+    settings["evaluation"]["every_kimg"] = None
+    settings["tracking"]["every_kimg"] = 0.016
+    settings["run"]["total_kimg"] = 1.6
+    settings["backend"] = {"processes": "1..2", "timeout": 30}
+    config, folder = str(write_config(settings)), Path(settings["run"]["dir"]) / "small"
+    (first,) = torchrun(two[:1], tmp_path / "first", config, nodes="1:2")
+    first.wait_for(lambda: nimg_of(folder) >= 120)
+    os.kill(status_of(folder)["process"], signal.SIGKILL)
+    first.wait_for(lambda: "going on from" in first.said)
+    (second,) = torchrun(two, tmp_path / "second", config, nodes="1:2", only=1)
+    for run in (first, second):
+        run.succeeded()
+    assert "they end without training" not in first.said
+    saved = latest(settings, "small")
+    assert (saved.nimg, saved.state["world_size"]) == (1600, 2)

@@ -18,7 +18,7 @@ from hires_gan.evaluation.evaluator import Evaluator
 from hires_gan.evaluation.reals import Reals
 from hires_gan.evaluation.settings import EvaluationSettings
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.demo, pytest.mark.timeout(1800)]
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DIRECTIONS = [("snapshots", "prints"), ("prints", "snapshots")]

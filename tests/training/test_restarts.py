@@ -19,16 +19,17 @@ LIMIT = 120
 def test_a_restarted_worker_knows_the_launch_that_was_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT", raising=False)
     assert launch_identity() == ""
-    assert not stopped_by_this_launch({"state": "preempted", "launches": [""]})
+    assert not stopped_by_this_launch({"state": "preempted", "launches": {"": 0}})
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
     own = launch_identity()
     assert own.startswith(f"{socket.gethostname()}:{os.getppid()}:")
-    status = {"state": "preempted", "launches": ["other:1:2", own]}
-    assert not stopped_by_this_launch(status), "a first start goes on"
+    status = {"state": "preempted", "launches": {"other:1:2": 0, own: 0}}
+    assert not stopped_by_this_launch(status), "a machine has come or gone"
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert stopped_by_this_launch(status)
+    assert not stopped_by_this_launch(status | {"launches": {own: 1}}), "a machine has come, behind a failure"
     assert not stopped_by_this_launch(status | {"state": "running"})
-    assert not stopped_by_this_launch(status | {"launches": ["other:1:2"]})
+    assert not stopped_by_this_launch(status | {"launches": {"other:1:2": 0}})
     assert not stopped_by_this_launch({"state": "preempted"})
 
 
@@ -52,7 +53,7 @@ if path.exists() and stopped_by_this_launch(json.loads(path.read_text())):
 elif os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and path.exists():
     print("goes on", flush=True)
 else:
-    path.write_text(json.dumps({"state": "preempted", "launches": [launch_identity()]}))
+    path.write_text(json.dumps({"state": "preempted", "launches": {launch_identity(): 0}}))
     sys.exit(75)
 """
 

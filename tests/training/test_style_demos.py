@@ -13,7 +13,7 @@ from PIL import Image
 from hires_gan.data.demo import demo_shards
 from hires_gan.data.shards import ShardSet
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.demo, pytest.mark.timeout(1800)]
 
 SIDE = 32
 

@@ -45,11 +45,10 @@ def test_every_family_steps_as_one_process(tmp_path: Path, stage: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", STAGES)
-def test_processes_without_samples_take_part(tmp_path: Path, stage: int) -> None:
+@pytest.mark.parametrize(("processes", "stage", "cell"), [(5, 2, "stylegan2:sgd:2"), (3, 1, "progressive:sgd:8")])
+def test_processes_with_other_shares_or_none_take_part(tmp_path: Path, processes: int, stage: int, cell: str) -> None:
     """Five are more than there are groups of two samples; three have different shares."""
-    steps(tmp_path, cells(("stylegan2",), stage, (2,)), 5)
-    steps(tmp_path, cells(("progressive",), stage, (8,)), 3)
+    steps(tmp_path, [f"{cell}:{stage}"], processes)
 
 
 @pytest.mark.slow
