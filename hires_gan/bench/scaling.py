@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +15,9 @@ from hires_gan.bench.scaling_measure import count_step, local_batch, measure_ste
 from hires_gan.bench.scaling_model import ASSUMED, IN_WORDS, Conditions, Network, PhaseCost, StepCost, strong, weak
 from hires_gan.bench.scaling_together import Record, measure_together
 from hires_gan.bench.train_images import open_images
-from hires_gan.bench.train_measure import is_out_of_memory
+from hires_gan.bench.train_measure import told_out_of_memory
 from hires_gan.bench.train_steps import Stand, find_place, recipe_for
-from hires_gan.errors import Failure, UsageError
+from hires_gan.errors import UsageError
 from hires_gan.ops.selection import choose, explain, resolve
 from hires_gan.progress import say
 from hires_gan.recipes.protocol import Stage
@@ -128,7 +127,7 @@ def _measured(plan: Plan, head: Record, request: Request, world: World) -> Recor
         stand = Stand(plan, images, world.device, request.stage_nimg, micro)
         _check_names(request.seconds, stand)
     together: Record = {}
-    with _told_out_of_memory(micro, stage):
+    with told_out_of_memory(micro, stage, _remedy(stage)):
         if request.measure:
             calls = CALLS[world.device.type] if request.calls is None else request.calls
             batch = local_batch(plan, stage, images, world.device, micro)
@@ -264,15 +263,7 @@ def _load() -> float:
     return round(os.getloadavg()[0], 2)
 
 
-@contextmanager
-def _told_out_of_memory(micro: int, stage: Stage) -> Iterator[None]:
-    """Turn an exhausted memory into a sentence."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise Failure(
-            f"out of memory at {stage.resolution}x{stage.resolution} with {micro} images at once: set batch.per_device "
-            f"to a smaller multiple of {stage.group}, or give all of --step-seconds with --no-measure"
-        ) from None
+def _remedy(stage: Stage) -> str:
+    return (
+        f"set batch.per_device to a smaller multiple of {stage.group}, or give all of --step-seconds with --no-measure"
+    )

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,10 +12,10 @@ import torch
 
 from hires_gan.bench.identity import identity, write_record
 from hires_gan.bench.train_images import Images, open_images
-from hires_gan.bench.train_measure import Job, Record, is_out_of_memory, measure, next_smaller
+from hires_gan.bench.train_measure import Job, Record, measure, next_smaller, told_out_of_memory
 from hires_gan.bench.train_rates import Rates
 from hires_gan.bench.train_steps import Place, find_place, recipe_for
-from hires_gan.errors import Failure, UsageError
+from hires_gan.errors import UsageError
 from hires_gan.ops.selection import choose, explain, resolve
 from hires_gan.progress import say
 from hires_gan.recipes.protocol import Stage
@@ -88,7 +86,7 @@ def bench_train(plan: Plan, config: str, request: Request) -> Record:
         write_record(request.out, {})  # better now than after the measurement
     rates, results, record = Rates(device), list[Record](), head
     for micro in micros:
-        with _told_out_of_memory(micro, place.stage):
+        with told_out_of_memory(micro, place.stage, _remedy(micro, place.stage)):
             results.append(measure(job, micro, rates))
         record = summary(head, results, reference) | {"complete": len(results) == len(micros)}
         if request.out is not None:
@@ -192,19 +190,13 @@ def _settings(job: Job, place: Place) -> Record:
     }
 
 
-@contextmanager
-def _told_out_of_memory(micro: int, stage: Stage) -> Iterator[None]:
-    """Turn an exhausted memory into a sentence."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        smaller = next_smaller(micro, stage.group)
-        remedy = f"the next smaller one is --micro {smaller}" if smaller else "the smallest; lower recipe.resolution"
-        raise Failure(
-            f"out of memory at {stage.resolution}x{stage.resolution} with a micro-batch of {micro}: {remedy}"
-        ) from None
+def _remedy(micro: int, stage: Stage) -> str:
+    smaller = next_smaller(micro, stage.group)
+    return (
+        f"the next smaller micro-batch is --micro {smaller}"
+        if smaller
+        else "it is the smallest; lower recipe.resolution"
+    )
 
 
 def summary(head: Record, results: list[Record], reference: Record | None) -> Record:

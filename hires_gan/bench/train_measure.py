@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import gc
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from hires_gan.bench.train_ops import Op
 from hires_gan.bench.train_profile import Activity, busy_ms, kernels, profiled
 from hires_gan.bench.train_rates import Rates, buffer_bytes, matrix_dtype, matrix_side
 from hires_gan.bench.train_steps import Stand, Timing, peak_memory, time_phase, time_steps
+from hires_gan.errors import Failure
 from hires_gan.progress import say
-from hires_gan.recipes.protocol import Batch, Phase
+from hires_gan.recipes.protocol import Batch, Phase, Stage
 from hires_gan.training.launch import DTYPES
 from hires_gan.training.settings import Plan
 
@@ -96,6 +98,23 @@ def measure(job: Job, micro: int, rates: Rates) -> Record:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the memory of a GPU or of the machine was exhausted: for the latter torch has no class of its own."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+@contextmanager
+def told_out_of_memory(micro: int, stage: Stage, remedy: str) -> Iterator[None]:
+    """Turn an exhausted memory into a sentence.
+
+    Raises:
+        Failure: In its place.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise Failure(
+            f"out of memory at {stage.resolution}x{stage.resolution} with a micro-batch of {micro}: {remedy}"
+        ) from None
 
 
 def next_smaller(micro: int, group: int) -> int:

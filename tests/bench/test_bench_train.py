@@ -247,10 +247,10 @@ def test_too_little_memory(error, monkeypatch, capfd, tmp_path):
     own = ["batch.size=16", "--config", ROOT / "configs" / "stylegan2_demo.yaml"]
     assert run(monkeypatch, *small(), *own, "--micro", 12) == 1
     said = capfd.readouterr().err
-    assert "out of memory at 8x8 with a micro-batch of 12: the next smaller one is --micro 8" in said
+    assert "out of memory at 8x8 with a micro-batch of 12: the next smaller micro-batch is --micro 8" in said
     assert "Traceback" not in said
     assert run(monkeypatch, *small(), *own, "--micro", 4) == 1
-    assert "with a micro-batch of 4: the smallest" in capfd.readouterr().err
+    assert "with a micro-batch of 4: it is the smallest" in capfd.readouterr().err
 
 
 def test_what_is_no_lack_of_memory_is_a_bug(monkeypatch):

@@ -274,7 +274,7 @@ def test_an_exhausted_memory_is_a_sentence(plan, monkeypatch):
         raise torch.OutOfMemoryError("out of memory")
 
     monkeypatch.setattr(scaling, "measure_step", exhausted)
-    with pytest.raises(Failure, match="out of memory at 8x8 with 8 images at once: set batch.per_device"):
+    with pytest.raises(Failure, match="out of memory at 8x8 with a micro-batch of 8: set batch.per_device"):
         bench_scaling(plan, "small", Request())
 
 
