@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 import time
@@ -101,6 +102,8 @@ def _free_port() -> int:
 
 
 def _run(environment: dict[str, str], folder: Path, target: Callable[..., int], arguments: tuple[Any, ...]) -> None:
+    # The server that forks may have been started for a loader's workers, which leave signals to the training process.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
     os.environ.update(environment)
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(folder / f"{name}{environment['RANK']}", os.O_CREAT | os.O_WRONLY), number)
