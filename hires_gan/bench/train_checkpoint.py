@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import statistics
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def _rounds(stand: Stand, feed: Supply, steps: int, folder: Path) -> list[dict[s
         for number in range(1, ROUNDS + 1):
             copy, _ = time_work(lambda: copies.take(stand.backend.tensors()), stand.device)
             alone = time_steps(stand, feed, steps).seconds
-            beside, _ = time_work(lambda nimg=number: _beside(stand, feed, steps, saver, nimg), stand.device)  # type: ignore[misc]
+            beside, _ = time_work(partial(_beside, stand, feed, steps, saver, number), stand.device)
             saver.wait()
             lost = beside - alone - copy
             found.append({"step": alone / steps, "copy": copy, "lost": lost, "background": saver.costs[-1].background})

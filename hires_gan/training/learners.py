@@ -130,9 +130,7 @@ class Replica:
         for full, value in moments.items():
             key, _, name = full.rpartition(".")
             parameter = self.live[key]
-            # Adam keeps its step counter on the CPU, unless its step is one kernel.
-            on_host = name == "step" and not self.optimizer.defaults.get("capturable")
-            kept = value.to("cpu" if on_host else parameter.device)
+            kept = placed(value, name, self.optimizer, parameter.device)
             self.optimizer.state[parameter][name] = _like(kept, parameter)
 
     def close(self) -> None:
@@ -163,6 +161,12 @@ def set_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
         group["lr"].fill_(value)
     else:
         group["lr"] = value
+
+
+def placed(value: Tensor, name: str, optimizer: torch.optim.Optimizer, device: torch.device) -> Tensor:
+    """A moment where the optimizer keeps it: Adam has its step counter on the CPU, unless its step is one kernel."""
+    on_host = name == "step" and not optimizer.defaults.get("capturable")
+    return value.to("cpu" if on_host else device)
 
 
 def _like(value: Tensor, parameter: Tensor) -> Tensor:

@@ -137,14 +137,8 @@ def _found(
     name = world.from_first(None if saved is None else saved.folder.name)
     with world.together():
         if name is not None and not world.first:
-            saved = _read_too(folder.checkpoints / name)
+            saved = checkpoint.read(folder.checkpoints / name)
     return saved
-
-
-def _read_too(path: Path) -> checkpoint.Checkpoint:
-    if not path.is_dir():
-        raise UsageError(f"there is no {path}, which the first process found: put run.dir where all machines see it")
-    return checkpoint.read(path)
 
 
 def _run(trainer: Trainer, data: Domains, saved: checkpoint.Checkpoint | None) -> bool:

@@ -12,17 +12,16 @@ import contextlib
 import logging
 import os
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from hires_gan.checkpoint import Tensors
-from hires_gan.training.learners import set_rate
+from hires_gan.training.launcher import ZeroStage
+from hires_gan.training.learners import placed, set_rate
 from hires_gan.training.world import World
-
-ZeroStage = Literal[1, 2]
 
 
 class Engines:
@@ -170,11 +169,8 @@ class Engine:
         names = dict.fromkeys(full.rpartition(".")[2] for full in moments)
         for name in names:
             values = [moments[f"{key}.{name}"] for key in self.live]
-            if values[0].ndim:
-                kept = self._own(values).to(self._part().device)
-            else:  # the counter, which is the same for all
-                kept = values[0].to("cpu" if not self.optimizer.defaults.get("capturable") else self._part().device)
-            self.optimizer.state[self._part()][name] = kept.clone()
+            kept = self._own(values) if values[0].ndim else values[0]  # the counter is the same for all
+            self.optimizer.state[self._part()][name] = placed(kept, name, self.optimizer, self._part().device).clone()
 
     def close(self) -> None:
         """Take DeepSpeed's hooks off."""

@@ -11,14 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from launching import LAUNCH, ROOT, SHORT, SUMMED, Launched, accelerated, commands, latest, launch, nimg_of, status_of
 from machines import Machine, machines, missing
-from safetensors.torch import load_file
-from torch import Tensor
-from training.rank_steps import FAMILIES, stepped
-
-from hires_gan.training.world import World
+from training.rank_steps import FAMILIES, compare
 
 pytestmark = pytest.mark.multinode
 TORCHRUN = "torchrun.sh"
@@ -134,36 +129,31 @@ def test_two_machines_step_as_one_process(tmp_path: Path, two: list[Machine], ba
     for run in launched(two, [command] * 2, tmp_path, DS_ACCELERATOR="cpu"):
         run.succeeded()
     for cell in CELLS[backend]:
-        expected = stepped(World(torch.device("cpu")), cell)
-        found = load_file(tmp_path / f"{cell}.safetensors")
-        for name, value in weights_and_means(cell, expected):
-            error = float((found[name] - value).abs().max())
-            assert error <= (1e-9 if "adam" in cell else 1e-6) * float(value.abs().max()), (cell, name)
-
-
-def weights_and_means(cell: str, tensors: dict[str, Tensor]) -> list[tuple[str, Tensor]]:
-    """Without moments; and in float32 without means, whose terms cancel out."""
-    ignored = ".optimizer." if "adam" in cell else "mean."
-    found = [(name, value) for name, value in tensors.items() if ".optimizer." not in name and ignored not in name]
-    assert found
-    return found
+        compare(tmp_path, cell)
 
 
 # --- when the network fails -------------------------------------------------------------------------------------------
+
+
+def pulled(
+    settings: dict[str, Any], write_config: Any, tmp_path: Path, two: list[Machine], nimg: int, *overrides: str
+) -> tuple[dict[str, Any], Path, list[Launched]]:
+    """A run whose second machine has lost its cable, its folder, and what it would have become."""
+    settings["evaluation"]["every_kimg"] = None
+    settings["tracking"]["every_kimg"] = 0.016
+    config, folder = write_config(settings), Path(settings["run"]["dir"]) / "small"
+    expected = undisturbed(settings, config, tmp_path)
+    runs = torchrun(two, tmp_path, str(config), *overrides)
+    runs[0].wait_for(lambda: nimg_of(folder) >= nimg)
+    two[1].pull_cable()
+    return expected, folder, runs
 
 
 def test_a_link_that_is_down_for_ten_seconds_costs_ten_seconds(
     settings: dict[str, Any], write_config: Any, tmp_path: Path, two: list[Machine]
 ) -> None:
     """The run stands still, and goes on by itself: its weights are those of an undisturbed one."""
-    settings["evaluation"]["every_kimg"] = None
-    settings["tracking"]["every_kimg"] = 0.016
-    config = write_config(settings)
-    expected = undisturbed(settings, config, tmp_path)
-    folder = Path(settings["run"]["dir"]) / "small"
-    runs = torchrun(two, tmp_path, str(config))
-    runs[0].wait_for(lambda: nimg_of(folder) >= 100)
-    two[1].pull_cable()
+    expected, folder, runs = pulled(settings, write_config, tmp_path, two, 100)
     time.sleep(2)
     stands = nimg_of(folder)
     time.sleep(8)
@@ -178,14 +168,7 @@ def test_a_link_that_is_down_for_ten_seconds_costs_ten_seconds(
 def test_a_link_that_is_down_for_longer_than_the_timeout_begins_again_from_the_last_checkpoint(
     settings: dict[str, Any], write_config: Any, tmp_path: Path, two: list[Machine]
 ) -> None:
-    settings["evaluation"]["every_kimg"] = None
-    settings["tracking"]["every_kimg"] = 0.016
-    config = write_config(settings)
-    expected = undisturbed(settings, config, tmp_path)
-    folder = Path(settings["run"]["dir"]) / "small"
-    runs = torchrun(two, tmp_path, str(config), "backend.timeout=20")
-    runs[0].wait_for(lambda: nimg_of(folder) >= 120)
-    two[1].pull_cable()
+    expected, folder, runs = pulled(settings, write_config, tmp_path, two, 120, "backend.timeout=20")
     for run in runs:
         run.wait_for(lambda run=run: "has lost another process" in run.said)
     two[1].plug_in()

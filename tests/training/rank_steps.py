@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from pydantic import TypeAdapter
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hires_gan.recipes.families import build_recipe
@@ -97,6 +97,19 @@ def stepped(world: World, cell: str, engines: Engines | None = None) -> dict[str
     for learner in backend.learners.values():
         learner.close()
     return found
+
+
+def compare(folder: Path, cell: str) -> None:
+    """Hold what processes have written to `folder` to what one process does: each tensor, by its largest entry."""
+    optimizer = cell.split(":")[1]
+    expected = stepped(World(torch.device("cpu")), cell)
+    found = load_file(folder / f"{cell}.safetensors")
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        # What is left of scores whose terms cancel out is told in float64 alone; moments, by the gradients' own test.
+        if not (optimizer == "sgd" and name.startswith("mean.")) and ".optimizer." not in name:
+            largest, tolerance = float(value.abs().max()), 1e-9 if optimizer == "adam" else 1e-6
+            assert float((found[name] - value).abs().max()) <= tolerance * largest, (cell, name)
 
 
 def main(out: Path, cells: list[str]) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_data_parallel import HERE, compare, compare_gradients, finished, launched, train
+from rank_steps import compare
+from test_data_parallel import HERE, compare_gradients, finished, launched, train
 from whole_runs import saved
 
 FAMILIES = ("progressive", "stylegan", "stylegan2", "munit")
@@ -24,7 +25,7 @@ def check(folder: Path, cell: str) -> None:
     if ":still:" in cell:
         compare_gradients(folder, cell)
     else:
-        compare(folder, cell, 1e-6)
+        compare(folder, cell)
 
 
 def steps(folder: Path, names: list[str], processes: int = 2) -> None:
