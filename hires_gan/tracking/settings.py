@@ -19,3 +19,9 @@ class TrackingSettings(Settings):
     """The MLflow experiment that the run belongs to."""
     every_kimg: Annotated[float, Field(gt=0)] = 1.0
     """Every how many kimg the metrics are logged, at the first step boundary at or after each multiple."""
+    metrics_port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    """The port on which the first process serves metrics to Prometheus, at /metrics; null: nothing listens."""
+    metrics_address: Annotated[str, Field(min_length=1)] = "0.0.0.0"  # noqa: S104 - only with a port
+    """Where it listens, once there is a port: 0.0.0.0 for all IPv4 addresses of the machine, since pods are scraped
+    from outside; :: for those of IPv6 as well; 127.0.0.1 for programs on the machine alone. Whoever reaches it can
+    read."""

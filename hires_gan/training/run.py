@@ -27,6 +27,7 @@ from hires_gan.progress import console, say
 from hires_gan.recipes.families import build_recipe
 from hires_gan.recipes.protocol import LabelDistribution, Recipe, stage_at
 from hires_gan.settings import at_resolution
+from hires_gan.tracking.exporter import Exporter
 from hires_gan.tracking.flavour import ModelCard
 from hires_gan.tracking.tracker import Tracker
 from hires_gan.training.backends import Backend
@@ -65,20 +66,28 @@ def train(plan: Plan, resolved: str) -> bool:
         Failure: If something outside went wrong.
     """
     world = join_launch(plan.backend, plan.precision)
-    with telling_losses(world), StopRequest(world.alone) as stop:
+    with telling_losses(world), StopRequest(world.alone) as stop, contextlib.ExitStack() as opened:
         launches = {name: count for name, count in world.gathered([launch_identity(), restart_count()]) if name}
         if world.any(stopped_by_this_launch(world.from_first(read_status(plan.run.dir / plan.run.name)) or {})):
             say("a signal has stopped this launch, and it has started its processes again: they end without training")
             world.leave()
             return False
-        trainer, data, saved = _prepare(plan, resolved, world, stop, launches)
+        trainer, data, saved = _prepare(plan, resolved, world, stop, launches, opened)
         return _run(trainer, data, saved)
 
 
 def _prepare(
-    plan: Plan, resolved: str, world: World, stop: StopRequest, launches: dict[str, int]
+    plan: Plan,
+    resolved: str,
+    world: World,
+    stop: StopRequest,
+    launches: dict[str, int],
+    opened: contextlib.ExitStack,
 ) -> tuple[Trainer, Domains, checkpoint.Checkpoint | None]:
-    """Everything before the first step; the first process alone makes and holds the run's folder."""
+    """Everything before the first step; the first process alone makes and holds the run's folder.
+
+    What is to be closed at the end, whichever it is, is left in `opened`.
+    """
     world.agree("the configuration", hashlib.sha256(resolved.encode()).hexdigest())
     world.agree("the versions", json.dumps(versions(), sort_keys=True))
     with world.together():
@@ -106,9 +115,10 @@ def _prepare(
         backend = _backend(plan, recipe, world)
         if initial is not None:
             start_from(initial, backend)
-        tracker = None
+        tracker = exporter = None
         with world.together():
             if world.first:
+                exporter = open_exporter(plan, opened)
                 tracker = start_tracking(plan, folder, saved, folder.write_config(resolved))
     except BaseException:
         folder.discard_if_new()
@@ -117,7 +127,10 @@ def _prepare(
     gallery = open_gallery(plan, recipe, data, world.device, corrupt)
     run_id = tracker.run_id if tracker is not None else ""
     state = describe_run(plan, data, run_id, world) | {"order": order}
-    return Trainer(plan, folder, recipe, backend, gallery, tracker, corrupt, state, stop), data, saved
+    trainer = Trainer(plan, folder, recipe, backend, gallery, tracker, corrupt, state, stop, exporter)
+    if exporter is not None:
+        exporter.follow(trainer.current, {"recipe": plan.recipe.name, "version": __version__, "mlflow_run_id": run_id})
+    return trainer, data, saved
 
 
 def _backend(plan: Plan, recipe: Recipe, world: World) -> Backend:
@@ -345,6 +358,14 @@ def _with_new_keys(configuration: dict[str, Any], plan: Plan) -> dict[str, Any]:
         return type(plan).model_validate(configuration).model_dump(mode="json")
     except ValidationError:
         return configuration
+
+
+def open_exporter(plan: Plan, opened: contextlib.ExitStack) -> Exporter | None:
+    """Listen for Prometheus, where a port is set."""
+    tracking = plan.tracking
+    if tracking.metrics_port is None:
+        return None
+    return opened.enter_context(Exporter(tracking.metrics_address, tracking.metrics_port, plan.run.name))
 
 
 def start_tracking(plan: Plan, folder: RunFolder, saved: checkpoint.Checkpoint | None, config: Path) -> Tracker:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -21,22 +20,23 @@ from hires_gan.errors import Elsewhere, Failure
 from hires_gan.inference.images import save_png
 from hires_gan.progress import say
 from hires_gan.recipes.protocol import Recipe, Stage, stage_at
+from hires_gan.tracking.exporter import Exporter
 from hires_gan.tracking.tracker import Tracker
 from hires_gan.training.activity import doing, waiting
 from hires_gan.training.backends import Backend
 from hires_gan.training.consistency import check_equal, fingerprints
 from hires_gan.training.feed import Feed
 from hires_gan.training.gallery import PIXELS_AT_ONCE, Gallery
-from hires_gan.training.pace import Own, Spread, Stragglers, spread
 from hires_gan.training.phases import Means
 from hires_gan.training.profiling import StepProfiler, span
+from hires_gan.training.ranks import Ranks
 from hires_gan.training.run_folder import RunFolder
 from hires_gan.training.saving import Saver
 from hires_gan.training.schedule import Cadence, PlannedStep, steps
 from hires_gan.training.settings import BatchSettings, EmaSettings, Plan
 from hires_gan.training.shares import in_words, share
 from hires_gan.training.signals import StopRequest
-from hires_gan.training.status import Speed, StatusLine, Stopwatch, memory_in_use
+from hires_gan.training.status import Speed, StatusLine, Stopwatch
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,8 @@ class Trainer:
         tracker: Where it is recorded; None on all processes but the first.
         corrupt: The samples that could not be shown.
         state: What every checkpoint says of the run besides its progress.
+        stop: Whether a signal came.
+        exporter: Where it can be watched; None on all processes but the first, and where no port is set.
     """
 
     def __init__(
@@ -99,9 +101,11 @@ class Trainer:
         corrupt: CorruptRows,
         state: dict[str, Any],
         stop: StopRequest,
+        exporter: Exporter | None = None,
     ) -> None:
         self.plan, self.folder, self.recipe, self.backend = plan, folder, recipe, backend
         self.gallery, self.tracker, self.corrupt, self.state = gallery, tracker, corrupt, state
+        self.exporter = exporter
         self.progress = Progress()
         self._stage: int | None = None
         self.world = backend.world
@@ -117,13 +121,25 @@ class Trainer:
         self.saver = Saver(folder.checkpoints, plan.checkpoint.keep)
         self._asked: Callable[[], bool] = lambda: False
         self._stopwatch = Stopwatch()
-        self._stragglers = Stragglers(self.world.gathered(socket.gethostname()))
-        self._spread: Spread | None = None
+        self.ranks = Ranks(self.world, backend.device, backend.pace, corrupt)
+        self._began = time.perf_counter()
+        self._taken: dict[int, float] = {}
         self._stalled = 0.0
         self._domains: tuple[str, ...] = ()
         self._division = ""
         profiled = plan.run.profile and self.world.first
         self._profiler = StepProfiler(folder.path / "profile", backend.device) if profiled else None
+
+    def current(self) -> dict[str, float]:
+        """What changes between two logs, from any thread: attributes are read, nothing is computed or waited for."""
+        saved = self.saver.last
+        since = self._began if saved is None else self._taken.get(saved.nimg, self._began)
+        return {
+            "progress/kimg": self.progress.nimg / 1000,
+            "progress/total_kimg": self.total / 1000,
+            "checkpoint/age": time.perf_counter() - since,
+            **({} if saved is None else {"checkpoint/kimg": saved.nimg / 1000}),
+        }
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Go on from a checkpoint.
@@ -259,7 +275,7 @@ class Trainer:
         self.saver.check()
         nimg, ended = self.progress.nimg, self.progress.nimg >= self.total
         if self._due("log", ended):
-            self._tell()
+            self.ranks.tell()
             if self.world.first:
                 self._log(status, feed)
             self._logged()
@@ -290,20 +306,6 @@ class Trainer:
             return False
         return cadence.due(nimg) or (ended and cadence.every is not None and 0 < nimg != cadence.last)
 
-    def _tell(self) -> None:
-        """Tell the first process what only the others know: the time of their steps, and corrupt samples."""
-        self._spread, own = None, self.backend.pace.lap()
-        if self.world.alone:
-            return
-        told = self.world.gathered([None if own is None else asdict(own), self.corrupt.rows()])
-        self._spread = spread([None if lap is None else Own(**lap) for lap, _ in told])
-        sentence = self._stragglers.look(self._spread)
-        if sentence is not None:
-            say(sentence)
-        for number, (_, rows) in enumerate(told[1:], 1):
-            for line in self.corrupt.learn(rows) if self.world.first else ():
-                say(f"rank {number}: {line}")
-
     def _logged(self) -> None:
         """Begin new means, and stop a run that does not learn any more: where the first process stops, all do."""
         self._sums = {}
@@ -325,9 +327,9 @@ class Trainer:
         values = torch.stack([total / count for total, count in self._sums.values()]).tolist() if self._sums else []
         # Only now a GPU has done all that was launched: the wait belongs to the steps.
         self._stopwatch.add(0, time.perf_counter() - start, 0.0)
-        speed, memory = self._lap(feed), memory_in_use(self.backend.device)
+        speed, memory = self._lap(feed), self.ranks.memory[0]
         means = dict(zip(self._sums, values, strict=True))
-        self._recorded().log_metrics(
+        self._record(
             nimg,
             means
             | {f"schedule/learning_rate_{name}": plan.rate_at(nimg) for name, plan in stage.optimizers.items()}
@@ -336,13 +338,19 @@ class Trainer:
             | {"speed/seconds_per_kimg": speed.seconds_per_kimg, "memory/gib": memory / 2**30}
             | {"gradients/nonfinite": int(self.backend.nonfinite)}
             | {"data/skipped": len(self.corrupt), "data/retries": self.corrupt.retries}
-            | ({} if self._spread is None else self._spread.metrics)
+            | self.ranks.metrics
             | self._checkpoint_costs(),
+            self.ranks.memory_metrics,
         )
         losses = {name.removeprefix("loss/"): value for name, value in means.items() if name.startswith("loss/")}
-        ranks = "" if self._spread is None else self._spread.words
-        status.show(nimg, self.recipe.describe(nimg), speed, memory, losses, len(self.corrupt), ranks)
+        status.show(nimg, self.recipe.describe(nimg), speed, memory, losses, len(self.corrupt), self.ranks.words)
         self.folder.write_status("running", nimg)
+
+    def _record(self, nimg: int, metrics: Mapping[str, float], more: Mapping[str, float] | None = None) -> None:
+        """Log metrics, and let Prometheus have them, and `more`: what has a value for each process."""
+        self._recorded().log_metrics(nimg, metrics)
+        if self.exporter is not None:
+            self.exporter.log_metrics({**metrics, **(more or {})})
 
     def _checkpoint_costs(self) -> dict[str, float]:
         """The seconds that checkpoints took since the last time: of the training, and beside it."""
@@ -393,7 +401,7 @@ class Trainer:
         values = self.gallery.measure(self.backend.average, nimg, self.stop.interrupted)
         if values is None:
             return None
-        self._recorded().log_metrics(nimg, {f"evaluation/{name}": value for name, value in values.items()})
+        self._record(nimg, {f"evaluation/{name}": value for name, value in values.items()})
         for metric in self.plan.evaluation.metrics:
             say(f"{nimg / 1000:.1f} kimg: {metric} {values[metric]:.2f}")
         watched, before = self.plan.evaluation.best, self.progress.best
@@ -422,6 +430,7 @@ class Trainer:
                 check_equal(self.world, fingerprints(parts))
             if self.world.first:
                 best = self.progress.best
+                self._taken[nimg] = since
                 self.saver.save(nimg, parts, self._state(), None if best is None else best.checkpoint, since)
 
     def _state(self) -> dict[str, Any]:
