@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
@@ -14,6 +15,7 @@ from hires_gan import __version__, cli_bench
 from hires_gan.cli_bench import Overrides, numbers
 from hires_gan.errors import Elsewhere, Failure, UsageError
 from hires_gan.progress import say
+from hires_gan.training.ending import tell_end
 
 STOPPED_BY_SIGNAL = 75
 """The exit code of a run that wrote a checkpoint and stopped: the same command again goes on."""
@@ -51,16 +53,27 @@ def main() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     # Likewise: blocks of a GPU's memory can then grow, and far less is lost between them.
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    _name_user()
     try:
         app()
-    except UsageError as error:
-        say(f"error: {error}")
-        sys.exit(2)
     except Failure as error:
         say(f"error: {error}")
-        sys.exit(1)
-    except Elsewhere:
-        sys.exit(1)
+        _end(2 if isinstance(error, UsageError) else 1, str(error))
+    except Elsewhere as error:
+        _end(2 if error.usage else 1, "another process has said why")
+
+
+def _name_user() -> None:
+    """Libraries ask for the user's name as they load; a container may run under a number that has none."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["USER"] = str(os.getuid())
+
+
+def _end(code: int, message: str) -> NoReturn:
+    tell_end(code, message)
+    sys.exit(code)
 
 
 @app.callback(invoke_without_command=True)
@@ -167,6 +180,7 @@ def train(config: Config, overrides: Overrides = None) -> None:
     if not train_run(configuration, to_yaml(configuration)):
         for number in (signal.SIGTERM, signal.SIGINT):  # another one does not change how this ends
             signal.signal(number, signal.SIG_IGN)
+        tell_end(STOPPED_BY_SIGNAL, "stopped by a signal; the same command goes on from the latest checkpoint")
         raise typer.Exit(STOPPED_BY_SIGNAL)
 
 
@@ -355,14 +369,33 @@ def config_schema(
 @app.command()
 def doctor(
     config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="Check what this one needs.")] = None,
+    overrides: Overrides = None,
     quick: Annotated[bool, typer.Option("--quick", help="Only what a health check needs, in seconds.")] = False,
+    gpus: Annotated[
+        int | None, typer.Option(help="How many GPUs there must be, neither fewer nor more; 0: none is needed.", min=0)
+    ] = None,
+    needs: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME[,NAME...]", help="Environment variables that must be set; several times if wanted."),
+    ] = None,
+    wait: Annotated[
+        float, typer.Option(metavar="SECONDS", help="How long what may come by itself is waited for.", min=0)
+    ] = 0.0,
 ) -> None:
     """Say what this machine can do, and what is wrong with it."""
     from rich.console import Console
 
     from hires_gan.config import load_configuration
-    from hires_gan.doctor import examine, exit_code, report
+    from hires_gan.doctor import Asked, complaints, examine, exit_code, report
+    from hires_gan.doctor_asked import split_names
+    from hires_gan.doctor_pod import require_mounted
 
-    checks = examine(quick, load_configuration(config) if config else None)
+    names = split_names(needs or [])
+    if config:
+        require_mounted(config)
+    configuration = load_configuration(config, overrides or []) if config else None
+    checks = examine(Asked(quick, configuration, gpus=gpus, needs=names), wait)
     Console(soft_wrap=True, highlight=False).print(report(checks))
+    for line in complaints(checks):
+        say(f"error: {line}")
     raise typer.Exit(exit_code(checks))

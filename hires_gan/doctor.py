@@ -6,11 +6,11 @@ import os
 import platform
 import resource
 import shutil
-import sqlite3
 import sys
-import tempfile
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,20 +20,26 @@ import yaml
 from rich.text import Text
 
 from hires_gan.cores import usable_cores
+from hires_gan.doctor_asked import asked_gpus, environment
 from hires_gan.doctor_dali import dali
+from hires_gan.doctor_data import data
 from hires_gan.doctor_devices import GIB, Finding, Status, compiler, cuda, driver, gpu_count, importable_torch, toolkit
-from hires_gan.doctor_ops import compiled
-from hires_gan.errors import Failure
+from hires_gan.doctor_folders import disk, size, temporary, unasked
+from hires_gan.doctor_ops import DEVICES, compiled
+from hires_gan.doctor_pod import in_pod
+from hires_gan.doctor_store import store
+from hires_gan.progress import say
+from hires_gan.settings import expanded
 from hires_gan.tracking.settings import TrackingSettings
-from hires_gan.tracking.store import open_store, reason, redact, resolve_uri, sqlite_path
+from hires_gan.tracking.store import reason
 from hires_gan.training.settings import Plan
 
-LEAST_DISK = 1 * GIB
-"""A whole state at 1024x1024 is just under this."""
 LEAST_SHARED_MEMORY = 1 * GIB
 """NCCL, between the GPUs of one machine, fails in the 64 MiB that containers get by default."""
 LEAST_FILES = 1024
 """The usual soft limit of open files."""
+PAUSE = 5.0
+"""Seconds between two looks at what may come by itself."""
 
 _COLOURS = {"ok": "green", "missing": "yellow", "wrong": "red"}
 
@@ -48,46 +54,161 @@ class Check:
     remedy: str = ""
     needed: bool = True
     """Whether training needs it; what is not needed may be missing."""
+    passing: bool = False
+    """Whether it may be well after a while, though nobody does anything on this machine."""
+
+    @property
+    def bad(self) -> bool:
+        """Whether training cannot do with it: it is wrong, or missing although it is needed."""
+        return self.status == "wrong" or (self.status == "missing" and self.needed)
 
 
-def examine(quick: bool = False, configuration: Plan | None = None, run_dir: Path | None = None) -> list[Check]:
-    """Look at everything that training depends on; nothing is printed, and nothing is left behind.
+@dataclass(frozen=True)
+class Part:
+    """What one line of the report is about, and how it is looked at, as often as wanted."""
+
+    name: str
+    needed: bool
+    look: Callable[[], Finding]
+
+    def check(self) -> Check:
+        """Look now; what fails in an unforeseen way is `wrong`, with what it said."""
+        try:
+            finding = self.look()
+        except Exception as error:  # whatever is broken here is what the doctor is asked about
+            finding = Finding("wrong", f"the check failed: {type(error).__name__}: {reason(error)}")
+        return Check(self.name, finding.status, finding.found, finding.remedy, self.needed, finding.passing)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the doctor is asked to look at.
+
+    Attributes:
+        quick: Only what takes a moment and no network: packages, devices, disk, limits.
+        configuration: Whose data, run.dir, data.workers and tracking.uri are held against this machine.
+        run_dir: The folder of all runs, in place of the configuration's.
+        gpus: How many GPUs torch has to see; None: as many as there are; 0: none is looked for.
+        needs: Environment variables that have to be set.
+    """
+
+    quick: bool = False
+    configuration: Plan | None = None
+    run_dir: Path | None = None
+    gpus: int | None = None
+    needs: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        """Where the runs would be."""
+        return self.run_dir or (self.configuration.run.dir if self.configuration else Path("runs"))
+
+    @property
+    def named(self) -> bool:
+        """Whether somebody has named that folder: only then it has to be usable."""
+        return bool(self.run_dir or self.configuration)
+
+
+def examine(asked: Asked, wait: float = 0.0, pause: float = PAUSE) -> list[Check]:
+    """Look at everything that training depends on; nothing is left behind.
 
     Args:
-        quick: Only what takes a moment and no network: packages, devices, disk, limits.
-        configuration: Whose run.dir, data.workers and tracking.uri are held against this machine.
-        run_dir: The folder of all runs, in place of the configuration's.
+        asked: What to look at.
+        wait: Seconds in which what is wrong may come by itself. Nothing is printed but a line if that is waited for.
+        pause: Seconds between two looks at it.
 
     Returns:
         One check per part, in a fixed order; a check that fails in an unforeseen way is `wrong`, with what it said.
     """
-    folder = run_dir or (configuration.run.dir if configuration else Path("runs"))
-    workers = configuration.data.workers if configuration else "auto"
-    tracking = configuration.tracking if configuration else TrackingSettings()
-    checks: list[tuple[str, bool, Callable[[], Finding]]] = [
-        ("Python", True, _python),
-        ("packages", True, _packages),
-        ("torch", True, _torch),
-        ("torchvision", True, _torchvision_for_torch if quick else _torchvision),
-        ("driver", False, driver),
-        ("CUDA", False, cuda),
-        ("processors", True, lambda: _processors(workers)),
-        ("open files", True, _open_files),
-        ("shared memory", True, _shared_memory),
-        ("disk", True, lambda: _disk(folder)),
+    parts = _parts(asked)
+    checks = [part.check() for part in parts]
+    end = time.monotonic() + wait
+    if time.monotonic() < end and worth_waiting(checks):
+        absent = "; ".join(f"{check.name}: {check.found}" for check in checks if check.bad)
+        say(f"waiting up to {wait:g} s: {absent}")
+    while worth_waiting(checks) and (left := end - time.monotonic()) > 0:
+        time.sleep(min(pause, left))
+        checks = [part.check() if check.bad else check for part, check in zip(parts, checks, strict=True)]
+    return checks
+
+
+def worth_waiting(checks: Iterable[Check]) -> bool:
+    """Whether something is wrong, and all that is may come by itself."""
+    bad = [check for check in checks if check.bad]
+    return bool(bad) and all(check.passing for check in bad)
+
+
+def _parts(asked: Asked) -> list[Part]:
+    """What there is to look at, in the order of the report."""
+    return [*_software(asked), *_gpus(asked), *_limits(asked), *_places(asked), *([] if asked.quick else _rest(asked))]
+
+
+def _software(asked: Asked) -> list[Part]:
+    return [
+        Part("Python", True, _python),
+        Part("packages", True, _packages),
+        Part("torch", True, _torch),
+        Part("torchvision", True, _torchvision_for_torch if asked.quick else _torchvision),
     ]
-    if not quick:
-        checks += [
-            ("compiler", False, compiler),
-            ("CUDA toolkit", False, toolkit),
-            ("ops, CPU", False, lambda: compiled("cpu")),
-            ("ops, CUDA", False, lambda: compiled("cuda")),
-            ("DALI", False, dali),
-            ("DeepSpeed", False, lambda: _optional("deepspeed", "deepspeed")),
-            ("accelerate", True, _accelerate),
-            ("MLflow store", True, lambda: _store(tracking, folder)),
-        ]
-    return [_guarded(name, needed, check) for name, needed, check in checks]
+
+
+def _gpus(asked: Asked) -> list[Part]:
+    count = asked.gpus
+    if count == 0:
+        return []
+    if count is None:
+        return [Part("driver", False, driver), Part("CUDA", False, cuda)]
+    return [Part("driver", False, lambda: driver(asked=True)), Part("CUDA", True, lambda: asked_gpus(count))]
+
+
+def _limits(asked: Asked) -> list[Part]:
+    workers = asked.configuration.data.workers if asked.configuration else "auto"
+    return [
+        Part("processors", True, lambda: _processors(workers)),
+        Part("open files", True, _open_files),
+        Part("shared memory", True, lambda: _shared_memory(asked.gpus)),
+    ]
+
+
+def _places(asked: Asked) -> list[Part]:
+    plan, folder = asked.configuration, asked.folder
+    parts = [Part("environment", True, lambda: environment(asked.needs))] if asked.needs else []
+    parts += [Part("temporary files", True, lambda: temporary(_cached(plan)))]
+    if asked.named:
+        parts += [Part("disk", True, lambda: disk(folder))]
+    else:
+        parts += [Part("disk", False, lambda: unasked(disk(folder)))]
+    if plan is not None:
+        parts += [Part("data", True, lambda: data(plan.data, plan.recipe.resolution, asked.quick))]
+    return parts
+
+
+def _cached(plan: Plan | None) -> str:
+    """Which of the user's caches a run needs, apart from those that the check of the data looks at."""
+    origin = plan.run.init_from if plan else None
+    return f"run.init_from={origin}" if origin and origin.startswith("models:") else ""
+
+
+def _rest(asked: Asked) -> list[Part]:
+    devices = ["cpu"] if asked.gpus == 0 else ["cpu", "cuda"]
+    # Nothing is compiled in a pod: what its image lacks is built with the next image.
+    tools = [] if in_pod() else [Part("compiler", False, compiler), Part("CUDA toolkit", False, toolkit)]
+    ops = [Part(f"ops, {DEVICES[device]}", False, partial(compiled, device)) for device in devices]
+    return [
+        *tools,
+        *ops,
+        Part("DALI", False, dali),
+        Part("DeepSpeed", False, lambda: _optional("deepspeed", "deepspeed")),
+        Part("accelerate", True, _accelerate),
+        _store(asked),
+    ]
+
+
+def _store(asked: Asked) -> Part:
+    settings = asked.configuration.tracking if asked.configuration else TrackingSettings()
+    look = partial(store, settings, asked.folder)
+    needed = asked.named or bool(os.environ.get("MLFLOW_TRACKING_URI"))
+    return Part("MLflow store", needed, look if needed else lambda: unasked(look()))
 
 
 def report(checks: Iterable[Check]) -> Text:
@@ -96,7 +217,7 @@ def report(checks: Iterable[Check]) -> Text:
     for check in checks:
         text.append(f"{check.status:<8}", style=_COLOURS[check.status])
         optional = " (optional)" if check.status == "missing" and not check.needed else ""
-        text.append(f"{check.name:<15}{check.found}{optional}")
+        text.append(f"{check.name:<16}{check.found}{optional}")
         text.append(f": {check.remedy}\n" if check.remedy else "\n")
     text.rstrip()
     return text
@@ -104,15 +225,13 @@ def report(checks: Iterable[Check]) -> Text:
 
 def exit_code(checks: Iterable[Check]) -> int:
     """1 if something is wrong, or missing although it is needed; else 0."""
-    return int(any(check.status == "wrong" or (check.status == "missing" and check.needed) for check in checks))
+    return int(any(check.bad for check in checks))
 
 
-def _guarded(name: str, needed: bool, check: Callable[[], Finding]) -> Check:
-    try:
-        finding = check()
-    except Exception as error:  # whatever is broken here is what the doctor is asked about
-        finding = Finding("wrong", f"the check failed: {type(error).__name__}: {reason(error)}")
-    return Check(name, finding.status, finding.found, finding.remedy, needed)
+def complaints(checks: Iterable[Check]) -> list[str]:
+    """A line for each part that is not as training needs it, for the end of a log, where people look first."""
+    told = [(check.name, check.found, check.remedy) for check in checks if check.bad]
+    return [": ".join(part for part in parts if part) for parts in told]
 
 
 # Software
@@ -203,7 +322,7 @@ def _accelerate() -> Finding:
     version = metadata.version("accelerate")
     precision, where = os.environ.get("ACCELERATE_MIXED_PRECISION"), "ACCELERATE_MIXED_PRECISION"
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface")
-    folder = Path(os.environ.get("HF_HOME", cache)).expanduser() / "accelerate"
+    folder = expanded(Path(os.environ.get("HF_HOME", cache))) / "accelerate"
     file = next(
         (path for path in (folder / "default_config.yaml", folder / "default_config.json") if path.exists()), None
     )
@@ -243,83 +362,14 @@ def _open_files() -> Finding:
     return Finding("ok", f"at most {'any number' if soft == resource.RLIM_INFINITY else soft}")
 
 
-def _shared_memory(folder: Path = Path("/dev/shm")) -> Finding:  # noqa: S108 - it is what is examined
+def _shared_memory(gpus: int | None = None, folder: Path = Path("/dev/shm")) -> Finding:  # noqa: S108 - it is examined
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         return Finding(
             "wrong", f"{folder} is not there or not writable", "mount a tmpfs there: worker processes lock by it"
         )
-    size = shutil.disk_usage(folder).total
-    found = f"{_size(size)} at {folder}"
-    if size < LEAST_SHARED_MEMORY and gpu_count() > 1:
+    total = shutil.disk_usage(folder).total
+    found = f"{size(total)} at {folder}"
+    if total < LEAST_SHARED_MEMORY and (gpu_count() if gpus is None else gpus) > 1:
         remedy = "start the container with `--shm-size=2g`, or mount a memory-backed emptyDir there"
         return Finding("wrong", f"{found}, too little for several GPUs", remedy)
     return Finding("ok", found)
-
-
-def _size(count: float) -> str:
-    return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count / 2**20:.0f} MiB"
-
-
-def _nearest_folder(path: Path) -> Path:
-    path = path.absolute()
-    return next(folder for folder in (path, *path.parents) if folder.exists())
-
-
-def _unwritable(folder: Path) -> str | None:
-    """Why no file can be made in `folder`; None if one can. Tried out: permissions do not tell the whole."""
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b"\0" * 4096)
-            file.flush()
-    except OSError as error:
-        return error.strerror or str(error)
-    return None
-
-
-def _disk(folder: Path) -> Finding:
-    nearest = _nearest_folder(folder)
-    if not nearest.is_dir():
-        return Finding("wrong", f"{nearest} is a file", "choose a folder in run.dir")
-    why = _unwritable(nearest)
-    free = shutil.disk_usage(nearest).free
-    if free < LEAST_DISK:
-        return Finding("wrong", f"{_size(free)} free at {nearest}", "free at least 1 GiB, or choose another run.dir")
-    if why:
-        return Finding("wrong", f"{nearest} is not writable ({why})", "choose a run.dir where you may write")
-    return Finding("ok", f"{_size(free)} free at {nearest}")
-
-
-# Tracking
-
-
-def _store(settings: TrackingSettings, folder: Path) -> Finding:
-    try:
-        uri = resolve_uri(settings, folder)
-        file = sqlite_path(uri)
-        if file is not None:
-            return _sqlite_store(file)
-        open_store(uri)
-    except Failure as failure:
-        return Finding("wrong", str(failure))
-    return Finding("ok", f"{redact(uri)} answers")
-
-
-def _sqlite_store(file: Path) -> Finding:
-    """Nothing is made here: the first run makes the file."""
-    nearest = _nearest_folder(file.parent)
-    remedy = "choose another run.dir, or tracking.uri"
-    if not nearest.is_dir() or (why := _unwritable(nearest)):
-        return Finding("wrong", f"{nearest} cannot take {file.name} ({why if nearest.is_dir() else 'a file'})", remedy)
-    if not file.exists():
-        return Finding("ok", f"{file}, made by the first run")
-    try:
-        connection = sqlite3.connect(f"{file.as_uri()}?mode=rw", uri=True, timeout=5)
-        try:
-            connection.execute("BEGIN IMMEDIATE")
-            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            connection.rollback()
-        finally:
-            connection.close()
-    except sqlite3.Error as error:
-        return Finding("wrong", f"{file} cannot be used ({error})", remedy)
-    return Finding("ok", str(file))

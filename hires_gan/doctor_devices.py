@@ -21,6 +21,8 @@ class Finding(NamedTuple):
     status: Status
     found: str
     remedy: str = ""
+    passing: bool = False
+    """Whether it may be well after a while, though nobody does anything on this machine."""
 
 
 def importable_torch() -> Any:
@@ -38,15 +40,19 @@ def gpu_count() -> int:
     return int(torch.cuda.device_count()) if torch else 0
 
 
-def driver() -> Finding:
-    """NVIDIA's driver: there, answering, and new enough for the CUDA that torch was built for."""
+def driver(asked: bool = False) -> Finding:
+    """NVIDIA's driver: there, answering, and new enough for the CUDA that torch was built for.
+
+    Args:
+        asked: Whether GPUs are asked for, so that training on the CPU is no way out.
+    """
     import pynvml
 
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
         if not _kernel_driver():
-            return Finding("missing", "no NVIDIA driver; training runs on the CPU")
+            return Finding("missing", "no NVIDIA driver" + ("" if asked else "; training runs on the CPU"))
         return Finding(
             "wrong",
             f"NVIDIA's kernel driver is loaded, but its library does not answer ({error})",

@@ -12,4 +12,12 @@ class UsageError(Failure):
 
 
 class Elsewhere(Exception):  # noqa: N818 - the error itself is told by the process that has it
-    """Another process of the run cannot go on, and has said why: this one ends without a word."""
+    """Another process of the run cannot go on, and has said why: this one ends without a word.
+
+    Args:
+        usage: Whether that is a `UsageError`, so that both end with the same exit code.
+    """
+
+    def __init__(self, usage: bool = False) -> None:
+        super().__init__()
+        self.usage = usage

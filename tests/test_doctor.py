@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 
-from hires_gan import doctor, doctor_dali, doctor_devices, doctor_ops
+from hires_gan import doctor, doctor_dali, doctor_devices, doctor_folders, doctor_ops
 from hires_gan.config import Configuration
 from hires_gan.data import dali_pipeline
-from hires_gan.doctor import Check, examine, exit_code, report
+from hires_gan.doctor import Asked, Check, Part, examine, exit_code, report
 from hires_gan.doctor_devices import Finding
+from hires_gan.doctor_store import store
 from hires_gan.ops import build_record, native, self_test
 from hires_gan.ops.build_record import Library
 from hires_gan.toolkit import Toolkit
@@ -34,8 +35,8 @@ events = []
 watched = ("socket.connect", "subprocess.Popen")
 sys.addaudithook(lambda event, args: events.append(event) if event in watched else None)
 resource.setrlimit(resource.RLIMIT_NOFILE, (asked["files"], asked["files"]))
-from hires_gan.doctor import examine
-checks = examine(asked["quick"], None, Path(asked["folder"]))
+from hires_gan.doctor import Asked, examine
+checks = examine(Asked(asked["quick"], run_dir=Path(asked["folder"])))
 modules = [name for name in ("torchvision", "mlflow") if name in sys.modules]
 print(json.dumps({"checks": [dataclasses.asdict(check) for check in checks], "events": events, "modules": modules}))
 """
@@ -90,7 +91,7 @@ def test_quick_asks_no_network_and_leaves_nothing_behind(tmp_path: Path) -> None
     result = examined(tmp_path, quick=True, MLFLOW_TRACKING_URI="http://127.0.0.1:1")
     assert list(result["checks"]) == [
         "Python", "packages", "torch", "torchvision", "driver", "CUDA", "processors", "open files", "shared memory",
-        "disk",
+        "temporary files", "disk",
     ]  # fmt: skip
     assert result["events"] == []
     assert result["modules"] == [], "importing them takes longer than everything else"
@@ -156,7 +157,7 @@ def test_a_check_that_crashes_is_a_line(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "accelerate" / "default_config.yaml").write_text("a: [\n")
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
-    check = doctor._guarded("accelerate", True, doctor._accelerate)
+    check = Part("accelerate", True, doctor._accelerate).check()
     assert (check.name, check.status) == ("accelerate", "wrong")
     assert check.found == "the check failed: ParserError: while parsing a flow node"
 
@@ -179,7 +180,7 @@ def test_a_compiler_that_cannot_compile(bare: Path, monkeypatch: pytest.MonkeyPa
     assert doctor_devices.compiler().status == "wrong"
     assert str(bare / "g++") in doctor_devices.compiler().found
     program(bare / "c++")
-    assert doctor_devices.compiler() == ("ok", str(bare / "c++"), "")
+    assert doctor_devices.compiler() == Finding("ok", str(bare / "c++"), "")
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert doctor_devices.compiler().found == "no no-such-compiler on the PATH"
 
@@ -193,7 +194,7 @@ def test_the_toolkit_is_known_by_its_headers(bare: Path, monkeypatch: pytest.Mon
     assert "make ops" in doctor_devices.toolkit().remedy
     monkeypatch.setenv("CUDA_HOME", str(bare))
     found(f"CUDA_HOME is {bare}, and so on")
-    assert doctor_devices.toolkit() == (
+    assert doctor_devices.toolkit() == Finding(
         "wrong", f"CUDA_HOME is {bare}, and so on", "export CUDA_HOME=<the folder of the CUDA toolkit>, or unset it"
     )  # fmt: skip
     monkeypatch.undo()
@@ -202,7 +203,7 @@ def test_the_toolkit_is_known_by_its_headers(bare: Path, monkeypatch: pytest.Mon
     (headers / "cuda_runtime.h").touch()
     program(compiler, "echo 'Cuda compilation tools, release 13.0, V13.0.88'")
     monkeypatch.setenv("CUDA_HOME", str(bare.parent))
-    assert doctor_devices.toolkit() == ("ok", f"{bare.parent}, nvcc 13.0.88, by CUDA_HOME", "")
+    assert doctor_devices.toolkit() == Finding("ok", f"{bare.parent}, nvcc 13.0.88, by CUDA_HOME", "")
 
 
 @pytest.fixture
@@ -219,9 +220,9 @@ def record(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Fin
 
 
 def test_ops_that_were_not_built(record: Callable[..., Finding], tmp_path: Path) -> None:
-    assert doctor_ops.compiled("cpu") == ("missing", "not built", native.REMEDY)
+    assert doctor_ops.compiled("cpu") == Finding("missing", "not built", native.REMEDY)
     asked = {device: Library(why="HIRES_GAN_BUILD was none") for device in ("cpu", "cuda")}
-    assert record("cpu", libraries=asked) == ("missing", "not built: HIRES_GAN_BUILD was none", native.REMEDY)
+    assert record("cpu", libraries=asked) == Finding("missing", "not built: HIRES_GAN_BUILD was none", native.REMEDY)
     lacks = {"cuda": Library(why="there is no CUDA toolkit: and so on")}
     finding = record(torch_cuda="13.0", libraries=lacks)
     assert finding.status == "missing"
@@ -241,7 +242,7 @@ def test_ops_that_do_not_load_and_ops_of_other_sources(
 ) -> None:
     built = {"cpu": Library(built=True)}
     monkeypatch.setitem(native._reasons, "cpu", "the loader says no")
-    assert record("cpu", libraries=built) == ("wrong", "the loader says no", "")
+    assert record("cpu", libraries=built) == Finding("wrong", "the loader says no", "")
     monkeypatch.setitem(native._reasons, "cpu", "")
     monkeypatch.setattr(native, "_SOURCES", tmp_path)
     (tmp_path / "new.cpp").touch()
@@ -254,7 +255,9 @@ def test_ops_that_compute_wrongly(record: Callable[..., Finding], monkeypatch: p
     monkeypatch.setitem(native._reasons, "cpu", "")
     monkeypatch.setattr(self_test, "self_test", lambda device: None)
     facts = {"torch": "2.11.0", "compiler": "c++ 12", "libraries": {"cpu": Library(built=True)}}
-    assert record("cpu", **facts) == ("ok", "built by c++ 12, against torch 2.11.0; loaded; self-test passed", "")
+    assert record("cpu", **facts) == Finding(
+        "ok", "built by c++ 12, against torch 2.11.0; loaded; self-test passed", ""
+    )
     monkeypatch.setattr(self_test, "self_test", lambda device: "1 is 2")
     assert record("cpu", **facts).status == "wrong"
     assert record("cpu", **facts).found.endswith("the self-test failed: 1 is 2")
@@ -262,15 +265,15 @@ def test_ops_that_compute_wrongly(record: Callable[..., Finding], monkeypatch: p
 
 def test_run_folders(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert doctor._disk(tmp_path / "deep" / "er").status == "ok"
-    assert doctor._disk(tmp_path / "file" / "runs").found == f"{tmp_path}/file is a file"
-    assert doctor._disk(Path("/proc/nowhere")).status == "wrong"
+    assert doctor_folders.disk(tmp_path / "deep" / "er").status == "ok"
+    assert doctor_folders.disk(tmp_path / "file" / "runs").found == f"{tmp_path}/file is a file"
+    assert doctor_folders.disk(Path("/proc/nowhere")).status == "wrong"
     assert not (tmp_path / "deep").exists()
 
 
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "LEAST_DISK", 2**60)
-    finding = doctor._disk(tmp_path)
+    monkeypatch.setattr(doctor_folders, "LEAST_DISK", 2**60)
+    finding = doctor_folders.disk(tmp_path)
     assert finding.status == "wrong"
     assert finding.remedy == "free at least 1 GiB, or choose another run.dir"
 
@@ -278,14 +281,14 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_without_permission(tmp_path: Path) -> None:
     tmp_path.chmod(0o555)
-    assert "not writable (Permission denied)" in doctor._disk(tmp_path).found
+    assert "not writable (Permission denied)" in doctor_folders.disk(tmp_path).found
 
 
 def test_stores_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     folder = tmp_path / "a b#c"
     settings = TrackingSettings()
-    assert doctor._store(settings, folder).status == "ok"
+    assert store(settings, folder).status == "ok"
     assert not folder.exists(), "the first run makes it"
     folder.mkdir()
     file = folder / "mlflow.db"
@@ -293,20 +296,20 @@ def test_stores_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         connection.execute("CREATE TABLE runs (id)")
     connection.close()
     before = file.read_bytes()
-    assert doctor._store(settings, folder) == ("ok", str(file), "")
+    assert store(settings, folder) == Finding("ok", str(file), "")
     assert file.read_bytes() == before
     file.write_bytes(b"not a database" * 100)
-    assert doctor._store(settings, folder).status == "wrong"
-    assert "file is not a database" in doctor._store(settings, folder).found
-    assert doctor._store(settings, Path("/proc/nowhere")).status == "wrong"
+    assert store(settings, folder).status == "wrong"
+    assert "file is not a database" in store(settings, folder).found
+    assert store(settings, Path("/proc/nowhere")).status == "wrong"
     (tmp_path / "file").touch()
-    assert doctor._store(settings, tmp_path / "file").found == f"{tmp_path}/file cannot take mlflow.db (a file)"
+    assert store(settings, tmp_path / "file").found == f"{tmp_path}/file cannot take mlflow.db (a file)"
 
 
 def test_more_workers_than_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     cores = len(os.sched_getaffinity(0))
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    checks = {check.name: check for check in examine(quick=True, configuration=configured(workers=256, dir=tmp_path))}
+    checks = {check.name: check for check in examine(Asked(True, configured(workers=256, dir=tmp_path)))}
     assert checks["processors"].status == ("wrong" if cores < 256 else "ok")
     assert checks["disk"].found.endswith(f"free at {tmp_path}")
     automatic = doctor._processors("auto")
@@ -328,22 +331,24 @@ def test_workers_in_a_container_with_a_quota(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(64)))
     monkeypatch.setattr(doctor, "usable_cores", lambda: 4)
     start = "64 cores, of which the container may use 4"
-    assert doctor._processors("auto") == ("ok", f"{start}; data.workers is auto (measured when a run starts)", "")
+    assert doctor._processors("auto") == Finding(
+        "ok", f"{start}; data.workers is auto (measured when a run starts)", ""
+    )
     assert doctor._processors(4).status == "ok"
-    assert doctor._processors(63) == ("wrong", f"{start}, but data.workers is 63", "set data.workers=3, or auto")
+    assert doctor._processors(63) == Finding("wrong", f"{start}, but data.workers is 63", "set data.workers=3, or auto")
 
 
 def test_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert doctor._shared_memory(tmp_path / "none").status == "wrong"
+    assert doctor._shared_memory(folder=tmp_path / "none").status == "wrong"
     monkeypatch.setattr(doctor, "LEAST_SHARED_MEMORY", 2**60)
     monkeypatch.setattr(doctor, "gpu_count", lambda: 1)
-    assert doctor._shared_memory(tmp_path).status == "ok", "only NCCL needs much of it"
+    assert doctor._shared_memory(folder=tmp_path).status == "ok", "only NCCL needs much of it"
     monkeypatch.setattr(doctor, "gpu_count", lambda: 2)
-    assert doctor._shared_memory(tmp_path).remedy.startswith("start the container with `--shm-size=2g`")
+    assert doctor._shared_memory(folder=tmp_path).remedy.startswith("start the container with `--shm-size=2g`")
 
 
 def test_an_optional_package_that_is_absent() -> None:
-    assert doctor._optional("no-such-package", "dali") == (
+    assert doctor._optional("no-such-package", "dali") == Finding(
         "missing",
         "not installed",
         "run `pip install -c constraints.txt -e .[dali]`",
@@ -353,18 +358,18 @@ def test_an_optional_package_that_is_absent() -> None:
 
 def test_dali_is_tried_and_not_only_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("nvidia.dali")
-    status, found, _ = doctor_dali.dali()
+    status, found, *_ = doctor_dali.dali()
     assert status == "ok"
     assert re.match(r"nvidia-dali-cuda1\d0 \d\S+, for CUDA 1\d; it loads, and can decode on the ", found)
     monkeypatch.setattr(doctor_dali, "gpu_count", lambda: 1)
     monkeypatch.setattr(dali_pipeline, "_cuda_of_driver", lambda: 11080)
-    status, found, _ = doctor_dali.dali()
+    status, found, *_ = doctor_dali.dali()
     assert status == "wrong"
     assert "NVIDIA driver is for CUDA up to 11.8: update the driver" in found
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
     assert doctor_dali.dali().status == "wrong"
     monkeypatch.setattr(doctor_dali, "_PACKAGES", ("no-such-package",))
-    assert doctor_dali.dali() == ("missing", "not installed", "run `pip install -c constraints.txt -e .[dali]`")
+    assert doctor_dali.dali() == Finding("missing", "not installed", "run `pip install -c constraints.txt -e .[dali]`")
 
 
 @pytest.mark.parametrize(
@@ -410,7 +415,7 @@ def test_kernels_for_a_gpu(capability: tuple[int, int], kernels: list[str], fits
 
 @pytest.mark.gpu
 def test_a_gpu_is_seen() -> None:
-    checks = {check.name: check for check in examine(quick=True)}
+    checks = {check.name: check for check in examine(Asked(quick=True))}
     assert checks["CUDA"].status == "ok"
     assert checks["driver"].status == "ok"
 
@@ -421,8 +426,8 @@ def test_the_report_and_the_exit_code() -> None:
     missing = Check("torch", "missing", "not installed", "install [it]")
     wrong = Check("CUDA", "wrong", "torch sees no GPU", "look", needed=False)
     assert report([fine, optional, missing]).plain == (
-        "ok      torch          2.11.0\n"
-        "missing DALI           not installed (optional): install it\n"
-        "missing torch          not installed: install [it]"
+        "ok      torch           2.11.0\n"
+        "missing DALI            not installed (optional): install it\n"
+        "missing torch           not installed: install [it]"
     )
     assert [exit_code(checks) for checks in ([fine], [fine, optional], [missing], [fine, wrong])] == [0, 0, 1, 1]

@@ -106,9 +106,7 @@ def demo_shards(name: str) -> Path:
         UsageError: There is no such set.
         Failure: scikit-image is missing, or the cache cannot be written.
     """
-    if name not in _SETS:
-        raise UsageError(f"there is no demo set '{name}': the demo sets are {', '.join(PREFIX + one for one in _SETS)}")
-    folder = cache_folder() / "demo" / f"{name}-v{_SETS[name].version}"
+    folder = demo_folder(name)
     if (folder / MANIFEST).is_file():
         return folder
     photographs = _photographs(name)
@@ -125,10 +123,34 @@ def demo_shards(name: str) -> Path:
     return folder
 
 
+def demo_folder(name: str) -> Path:
+    """Return where a demo set is, or will be.
+
+    Raises:
+        UsageError: There is no such set.
+        Failure: There is no cache.
+    """
+    if name not in _SETS:
+        raise UsageError(f"there is no demo set '{name}': the demo sets are {', '.join(PREFIX + one for one in _SETS)}")
+    return cache_folder() / "demo" / f"{name}-v{_SETS[name].version}"
+
+
 def cache_folder() -> Path:
-    """Return where this program keeps what it can make again."""
+    """Return where this program keeps what it can make again.
+
+    Raises:
+        Failure: This user has no home folder, and XDG_CACHE_HOME is not set.
+    """
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "hires_gan"
+    if base:
+        return Path(base) / "hires_gan"
+    try:
+        return Path.home() / ".cache" / "hires_gan"
+    except RuntimeError:
+        raise Failure(
+            f"user {os.getuid()} has no home folder to keep the cache in: set XDG_CACHE_HOME to a folder that can be "
+            "written"
+        ) from None
 
 
 def _photographs(name: str) -> list[Image.Image]:

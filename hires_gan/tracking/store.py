@@ -200,10 +200,20 @@ def _check_http(uri: str) -> None:
         )
     except Exception as problem:
         raise Failure(f"MLflow at {redact(uri)} does not answer ({reason(problem)}): {REMEDY}") from problem
+    if answer.status_code == 403 and "Invalid Host header" in answer.text:
+        host = urlsplit(uri).netloc.rpartition("@")[2]
+        raise Failure(
+            f"MLflow at {redact(uri)} does not let itself be called {host} (status 403): start the server with "
+            f"--allowed-hosts {host}, or with MLFLOW_SERVER_ALLOWED_HOSTS={host}"
+        )
     if answer.status_code in (401, 403):
         raise Failure(
             f"MLflow at {redact(uri)} refuses access (status {answer.status_code}): set MLFLOW_TRACKING_USERNAME and "
             "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
         )
     if answer.status_code != 200:
-        raise Failure(f"{redact(uri)} answers with status {answer.status_code}, not as an MLflow server does: {REMEDY}")
+        # A proxy in front of a server that is not up yet: whoever waits for it sees that by the cause.
+        away = ConnectionError(f"status {answer.status_code}") if answer.status_code in (502, 503, 504) else None
+        raise Failure(
+            f"{redact(uri)} answers with status {answer.status_code}, not as an MLflow server does: {REMEDY}"
+        ) from away

@@ -213,7 +213,7 @@ def _obeyed(own: Store, place: Place, verdict: Verdict) -> Store:
     if verdict.problem is None:
         return PrefixStore("group", own)
     own.set(f"seen/{place.rank}", "")
-    raise Elsewhere
+    raise Elsewhere(verdict.usage)
 
 
 # --- the judgement ----------------------------------------------------------------------------------------------------

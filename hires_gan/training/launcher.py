@@ -87,7 +87,7 @@ def find_place(environment: Environment) -> Place | None:
 def _refuse_by_first(rank: int, message: str) -> None:
     if rank == 0:
         raise UsageError(message)
-    raise Elsewhere
+    raise Elsewhere(usage=True)
 
 
 def _refuse_separate_tasks(environment: Environment) -> None:

@@ -115,11 +115,11 @@ class World:
         errors = [(number, *error) for number, error in enumerate(told) if error is not None]
         if not errors:
             return
+        number, usage, message = errors[0]
         if not self.first:
-            raise Elsewhere
+            raise Elsewhere(usage)
         if failed is not None:
             raise failed
-        number, usage, message = errors[0]
         raise (UsageError if usage else Failure)(f"rank {number}: {message}")
 
     def leave(self) -> None:
@@ -140,7 +140,7 @@ class World:
         if not others:
             return
         if not self.first:
-            raise Elsewhere
+            raise Elsewhere(usage=True)
         ranks = ", ".join(map(str, others))
         raise UsageError(
             f"{what} of rank {ranks} is not that of rank 0 ({values[others[0]]}, and here {values[0]}): start all "

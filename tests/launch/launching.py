@@ -100,6 +100,11 @@ def launch(command: list[str], log: Path, start: Any = here, **environment: str)
     with log.open("a") as file:
         said = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": subprocess.STDOUT}
         process = start(command, cwd=ROOT, env={**os.environ, **variables}, **said)
+    return started(process, log)
+
+
+def started(process: subprocess.Popen[str], log: Path) -> Launched:
+    """Remember a process that somebody has started, for `end_all`."""
     _started.append(process)
     return Launched(process, log)
 

@@ -30,7 +30,7 @@ class Machine:
     """One machine on the switch.
 
     Attributes:
-        name: The name that it has, and that the others know.
+        name: Its own, which the others may know.
         address: IPv4.
     """
 
@@ -38,20 +38,27 @@ class Machine:
     address: str
     namespace: str
     switch: str
+    port: str
     hosts: Path
 
-    def start(self, command: list[str], **options: Any) -> subprocess.Popen[str]:
-        """Start a command on the machine, with options of `subprocess.Popen`; the pid is that of the command itself."""
-        inside = ["ip", "netns", "exec", self.namespace, "unshare", "--mount", "--uts", "sh", "-c", _ENTER]
+    def start(self, command: list[str], *more: str, **options: Any) -> subprocess.Popen[str]:
+        """Start a command on the machine; the pid is that of the command itself.
+
+        Args:
+            command: What to start.
+            *more: Options of `unshare`, beside those that make a machine; with --fork the pid is that of unshare.
+            **options: Of `subprocess.Popen`.
+        """
+        inside = ["ip", "netns", "exec", self.namespace, "unshare", "--mount", "--uts", *more, "sh", "-c", _ENTER]
         return subprocess.Popen([*inside, str(self.hosts), self.name, *command], text=True, **options)
 
     def pull_cable(self) -> None:
         """Between machine and switch: packets are lost in silence, and connections stay."""
-        _ip("-n", self.switch, "link", "set", self.name, "down")
+        _ip("-n", self.switch, "link", "set", self.port, "down")
 
     def plug_in(self) -> None:
         """Undo `pull_cable`."""
-        _ip("-n", self.switch, "link", "set", self.name, "up")
+        _ip("-n", self.switch, "link", "set", self.port, "up")
 
     def kill_all(self) -> None:
         """End every process of the machine by SIGKILL."""
@@ -59,25 +66,29 @@ class Machine:
 
 
 @contextmanager
-def machines(count: int, named: bool = True) -> Iterator[list[Machine]]:
-    """So many machines that reach each other, and nothing else.
+def machines(names: int | list[str], known: bool = True) -> Iterator[list[Machine]]:
+    """Machines that reach each other, and nothing else.
 
     Args:
-        count: How many.
-        named: Whether they know each other's names, and each its own.
+        names: What they are called: the first part of a name with dots is a machine's own, and the others may call it
+            by both. A number makes as many names.
+        known: Whether they know each other's names, and each its own.
     """
+    if isinstance(names, int):
+        names = [f"machine-{number}" for number in range(names)]
     _sweep()
     prefix = f"{_PREFIX}-{os.getpid()}-{next(_numbers)}"
-    addresses = {f"machine-{number}": f"10.77.0.{number + 1}" for number in range(count)}
+    addresses = {name: f"10.77.0.{number + 1}" for number, name in enumerate(names)}
     with ExitStack() as stack:
         hosts = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "hosts"
-        known = {"localhost": "127.0.0.1"} | (addresses if named else {})
-        hosts.write_text("".join(f"{address} {name}\n" for name, address in known.items()))
+        told = {"localhost": "127.0.0.1"} | (addresses if known else {})
+        hosts.write_text("".join(f"{at} {' '.join({name, name.split('.')[0]})}\n" for name, at in told.items()))
         switch = _add(stack, f"{prefix}-switch")
         _ip("-n", switch, "link", "add", "bridge", "up", "type", "bridge")
         made = []
-        for name, address in addresses.items():
-            machine = Machine(name, address, _add(stack, f"{prefix}-{name}"), switch, hosts)
+        for number, (name, address) in enumerate(addresses.items()):
+            namespace = _add(stack, f"{prefix}-{number}")
+            machine = Machine(name.split(".")[0], address, namespace, switch, f"port-{number}", hosts)
             _connect(machine)
             made.append(machine)
         yield made
@@ -99,9 +110,9 @@ def missing() -> str | None:
 
 def _connect(machine: Machine) -> None:
     inside = ("-n", machine.namespace)
-    ends = ("eth0", "netns", machine.namespace, "type", "veth", "peer", "name", machine.name, "netns", machine.switch)
+    ends = ("eth0", "netns", machine.namespace, "type", "veth", "peer", "name", machine.port, "netns", machine.switch)
     _ip("link", "add", *ends)
-    _ip("-n", machine.switch, "link", "set", machine.name, "master", "bridge", "up")
+    _ip("-n", machine.switch, "link", "set", machine.port, "master", "bridge", "up")
     _ip(*inside, "address", "add", f"{machine.address}/24", "dev", "eth0")
     for interface in ("lo", "eth0"):
         _ip(*inside, "link", "set", interface, "up")

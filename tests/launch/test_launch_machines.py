@@ -25,7 +25,7 @@ def joined(named: bool = True) -> Iterator[list[Machine]]:
     reason = missing()
     if reason is not None:
         pytest.skip(f"this machine allows no network namespaces: {reason}")
-    with machines(2, named) as made:
+    with machines(2, known=named) as made:
         yield made
 
 

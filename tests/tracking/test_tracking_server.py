@@ -207,6 +207,12 @@ def test_server_that_is_not_ours(status: int, sentence: str, tmp_path: Path) -> 
         refusing.shutdown()
 
 
+def test_server_that_is_called_by_a_name_it_does_not_allow(server: Server, tmp_path: Path) -> None:
+    name = f"127.1:{server.uri.rpartition(':')[2]}"  # the same address, but to a browser another host
+    with pytest.raises(Failure, match=rf"does not let itself be called {name} .*--allowed-hosts {name}"):
+        start(f"http://{name}", tmp_path)
+
+
 def test_database_server_absent_at_the_start(tmp_path: Path) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
