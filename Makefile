@@ -10,11 +10,20 @@ KILLS_OUT ?= benchmarks/kills.json
 TEST_PROCESSES ?= 2
 # Which tests `make test-slow` runs.
 SLOW ?= (slow or multinode) and not gpu
+# The image's name; its tag is the package's version if no other one is given.
+IMAGE ?= hires-gan
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+TAG ?= $(VERSION)
+# Hexadecimal, with -dirty where tracked files differ from it; empty outside of a checkout.
+COMMIT = $(shell git describe --always --abbrev=40 --dirty --exclude '*' 2>/dev/null)
+DOCKER ?= docker
+# More for the build, such as --pull, or --build-arg TORCH_CUDA_ARCH_LIST="8.9 9.0+PTX".
+BUILD_ARGS ?=
 # A shard set of 1024x1024, on which gpu-check measures training on real images.
 GPU_SHARDS ?=
 BIN = $(VENV)/bin
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
-EXTRAS = s3,gcs,dali,deepspeed,metrics,export,demo,dev
+EXTRAS = s3,gcs,dali,deepspeed,metrics,export,demo,postgres,dev
 
 # Small packages that a bare machine with torch, numpy, pytest and accelerate may lack; `make wheels` fetches them.
 WHEELS_PYTHON ?= 3.12
@@ -23,13 +32,14 @@ WHEELS = pydantic pydantic-core annotated-types typing-extensions typing-inspect
 	pytest-timeout hypothesis sortedcontainers mlflow mlflow-skinny mlflow-tracing sqlalchemy alembic mako \
 	sqlparse cachetools cloudpickle databricks-sdk google-auth pyasn1 pyasn1-modules cryptography cffi pycparser \
 	fastapi starlette uvicorn anyio h11 gitpython gitdb smmap importlib-metadata zipp opentelemetry-api \
-	opentelemetry-sdk opentelemetry-proto opentelemetry-semantic-conventions protobuf python-dotenv
+	opentelemetry-sdk opentelemetry-proto opentelemetry-semantic-conventions protobuf python-dotenv \
+	prometheus-client
 # The tests that compute-sanitizer runs: it slows a kernel down a hundred times. Without torch's cache of memory, so
 # that it sees where each tensor ends.
 SANITIZED ?= sanitizer
 SANITIZER ?= $(firstword $(shell command -v compute-sanitizer) $(wildcard /usr/local/cuda*/bin/compute-sanitizer))
 
-.PHONY: help setup ops demo ui test test-slow kills lint wheels gpu-check clean
+.PHONY: help setup ops demo ui test test-slow kills lint image image-check k8s-check wheels gpu-check clean
 
 help:
 	@echo "make setup      the environment, in $(VENV), and the compiled ops"
@@ -39,6 +49,9 @@ help:
 	@echo "make test       linter, type checker and the fast tests"
 	@echo "make test-slow  the tests marked slow, and those of several machines"
 	@echo "make kills      fifty random kills of a run of three processes; KILLS=N for another number, record in $(KILLS_OUT)"
+	@echo "make image      the container image $(IMAGE):TAG, with $(DOCKER); IMAGE=registry/name TAG=... for others"
+	@echo "make image-check  hadolint, and what the image's stages do, without a container engine (minutes, 12 GB in /var/tmp)"
+	@echo "make k8s-check  the Kubernetes manifests: schemas, policy, commands (part of make test)"
 	@echo "make gpu-check  build the ops, the tests marked gpu, the ops' and a step's speed, with the Python that has torch; results in $(OUT)"
 	@echo "make wheels     packages for gpu-check on a machine without a network, in .wheels"
 
@@ -79,6 +92,18 @@ test-slow: setup
 # About twenty seconds for each kill on two cores. The record is written at the end, if nothing was different.
 kills: setup
 	KILLS=$(KILLS) KILLS_SEED=$(KILLS_SEED) KILLS_OUT=$(KILLS_OUT) $(BIN)/pytest -s -m slow tests/training/test_random_kills.py
+
+image:
+	@command -v $(firstword $(DOCKER)) >/dev/null || { echo "$(firstword $(DOCKER)) is not on the PATH:" \
+	"install Docker with BuildKit, or name another program, as in \`make image DOCKER=podman\`" >&2; exit 1; }
+	$(DOCKER) build --build-arg VERSION=$(VERSION) --build-arg COMMIT=$(COMMIT) --tag $(IMAGE):$(TAG) \
+	$(BUILD_ARGS) .
+
+image-check: setup
+	$(BIN)/pytest -m '' tests/image
+
+k8s-check: setup
+	$(BIN)/pytest tests/k8s
 
 wheels:
 	rm -rf .wheels

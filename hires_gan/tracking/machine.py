@@ -16,6 +16,8 @@ import psutil
 from hires_gan import __version__
 
 _PACKAGES = ("torch", "torchvision", "accelerate", "mlflow")
+_COMMIT = "HIRES_GAN_COMMIT"
+"""Names the commit where there is no checkout, as in the container image; -dirty behind it: files differed from it."""
 
 
 def machine_tags() -> dict[str, str]:
@@ -38,14 +40,24 @@ def _git(*arguments: str) -> str | None:
 
 def _code_tags() -> dict[str, str]:
     tags = {"mlflow.user": _user(), "mlflow.source.name": sys.argv[0], "mlflow.source.type": "LOCAL"}
+    commit, dirty = _checkout() or _named(os.environ.get(_COMMIT, ""))
+    return {**tags, "mlflow.source.git.commit": commit, "git.commit": commit, "git.dirty": dirty} if commit else tags
+
+
+def _checkout() -> tuple[str, str] | None:
+    """The commit of the checkout that this file belongs to, and whether files differ: true, false or unknown."""
     # An environment inside somebody's repository is not this code's checkout: the file itself must be tracked.
     tracked = _git("ls-files", "--error-unmatch", Path(__file__).name)
     commit = _git("rev-parse", "HEAD")
     if tracked is None or commit is None:
-        return tags
+        return None
     changes = _git("status", "--porcelain", "--untracked-files=no")
-    dirty = "unknown" if changes is None else str(bool(changes)).lower()
-    return {**tags, "mlflow.source.git.commit": commit, "git.commit": commit, "git.dirty": dirty}
+    return commit, "unknown" if changes is None else str(bool(changes)).lower()
+
+
+def _named(commit: str) -> tuple[str, str]:
+    """The same of a commit as `git describe --always --dirty` writes it; empty for none."""
+    return commit.removesuffix("-dirty"), str(commit.endswith("-dirty")).lower()
 
 
 def _user() -> str:

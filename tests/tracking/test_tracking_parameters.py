@@ -10,6 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from hires_gan.errors import Failure
+from hires_gan.tracking import machine
 from hires_gan.tracking.machine import machine_tags
 from hires_gan.tracking.parameters import KEY_LENGTH, VALUE_LENGTH, flatten
 from hires_gan.tracking.settings import TrackingSettings
@@ -90,3 +91,18 @@ def test_machine_tags() -> None:
     assert {"version.torch", "version.accelerate", "version.mlflow", "version.hires_gan", "version.cuda"} <= tags.keys()
     assert (tags["gpu.count"] == "0") == (tags["gpu.name"] == "none")
     assert all(isinstance(value, str) for value in tags.values())
+
+
+@pytest.mark.parametrize(
+    ("told", "tags"),
+    [
+        ("", {}),
+        ("3f2a", {"mlflow.source.git.commit": "3f2a", "git.commit": "3f2a", "git.dirty": "false"}),
+        ("3f2a-dirty", {"mlflow.source.git.commit": "3f2a", "git.commit": "3f2a", "git.dirty": "true"}),
+    ],
+)
+def test_the_image_names_its_commit(told: str, tags: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.shutil, "which", lambda name: None)  # no git there
+    monkeypatch.setenv("HIRES_GAN_COMMIT", told)
+    found = machine_tags()
+    assert {key: value for key, value in found.items() if "git" in key} == tags
