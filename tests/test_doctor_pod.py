@@ -89,7 +89,8 @@ def test_runs_that_would_be_lost_with_the_pod(monkeypatch: pytest.MonkeyPatch, t
     mounted(monkeypatch, tmp_path)
     status, found, remedy, passing = disk(tmp_path / "runs")
     assert (status, passing) == ("wrong", True)
-    assert found == f"run.dir is {tmp_path}/runs, where no volume is mounted: what the container's own file system takes is lost with it"
+    lost = "where no volume is mounted: what the container's own file system takes is lost with it"
+    assert found == f"run.dir is {tmp_path}/runs, {lost}"
     assert "`kubectl get pvc`" in remedy
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST")
     assert disk(tmp_path / "runs").status == "ok"
