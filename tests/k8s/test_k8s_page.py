@@ -138,17 +138,30 @@ def test_a_second_training_beside_the_first_shares_no_name(overlay, tmp_path):
     assert "-cars" in environment(pod, pod.spec["containers"][0], together(own))["MASTER_ADDR"]
 
 
+KINDS = {"jobset": ("JobSet", []), "indexed-job": ("Job", ["../k8s/components/indexed-job"]),
+         "trainjob": ("TrainJob", ["../k8s/components/trainjob"])}  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", ["", "-cars"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("key", "value"), [("NODES", "3"), ("GPUS", "4"), ("MASTER_PORT", "2"), ("METRICS_PORT", "3")])
-def test_one_place_changes_a_value_everywhere(key, value, tmp_path):
+def test_one_place_changes_a_value_everywhere(key, value, kind, suffix, tmp_path):
     patch = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "hires-gan"}, "data": {key: value}}
+    owner, components = KINDS[kind]
     content = {
-        "resources": ["../k8s/base"],
+        "resources": ["../k8s/overlays/eight-gpu-nodes"],
+        "components": components,
+        "nameSuffix": suffix,
         "patches": [{"patch": yaml.safe_dump(patch)}],
         "transformers": ["../k8s/wiring"],
     }
     own = own_folder(tmp_path, {"kustomization.yaml": yaml.safe_dump(content)})
-    assert truth.problems(together(own)) == []
+    # Trainer chooses the port by itself, and no other one is of use there.
+    found = problems(own)
+    assert len(found) == ((owner, key) == ("TrainJob", "MASTER_PORT"))
+    assert all("the port that Trainer takes" in problem for problem in found)
     [(pod, container, told, _)] = truth.training(together(own))
+    assert pod.owner["kind"] == owner
     assert is_ours(container)
     assert told[key] == value
     assert (pod.count == 3) == (key == "NODES")
