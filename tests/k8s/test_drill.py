@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ class Drill:
         settings["run"]["dir"], settings["data"]["shards"] = "/mnt/runs", "/mnt/data/shards"
         self.environment: dict[str, str | None] = {"GPUS": "0", "PROCESSES": "1", "PATIENCE": "60"}
         self.secrets: dict[str, dict[str, str]] = {}
+        self.components: list[str] = []
         self.change: Callable[[list[Document]], None] = lambda of: None
         for name in ("claim-data", "claim-runs", "pods"):
             (folder / name).mkdir()
@@ -73,6 +75,7 @@ class Drill:
         }
         kustomization = {
             "resources": [os.path.relpath(K8S / "base", own)],
+            "components": [os.path.relpath(K8S / "components" / name, own) for name in self.components],
             "configMapGenerator": [{"name": "hires-gan-training", "behavior": "replace", "files": ["train.yaml"]}],
             "generatorOptions": {"disableNameSuffixHash": True},
             "patches": [{"patch": yaml.safe_dump(patch)}],
@@ -254,6 +257,37 @@ def test_a_pod_that_dies_takes_the_others_along(drill: Drill, nodes: list[Machin
     again = start_all(namespace, nodes)
     assert [pod.ended() for pod in again] == [0, 0], again[0].said + again[1].said
     assert "going on from" in again[0].said
+
+
+def test_pods_of_a_plain_job_are_started_again_one_by_one(drill: Drill, tmp_path: Path) -> None:
+    drill.environment |= SOLVED
+    drill.components = ["indexed-job"]
+    namespace, run = drill.applied(), tmp_path / "claim-runs" / "small"
+    (job,) = of_kind(namespace.of, "Job")
+    with machines(["hires-gan-0.hires-gan", "hires-gan-1.hires-gan"]) as nodes:
+        running = dict(enumerate(start_all(namespace, nodes)))
+        running[0].launched.wait_for(lambda: status_of(run).get("nimg", 0) > 320)
+        nodes[1].kill_all()
+        failures = attended(namespace, nodes, running)
+    assert all(count <= job["spec"]["backoffLimitPerIndex"] for count in failures)
+    assert status_of(run)["state"] == "finished"
+
+
+def attended(namespace: Namespace, nodes: list[Machine], running: dict[int, Container]) -> list[int]:
+    """Start each pod again that has failed, until none runs; how often each of them failed."""
+    failures, deadline = [0] * len(running), time.monotonic() + 400
+    while running:
+        for index, pod in list(running.items()):
+            assert time.monotonic() < deadline, pod.said
+            if pod.launched.process.poll() is None:
+                continue
+            del running[index]
+            if pod.ended() != 0:
+                failures[index] += 1
+                assert pod.ended() != 2, pod.said
+                running[index] = namespace.start(the_pods(namespace), nodes[index], JOB_COMPLETION_INDEX=str(index))
+        time.sleep(0.1)
+    return failures
 
 
 def test_the_demo_of_the_dev_overlay_trains(nodes: list[Machine], tmp_path: Path) -> None:
