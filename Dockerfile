@@ -27,6 +27,9 @@ COPY hires_gan hires_gan
 COPY image/wheel.sh image/
 ARG TORCH_CUDA_ARCH_LIST
 RUN image/wheel.sh /opt/venv /dist
+# For the check below, whose user reads them: a checkout may be its owner's alone.
+COPY --chmod=755 configs configs
+COPY --chmod=755 image image
 
 # torch brings its own CUDA libraries. From this base come those with which older drivers of data centre GPUs run
 # CUDA 13, and the refusal to start under drivers that are too old even for that.
@@ -44,7 +47,7 @@ COPY --from=dependencies /opt/venv /opt/venv
 RUN --mount=type=bind,source=image,target=/src/image --mount=type=bind,from=wheel,source=/dist,target=/dist \
     /src/image/install.sh /opt/venv /dist
 WORKDIR /opt/hires-gan
-COPY LICENSE ./
+COPY --chmod=644 LICENSE ./
 COPY --chmod=755 configs configs
 COPY --chmod=755 launch launch
 # /tmp is all that has to be writable beside the run's folder: every cache goes below HOME. A name in USER serves user
@@ -59,7 +62,8 @@ ENV PATH=/opt/venv/bin:${PATH} \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER 10001:10001
 ARG TORCH_CUDA_ARCH_LIST
-RUN --network=none --mount=type=tmpfs,target=/tmp --mount=type=bind,target=/src /src/image/check.sh /opt/venv
+RUN --network=none --mount=type=tmpfs,target=/tmp \
+    --mount=type=bind,from=wheel,source=/src,target=/src /src/image/check.sh /opt/venv
 # Last, since they change with every commit.
 ARG VERSION=unknown
 ARG COMMIT=

@@ -54,6 +54,7 @@ def main() -> None:
     # Likewise: blocks of a GPU's memory can then grow, and far less is lost between them.
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     _name_user()
+    _end_by_signal()
     try:
         app()
     except Failure as error:
@@ -69,6 +70,12 @@ def _name_user() -> None:
         getpass.getuser()
     except (KeyError, OSError):
         os.environ["USER"] = str(os.getuid())
+
+
+def _end_by_signal() -> None:
+    """Let SIGTERM end the first process of a container, which the kernel does for any other; training takes it over."""
+    if os.getpid() == 1:
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
 def _end(code: int, message: str) -> NoReturn:
@@ -295,6 +302,27 @@ def project(
     settings, options = ProjectionSettings(space, steps, seed), DistanceOptions(distance, weights, download)
     files = project_image(checkpoint, image, out, settings, options, label=label, precision=precision, device=device)
     typer.echo(files[-1])
+
+
+@app.command()
+def compare(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="Runs' folders, MLflow run ids, or runs' names in MLflow.")
+    ],
+    out: Annotated[Path, typer.Option(help="The folder of comparison.html and comparison.png.")] = Path(),
+    uri: Annotated[
+        str | None,
+        typer.Option(help="The MLflow store of ids and names; by default MLFLOW_TRACKING_URI, else that of ./runs."),
+    ] = None,
+    experiment: Annotated[str | None, typer.Option(help="Look names up in this MLflow experiment alone.")] = None,
+) -> None:
+    """Lay runs side by side: settings that differ, metrics, speed, cost, curves and grids."""
+    from hires_gan.evaluation.catalogue import METRICS
+    from hires_gan.tracking.comparison.command import compare as compare_runs
+
+    higher = {name for name, metric in METRICS.items() if metric.better == "higher"}
+    for line in compare_runs(runs, out, uri, experiment, higher):
+        typer.echo(line)
 
 
 @app.command()

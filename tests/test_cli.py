@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 from PIL import Image
 
@@ -80,3 +82,29 @@ def test_prepare_counts_what_it_rejects(tmp_path):
     assert again.returncode == 0, again.stderr
     assert "1 rejected" in again.stderr
     assert "empty.jpg" in (tmp_path / "shards" / "rejected.csv").read_text()
+
+
+def test_sigterm_ends_the_first_process_of_a_container(tmp_path):
+    """The kernel delivers no signal to process 1 that has not asked for it."""
+    inside = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    if subprocess.run([*inside, "true"], capture_output=True).returncode != 0:
+        pytest.skip("this machine allows no process namespaces")
+    (tmp_path / "images").mkdir()
+    image = Image.effect_noise((300, 300), 100).convert("RGB")
+    for number in range(150):
+        image.save(tmp_path / "images" / f"{number:03d}.png", compress_level=1)
+    words = ["prepare", "images", "--out", "shards", "--resolution", "256", "--processes", "2"]
+    command = [*inside, sys.executable, "-m", "hires_gan", *words]
+    outer = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 90
+        while not any((tmp_path / "shards").glob("*.tar*")):
+            assert outer.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        (first,) = psutil.Process(outer.pid).children()
+        first.terminate()
+        assert outer.wait(60) == 128 + 15
+    finally:
+        outer.kill()
+        outer.wait(30)
+    assert hires_gan(*words, cwd=tmp_path).returncode == 0

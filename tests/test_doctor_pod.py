@@ -123,7 +123,7 @@ def test_a_volume_of_another_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setattr(doctor_folders, "unwritable", lambda folder: "Permission denied")
     finding = disk(tmp_path)
     assert finding.status == "wrong"
-    assert f"let user {os.getuid()} write there: an fsGroup" in finding.remedy
+    assert f"let user {os.getuid()} write there: on volumes that know no fsGroup" in finding.remedy
 
 
 # Variables

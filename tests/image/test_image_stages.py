@@ -83,6 +83,8 @@ def copy(line: Instruction, folder: Path) -> None:
             if not ignored(file.relative_to(ROOT).as_posix(), patterns):
                 (folder / within).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(file, folder / within)
+                if mode := re.search(r"--chmod=(\d+)", line.text):
+                    (folder / within).chmod(int(mode[1], 8))
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +114,6 @@ def run_stages(stages: Stages) -> None:
             if line.name == "RUN" and script in line.text:
                 code, output = call(stages.command(script), environ, source)
                 assert code == 0, output
-    shutil.copytree(ROOT / "image", source / "image", dirs_exist_ok=True)
-    shutil.copytree(ROOT / "configs", source / "configs")
     code, output = call(stages.command("install.sh"), environ, source)
     assert code == 0, output
 

@@ -24,7 +24,8 @@ IFS=$'\\x1f'
 echo "${{0##*/}}{SEPARATOR}$*" >> "$RECORD"
 """
 """Stands for a program, and writes down how it was called."""
-PROGRAMS = ("hires-gan", "mlflow", "accelerate", "torchrun")
+PROGRAMS = ("hires-gan", "mlflow", "python", "accelerate", "torchrun")
+MEETING = ["python", "-m", "hires_gan.training.meeting"]
 SHELLS = ("bash", "sh")
 
 
@@ -106,6 +107,10 @@ def calls(words: Sequence[str], told: Mapping[str, str]) -> list[Call]:
         from accelerate.commands.launch import launch_command_parser
 
         return _launched("accelerate", launch_command_parser(), rest[1:], told)
+    if list(words[: len(MEETING)]) == MEETING:
+        address, *numbers = words[len(MEETING) :]
+        places = dict(zip(("port", "nodes", "index"), map(int, numbers), strict=True))
+        return [Call("meeting", {"address": address, **places})]
     if program == "torchrun":
         from torch.distributed.run import get_args_parser
 

@@ -151,7 +151,8 @@ class Namespace:
     ) -> Iterator[tuple[Path, str]]:
         volumes = {volume["name"]: volume for volume in spec.get("volumes", [])}
         for mount in container["volumeMounts"]:
-            source = self._volume(volumes[mount["name"]], own)
+            volume = volumes.get(mount["name"])  # else by a claim that the StatefulSet makes
+            source = self.claims[mount["name"]] if volume is None else self._volume(volume, own)
             os.chown(source, user, user)  # fsGroup
             yield source, mount["mountPath"]
 
@@ -160,7 +161,9 @@ class Namespace:
             return self.claims[volume["persistentVolumeClaim"]["claimName"]]
         folder = own / str(volume["name"])
         folder.mkdir()
-        for name, text in config_maps(self.of).get(volume.get("configMap", {}).get("name", ""), {}).items():
+        files = config_maps(self.of).get(volume.get("configMap", {}).get("name", ""), {})
+        files |= self.secrets.get(volume.get("secret", {}).get("secretName", ""), {})
+        for name, text in files.items():
             (folder / name).write_text(text)
         return folder
 

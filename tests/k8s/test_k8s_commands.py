@@ -38,7 +38,7 @@ def test_its_commands_are_taken(folder, tmp_path):
     found = all_calls(together(folder), tmp_path)
     assert found
     for call in found:
-        assert call.name.split()[0] in ("hires-gan", "mlflow", "accelerate", "torchrun")
+        assert call.name.split()[0] in ("hires-gan", "mlflow", "meeting", "accelerate", "torchrun")
 
 
 @pytest.mark.parametrize("folder", TRAINING)
@@ -49,8 +49,11 @@ def test_the_doctor_comes_first_and_the_launcher_knows_the_place(folder, last, t
     [pod] = pods(of)
     told = environment(pod, pod.spec["containers"][0], of)
     index = pod.count - 1 if last else 0
-    doctor, launcher, train = all_calls(of, tmp_path, index)
-    assert (doctor.name, launcher.name, train.name) == ("hires-gan doctor", "accelerate", "hires-gan train")
+    doctor, meeting, launcher, train = all_calls(of, tmp_path, index)
+    names = [doctor.name, meeting.name, launcher.name, train.name]
+    assert names == ["hires-gan doctor", "meeting", "accelerate", "hires-gan train"]
+    place = {"address": told["MASTER_ADDR"], "port": int(told["MASTER_PORT"]), "nodes": pod.count, "index": index}
+    assert meeting.options == place
     each = int(told["GPUS"]) or int(told["PROCESSES"])
     assert launcher.options["num_machines"] == pod.count
     assert launcher.options["num_processes"] == pod.count * each
@@ -97,6 +100,8 @@ def test_its_configuration_is_valid(folder, tmp_path):
         (["accelerate", "launch", "-m", "hires_gan", "tain", "a.yaml"], "no command 'tain'"),
         (["torchrun", "--nproc-per-node", "2", "-m", "hires_gan", "train"], "CONFIG"),
         (["sleep", "1"], "sleep 1: none of"),
+        (["python", "-m", "hires_gan.training.meeting", "first", "29500", "2"], "zip"),
+        (["python", "-m", "hires_gan.training.meetings"], "none of"),
     ],
 )
 def test_a_wrong_command_is_refused(words, complaint):

@@ -153,8 +153,7 @@ REFUSED: list[tuple[str, str, str, Any, str]] = [
     ("overlays/trainjob", "TrainingRuntime", f"{REPLICATED}.template.metadata", {}, "1 is needed"),
     ("overlays/trainjob", "TrainJob", "spec.trainer.env", [{"name": "PET_NNODES", "value": "2"}], "PET_NNODES"),
     ("overlays/trainjob", "TrainJob", "metadata.name", "1st", "no host name"),
-    ("overlays/mlflow", "Deployment", "spec.selector.matchLabels.tier", "a", "does not fit the template"),
-    ("overlays/mlflow", "Deployment", "spec.strategy.type", "Recreated", "strategy.type is Recreated"),
+    ("overlays/mlflow", "StatefulSet", "spec.selector.matchLabels.tier", "a", "does not fit the template"),
     ("volumes", "PersistentVolumeClaim", "spec.accessModes", ["ReadWriteAll"], "ReadWriteAll"),
     ("base", "NetworkPolicy", "spec.policyTypes", ["Inwards"], "Inwards"),
     ("volumes", "PersistentVolumeClaim hires-gan-runs", "metadata.name", "hires-gan-data", "is there 2 times"),
@@ -181,7 +180,10 @@ def test_jobs_and_pods_are_found():
     for folder, name in known.items():
         of = documents(folder)
         assert [(job.name, pod.count) for job, pod in zip(jobs(of), pods(of), strict=True)] == [(name, 2)]
-    assert {named(pod.owner) for pod in pods(documents("overlays/mlflow"))} >= {"Deployment mlflow"}
+    assert {named(pod.owner) for pod in pods(documents("overlays/mlflow"))} == {
+        "StatefulSet mlflow",
+        "StatefulSet mlflow-database",
+    }
 
 
 def test_a_template_that_is_not_known_is_not_passed_over():

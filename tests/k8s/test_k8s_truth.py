@@ -30,23 +30,34 @@ from hires_gan import __version__
 
 BASE = yaml.safe_load((K8S / "base" / "environment.yaml").read_text(encoding="utf-8"))["data"]
 
+VARIABLES = "spec.replicatedJobs.0.template.spec.template.spec.containers.0.env"
+"""Of which the fifth and the sixth are NODES and GPUS."""
+
 
 @pytest.mark.parametrize("folder", folders())
 def test_values_that_mean_the_same_are_the_same(folder):
     assert truth.problems(together(folder)) == []
 
 
+def test_a_batch_that_leaves_gpus_idle_is_seen():
+    of = together("overlays/eight-gpu-nodes")
+    files = next(d for d in of if d["metadata"]["name"] == "hires-gan-training")["data"]
+    files["train.yaml"] = files["train.yaml"].replace("{size: 64}", "{size: 60}")
+    [problem] = truth.everybody_has_work(of)
+    assert "a batch of 60 in groups of 4 has no work for some of 16 processes" in problem
+
+
 @pytest.mark.parametrize(
     ("rule", "folder", "kind", "path", "value"),
     [
-        (truth.nodes_are_the_same, "base", "ConfigMap hires-gan", "data.NODES", "3"),
+        (truth.nodes_are_the_same, "base", "JobSet", f"{VARIABLES}.4.value", "3"),
         (truth.nodes_are_the_same, "base", "JobSet", "spec.replicatedJobs.0.template.spec.completions", 3),
         (truth.nodes_are_the_same, "base", "JobSet", "spec.replicatedJobs.0.template.spec.parallelism", 3),
         (truth.nodes_are_the_same, "overlays/trainjob", "TrainJob", "spec.trainer.numNodes", 3),
         (truth.nodes_are_the_same, "overlays/trainjob", "TrainingRuntime", "spec.mlPolicy.numNodes", 3),
         (truth.nodes_are_the_same, "overlays/indexed-job", "Job", "spec.completions", 3),
-        (truth.gpus_are_the_same, "overlays/eight-gpu-nodes", "ConfigMap hires-gan", "data.GPUS", "4"),
-        (truth.gpus_are_the_same, "overlays/dev", "ConfigMap hires-gan", "data.GPUS", "1"),
+        (truth.gpus_are_the_same, "overlays/eight-gpu-nodes", "JobSet", f"{VARIABLES}.5.value", "4"),
+        (truth.gpus_are_the_same, "overlays/dev", "JobSet", f"{VARIABLES}.5.value", "1"),
         (truth.ports_are_the_same, "base", "ConfigMap hires-gan", "data.MASTER_PORT", "29501"),
         (truth.ports_are_the_same, "base", "ConfigMap hires-gan", "data.METRICS_PORT", "9401"),
         (truth.the_first_pod_is_found, "base", "JobSet", "spec.network", {"subdomain": "others"}),

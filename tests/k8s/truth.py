@@ -23,6 +23,8 @@ from manifests import (
 from policy import configurations
 
 from hires_gan.config import Configuration
+from hires_gan.settings import at_resolution
+from hires_gan.training.shares import share
 
 
 def problems(of: list[Document]) -> list[str]:
@@ -61,6 +63,16 @@ def gpus_are_the_same(of: list[Document]) -> Iterator[str]:
         yield from _differing(pod.where, {"GPUS": told.get("GPUS"), "nvidia.com/gpu": limits.get("nvidia.com/gpu", 0)})
         if told.get("GPUS") == "0" and "nvidia.com/gpu" in limits:
             yield f"{pod.where}: nvidia.com/gpu is named, which clusters without GPUs do not know"
+
+
+def everybody_has_work(of: list[Document]) -> Iterator[str]:
+    """At the last resolution a batch has a group of images for each process."""
+    for pod, _, told, plan in training(of):
+        size = pod.count * (int(told["GPUS"]) or int(told["PROCESSES"]))
+        batch = at_resolution(plan.batch.size, plan.recipe.resolution)
+        group = getattr(plan.recipe.discriminator, "group_size", 1)
+        if not share(batch, group, size - 1, size):
+            yield f"{pod.where}: a batch of {batch} in groups of {group} has no work for some of {size} processes"
 
 
 def ports_are_the_same(of: list[Document]) -> Iterator[str]:
@@ -147,6 +159,7 @@ def the_image_is_as_it_was_built(of: list[Document]) -> Iterator[str]:
 RULES: list[Callable[[list[Document]], Iterator[str]]] = [
     nodes_are_the_same,
     gpus_are_the_same,
+    everybody_has_work,
     ports_are_the_same,
     the_first_pod_is_found,
     paths_are_mounted,

@@ -19,7 +19,7 @@ ENVIRONMENT = {
     "MASTER_PORT": "29500",
     "JOB_COMPLETION_INDEX": "1",
 }
-DOCTOR, ACCELERATE = "hires-gan", "accelerate"
+DOCTOR, MEETING, ACCELERATE = "hires-gan", "python", "accelerate"
 LAUNCHED = [
     f"launch --config_file {LAUNCH / 'nodes.yaml'} --num_machines 2 --num_processes 16 --machine_rank 1",
     "--main_process_ip first.set --main_process_port 29500 -m hires_gan train /mnt/config/train.yaml run.seed=3",
@@ -32,8 +32,8 @@ class Programs:
     def __init__(self, folder: Path) -> None:
         self.folder, self.endings = folder, folder / "termination-log"
         self.endings.touch()
-        self.does(DOCTOR, "exit 0")
-        self.does(ACCELERATE, "exit 0")
+        for name in (DOCTOR, MEETING, ACCELERATE):
+            self.does(name, "exit 0")
 
     def does(self, name: str, script: str) -> None:
         path = self.folder / name
@@ -78,6 +78,7 @@ def test_the_doctor_is_asked_before_the_launcher_is_started(programs: Programs) 
     assert programs.calls(DOCTOR) == [
         "doctor /mnt/config/train.yaml run.seed=3 --gpus 8 --wait 7 --needs A,B",
     ]
+    assert programs.calls(MEETING) == ["-m hires_gan.training.meeting first.set 29500 2 1"]
     assert programs.calls(ACCELERATE) == [" ".join(LAUNCHED)]
 
 
@@ -86,9 +87,16 @@ def test_nothing_needed_is_nothing_asked_for(programs: Programs) -> None:
     assert programs.calls(DOCTOR) == ["doctor /mnt/config/train.yaml run.seed=3 --gpus 8 --wait 0"]
 
 
-def test_where_the_doctor_finds_something_nothing_is_started(programs: Programs) -> None:
+@pytest.mark.parametrize(("restarts", "code"), [("", 2), ("0", 2), ("3", 1)])
+def test_where_the_doctor_finds_something_nothing_is_started(programs: Programs, restarts: str, code: int) -> None:
     programs.does(DOCTOR, "exit 1")
-    assert programs.run()[0] == 2
+    assert programs.run(RESTARTS=restarts)[0] == code
+    assert programs.calls(ACCELERATE) == programs.calls(MEETING) == []
+
+
+def test_where_pods_do_not_meet_nothing_is_started(programs: Programs) -> None:
+    programs.does(MEETING, "exit 1")
+    assert programs.run()[0] == 1
     assert programs.calls(ACCELERATE) == []
 
 
@@ -121,10 +129,12 @@ def test_another_launch_configuration(programs: Programs, name: str, value: str)
 @pytest.mark.parametrize(
     ("environment", "words"),
     [
-        ({"NODES": ""}, ["NODES is ''", "from 1 on", "ConfigMap hires-gan"]),
+        ({"NODES": ""}, ["NODES is ''", "from 1 to", "ConfigMap hires-gan"]),
         ({"NODES": "0"}, ["NODES is '0'"]),
         ({"NODES": "2; rm -r /"}, ["NODES is '2; rm"]),
-        ({"GPUS": "many"}, ["GPUS is 'many'", "from 0 on"]),
+        ({"NODES": "08"}, ["NODES is '08'"]),
+        ({"MASTER_PORT": "99999"}, ["MASTER_PORT is '99999'", "from 1 to 65535"]),
+        ({"GPUS": "many"}, ["GPUS is 'many'", "from 0 to"]),
         ({"GPUS": "0"}, ["PROCESSES is ''"]),
         ({"MASTER_PORT": ""}, ["MASTER_PORT is ''"]),
         ({"LAUNCH": "cluster"}, ["LAUNCH is 'cluster'", "nodes, zero1_nodes or zero2_nodes"]),
@@ -185,13 +195,27 @@ def test_the_launcher_gets_the_signal_and_its_end_is_waited_for(programs: Progra
     assert log.read_text() == "saved\n"
 
 
-def test_a_signal_while_the_doctor_looks_starts_nothing(programs: Programs) -> None:
-    programs.does(DOCTOR, "exec sleep 60")
+@pytest.mark.parametrize("name", [DOCTOR, MEETING])
+def test_a_signal_before_the_launcher_starts_nothing(programs: Programs, name: str) -> None:
+    programs.does(name, "exec sleep 60")
     process, _ = programs.start("train.yaml")
-    programs.wait_for(DOCTOR)
+    programs.wait_for(name)
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 75
     assert programs.calls(ACCELERATE) == []
+
+
+@pytest.mark.parametrize("code", [0, 3, 137])
+def test_the_exit_code_of_one_that_ends_at_once_is_known(programs: Programs, code: int) -> None:
+    """It may have ended before anybody asks."""
+    programs.does(DOCTOR, f"trap 'exit {code}' TERM; kill -TERM $PPID; while true; do sleep 0.01; done")
+    ends = '[[ -z $stopped ]] || exit "$code" #'
+    script = POD.read_text().replace("[[ -z $stopped ]] || exit 75", ends, 1)
+    (programs.folder / "pod.sh").write_text(script.replace('here=$(dirname "$0")', f"here={LAUNCH}"))
+    for _ in range(10):
+        path = f"{programs.folder}{os.pathsep}/usr/bin{os.pathsep}/bin"
+        told = {**ENVIRONMENT, "PATH": path, "HIRES_GAN_ENDINGS": str(programs.endings)}
+        assert subprocess.run(["bash", programs.folder / "pod.sh", "x"], env=told, timeout=60).returncode == code
 
 
 def test_whatever_ends_behind_a_signal_is_to_go_on(programs: Programs) -> None:
