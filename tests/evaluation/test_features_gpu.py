@@ -1,0 +1,44 @@
+"""Features and what is computed from them on a GPU: those of the CPU but for rounding, TF32 allowed or not."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import tiny_networks as tiny
+import torch
+
+from hires_gan.evaluation import weights
+from hires_gan.evaluation.coverage import density_and_coverage
+from hires_gan.evaluation.features import open_extractor
+from hires_gan.evaluation.fidelity import precision_recall
+
+pytestmark = pytest.mark.gpu
+
+
+def test_inception_is_that_of_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "inception.pth"
+    torch.save(tiny.inception_tensors(), path)
+    monkeypatch.setattr(weights, "INCEPTION_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+    images = tiny.pictures(5, seed=0, side=64)
+    expected = open_extractor("inception", path, False, torch.device("cpu"))(images).features
+    network = open_extractor("inception", path, False, torch.device("cuda"))
+    before = torch.backends.cudnn.allow_tf32
+    try:
+        torch.backends.cudnn.allow_tf32 = True
+        found = network(images.cuda()).features
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+    assert not found.is_cuda
+    scale = float(expected.abs().max())
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * scale)
+    alone = torch.cat([network(image[None]).features for image in images])
+    torch.testing.assert_close(alone, found, rtol=1e-5, atol=1e-5 * scale)
+
+
+def test_distances_are_those_of_the_cpu() -> None:
+    random = torch.Generator().manual_seed(0)
+    reals, fakes = torch.randn(300, 40, generator=random), torch.randn(200, 40, generator=random) * 0.9 + 0.1
+    for metric in (precision_recall, density_and_coverage):
+        assert metric(reals, fakes, "cuda") == pytest.approx(metric(reals, fakes), abs=0.01)

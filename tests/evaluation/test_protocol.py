@@ -1,0 +1,181 @@
+"""The record beside a number: whole, plain JSON, a sentence for people, and clear about what may be compared."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from importlib.metadata import version
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from hires_gan import __version__
+from hires_gan.errors import Failure
+from hires_gan.evaluation.catalogue import METRICS
+from hires_gan.evaluation.features import Extractor
+from hires_gan.evaluation.protocol import (
+    CheckpointRecord,
+    DataRecord,
+    Record,
+    checkpoint_record,
+    comparable,
+    differences,
+    library_versions,
+    make_record,
+    standard_parameters,
+)
+
+DATA = DataRecord(
+    digest="d" * 64,
+    name="shards/faces",
+    filter="lanczos",
+    order_seed=0,
+    decoder=f"torchvision {version('torchvision')}",
+)
+
+
+def network(checksum: str = "c" * 64, resize: str = "none") -> Extractor:
+    return Extractor(
+        lambda images: (images, None), "inception", "torch-fidelity 0.4.0", checksum, resize, torch.device("cpu")
+    )
+
+
+def record(**changes: Any) -> Record:
+    settings: dict[str, Any] = {
+        "name": "kid",
+        "value": 0.0123456789,
+        "deviation": 0.001,
+        "resolution": 256,
+        "checkpoint": CheckpointRecord(nimg=1_200_000, sha256="a" * 64),
+        "reals": 50_000,
+        "fakes": 50_000,
+        "data": DATA,
+        "extractor": network(),
+        "seeds": {"latents": 0},
+    }
+    return make_record(**{**settings, **changes})
+
+
+def test_everything_that_decides_a_number_is_there() -> None:
+    found = json.loads(record().model_dump_json())
+    assert found["metric"] == "kid" and found["better"] == "lower" and found["value"] == 0.0123456789
+    assert found["reals"] == found["fakes"] == 50_000 and found["resolution"] == 256
+    assert found["data"]["digest"] == "d" * 64 and found["data"]["filter"] == "lanczos"
+    assert found["features"] == {
+        "name": "inception",
+        "version": "torch-fidelity 0.4.0",
+        "checksum": "c" * 64,
+        "resize": "none",
+    }
+    assert found["parameters"] == {
+        "subsets": 100,
+        "subset_size": 1000,
+        "seed": 2020,
+        "degree": 3,
+        "gamma": None,
+        "coef0": 1,
+    }
+    assert "round" in found["quantisation"] and found["checkpoint"]["nimg"] == 1_200_000
+    assert found["versions"]["hires_gan"] == __version__ and found["versions"]["torch"] == version("torch")
+    assert set(found["versions"]) >= {"torchvision", "torch-fidelity"}
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", found["date"])
+    assert found["caution"] is None and found["seeds"] == {"latents": 0}
+    assert Record.model_validate_json(record().model_dump_json()) == record().model_copy(
+        update={"date": Record.model_validate_json(record().model_dump_json()).date}
+    )
+
+
+def test_the_sentence_is_for_people() -> None:
+    assert record().sentence() == (
+        "Kernel inception distance 0.0123457 ± 0.001 (lower is better); 50,000 fakes against 50,000 reals of "
+        "shards/faces at 256x256, at 1200 kimg; features of inception cccccccc; shards resized with lanczos"
+    )
+    translated = DATA.model_copy(update={"domain": "prints", "source": "photos"})
+    found = record(name="fid", value=70.0, deviation=None, fakes=500, reals=400, data=translated).sentence()
+    assert "Fréchet inception distance 70 (lower" in found
+    assert "500 fakes against 400 reals of shards/faces, prints from photos at 256x256" in found
+    assert found.endswith("caution: fid from 400 images, fewer than 10,000: " + METRICS["fid"].bias)
+    path = make_record("ppl_w_end", 130.0, resolution=64, checkpoint=CheckpointRecord(nimg=0), fakes=20_000)
+    assert path.sentence() == (
+        "Perceptual path length in W, ends of paths 130 (lower is better); 20,000 fakes at 64x64, at 0 kimg"
+    )
+
+
+def test_few_images_are_said() -> None:
+    assert record(fakes=300, reals=5000).caution == "kid from 300 images, fewer than 1,000: " + METRICS["kid"].bias
+    assert record(fakes=300, reals=5000).parameters["subset_size"] == 300
+    assert record(name="fid", fakes=9_999).caution is not None
+    assert record(name="fid", fakes=10_000).caution is None
+
+
+def test_every_metric_has_a_record() -> None:
+    for name in METRICS:
+        assert record(name=name).metric == name
+    assert standard_parameters("fid", 10, 10) == {"covariance": "divided by N - 1"}
+    assert standard_parameters("swd", 10, 10) == {}
+    assert record(name="swd", parameters={"directions": 512}).parameters == {"directions": 512}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"value": 1.0, "deviation": None},
+        {"checkpoint": CheckpointRecord(nimg=0)},
+        {"seeds": {"latents": 7}},
+        {"data": DATA.model_copy(update={"name": "/elsewhere/faces"})},
+    ],
+)
+def test_what_was_judged_and_where_the_data_lie_may_differ(changes: dict[str, Any]) -> None:
+    assert comparable(record(), record(**changes))
+    other = record(**changes).model_copy(update={"date": "2020-01-01T00:00:00Z", "versions": {"torch": "1.0"}})
+    assert differences(record(), other) == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "keys"),
+    [
+        ({"fakes": 10_000}, {"fakes"}),
+        ({"reals": 500}, {"reals", "parameters.subset_size"}),
+        ({"resolution": 128}, {"resolution"}),
+        ({"data": DATA.model_copy(update={"digest": "e" * 64})}, {"data.digest"}),
+        ({"data": DATA.model_copy(update={"filter": "box"})}, {"data.filter"}),
+        ({"data": DATA.model_copy(update={"domain": "prints", "source": "photos"})}, {"data.domain", "data.source"}),
+        ({"data": DATA.model_copy(update={"order_seed": 1})}, {"data.order_seed"}),
+        ({"extractor": network(checksum="0" * 64)}, {"features.checksum"}),
+        ({"extractor": network(resize="to 299x299")}, {"features.resize"}),
+        ({"quantisation": None}, {"quantisation"}),
+        ({"parameters": {"truncation": 0.7}}, {"parameters.truncation"}),
+    ],
+)
+def test_what_decides_the_number_must_not_differ(changes: dict[str, Any], keys: set[str]) -> None:
+    found = differences(record(), record(**changes))
+    assert set(found) == keys
+    assert not comparable(record(**changes), record())
+    assert {key: pair[::-1] for key, pair in found.items()} == differences(record(**changes), record())
+
+
+def test_different_metrics_and_kinds_of_record_are_told_apart() -> None:
+    assert differences(record(), record(name="fid"))["metric"] == ("kid", "fid")
+    without = record(data=None, extractor=None)
+    assert {"data.digest", "features.checksum"} <= set(differences(record(), without))
+
+
+def test_no_number_is_no_record() -> None:
+    for value in (math.nan, math.inf):
+        with pytest.raises(Failure, match=f"kid is {value}, and no such number is recorded"):
+            record(value=value)
+    with pytest.raises(ValidationError):
+        Record.model_validate({**record().model_dump(), "unknown": 1})
+
+
+def test_a_checkpoint_is_known_by_its_weights() -> None:
+    state = {"nimg": 64_000, "files": {"generator.average.safetensors": "b" * 64, "generator.safetensors": "0" * 64}}
+    assert checkpoint_record(state) == CheckpointRecord(nimg=64_000, sha256="b" * 64)
+    assert checkpoint_record({"nimg": 1, "files": {}}).sha256 is None
+
+
+def test_versions_of_what_is_installed() -> None:
+    assert all(library_versions().values())
