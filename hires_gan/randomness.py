@@ -85,6 +85,16 @@ class Purpose(IntEnum):
     """Where crops are taken from the images of a sample, of all domains."""
     SPECKLE = 28
     """The pattern on images of a single colour."""
+    LATENT_LENGTH = 29
+    """Both ends of the paths whose perceptual length is measured."""
+    PLACE_LENGTH = 30
+    """Where on its path a sample's length is measured."""
+    LABEL_LENGTH = 31
+    """The class of a path."""
+    PAIR = 32
+    """Which images of a set are compared with each other."""
+    STYLE_DIVERSITY = 33
+    """Styles of the translations of one image that are compared with each other."""
 
 
 def _multiply(a: int, b: Tensor) -> tuple[Tensor, Tensor]:

@@ -126,7 +126,7 @@ def choose_kind(wanted: DistanceOptions) -> tuple[Kind, Path | None]:
         return "pixel", None
     path = _vgg_file(wanted)
     if path is None:
-        say(f"distance: pixels and frequencies. LPIPS follows the eye better: {OPTIONS.remedy} (528 MB)")
+        say(f"distance: pixels and frequencies. LPIPS follows the eye better: {OPTIONS.remedy('VGG16')} (528 MB)")
         return "pixel", None
     if wanted.kind != "vgg" and lpips_file() is not None:
         say("distance: LPIPS")
@@ -148,7 +148,9 @@ def _vgg_file(wanted: DistanceOptions) -> Path | None:
     if path.is_file():
         return path
     if wanted.kind != "auto":
-        raise UsageError(f"--distance is {wanted.kind}, but there are no VGG16 weights in {path}; {OPTIONS.remedy}")
+        raise UsageError(
+            f"--distance is {wanted.kind}, but there are no VGG16 weights in {path}; {OPTIONS.remedy('VGG16')}"
+        )
     return None
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Literal, get_args
@@ -14,9 +11,26 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import VGG16_Weights
 
-from hires_gan.errors import Failure, UsageError
+from hires_gan.errors import Failure
 from hires_gan.networks.munit_layers import EPS, moments
-from hires_gan.progress import say
+from hires_gan.networks.published import OptionNames, PublishedWeights, published_tensors
+
+__all__ = [
+    "CHANNELS",
+    "LAYERS",
+    "VGG_SHA256",
+    "VGG_URL",
+    "Layer",
+    "OptionNames",
+    "VGG16Features",
+    "cached_vgg",
+    "download_vgg",
+    "instance_normalised",
+    "load_vgg",
+    "obtain_vgg",
+    "perceptual_distance",
+    "published_tensors",
+]
 
 VGG_SHA256 = "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0"
 VGG_URL: str = VGG16_Weights.IMAGENET1K_V1.url
@@ -30,32 +44,6 @@ _CONVOLUTIONS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 5
 CHANNELS = tuple(maps[-1] for maps in _CONVOLUTIONS)
 _MEAN = (0.485, 0.456, 0.406)
 _DEVIATION = (0.229, 0.224, 0.225)
-
-
-@dataclass(frozen=True)
-class OptionNames:
-    """What the caller's options are called, for errors to name them.
-
-    Attributes:
-        weights: Names the file of the weights: "--weights".
-        download: Allows to fetch it: "--download".
-        without: What to set for VGG16 not to be needed: "recipe.loss.perceptual=0"; None where there is nothing.
-    """
-
-    weights: str
-    download: str
-    without: str | None = None
-
-    @property
-    def remedy(self) -> str:
-        """What to do where there are no weights."""
-        get = f"fetch torchvision's VGG16 weights with {self.download}, or name their file with {self.weights}"
-        return get + self.otherwise
-
-    @property
-    def otherwise(self) -> str:
-        """The last part of a remedy: how to do without, if there is a way."""
-        return "" if self.without is None else f", or set {self.without}"
 
 
 class VGG16Features(nn.Module):
@@ -189,16 +177,12 @@ def obtain_vgg(path: Path | None, download: bool, names: OptionNames) -> VGG16Fe
         UsageError: If there are no weights, or they are not the published ones.
         Failure: If a download fails.
     """
-    if path is None:
-        path = download_vgg(names) if download else cached_vgg()
-        if not path.is_file():
-            raise UsageError(f"there are no VGG16 weights in {path}; {names.remedy}")
-    return load_vgg(path, names)
+    return VGG16Features(_published().obtain(path, download, names))
 
 
 def cached_vgg() -> Path:
     """Where torch hub keeps torchvision's VGG16 weights, whether they are there or not."""
-    return Path(torch.hub.get_dir()) / "checkpoints" / VGG_URL.rsplit("/", 1)[1]
+    return _published().cached()
 
 
 def download_vgg(names: OptionNames) -> Path:
@@ -207,16 +191,7 @@ def download_vgg(names: OptionNames) -> Path:
     Raises:
         Failure: If they cannot be had.
     """
-    path = cached_vgg()
-    if not path.is_file():
-        say(f"downloading {VGG_URL} to {path}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(VGG_URL, str(path), VGG_SHA256, progress=sys.stderr.isatty())
-        except (OSError, RuntimeError) as error:
-            remedy = f"fetch it elsewhere and name it with {names.weights}{names.otherwise}"
-            raise Failure(f"cannot download {VGG_URL} ({error}); {remedy}") from error
-    return path
+    return _published().download(names)
 
 
 def load_vgg(path: Path, names: OptionNames) -> VGG16Features:
@@ -225,33 +200,8 @@ def load_vgg(path: Path, names: OptionNames) -> VGG16Features:
     Raises:
         UsageError: If it is not there, or is not torchvision's file.
     """
-    what = f"torchvision's {VGG_URL.rsplit('/', 1)[1]}"
-    return VGG16Features(published_tensors(path, VGG_SHA256, what, names))
+    return VGG16Features(_published().tensors(path, names))
 
 
-def published_tensors(path: Path, sha256: str, what: str, names: OptionNames) -> dict[str, Tensor]:
-    """The tensors of a file whose bytes are the published ones; nothing in it executes.
-
-    Args:
-        path: The file.
-        sha256: Of the published one, in hexadecimal.
-        what: The published one, for errors.
-        names: What the option is called that gives the file.
-
-    Raises:
-        UsageError: If it cannot be read, or is another one.
-    """
-    try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        what += names.otherwise
-        raise UsageError(f"{names.weights}: {path} cannot be read ({error.strerror}); give {what}") from error
-    if found != sha256:
-        remedy = f"fetch it anew{names.otherwise}"
-        raise UsageError(f"{path} is not {what}: its sha256 is {found}, not {sha256}; {remedy}")
-    # The file is there: torch hub only reads it, as tensors and nothing else.
-    tensors: dict[str, Tensor] = torch.hub.load_state_dict_from_url(
-        VGG_URL, str(path.parent), "cpu", file_name=path.name, weights_only=True
-    )
-    return tensors
+def _published() -> PublishedWeights:
+    return PublishedWeights("VGG16", VGG_URL, VGG_SHA256)

@@ -1,0 +1,100 @@
+"""AlexNet's features, from weights that are at hand or downloaded, and checked each time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import AlexNet_Weights
+
+from hires_gan.errors import Failure
+from hires_gan.networks.published import OptionNames, PublishedWeights
+
+ALEXNET_SHA256 = "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02"
+ALEXNET_URL: str = AlexNet_Weights.IMAGENET1K_V1.url
+
+CHANNELS = (64, 192, 384, 256, 256)
+"""Of the features: behind each of the five rectifiers."""
+_TAKEN = (1, 4, 7, 9, 11)
+_MEAN = (0.485, 0.456, 0.406)
+_DEVIATION = (0.229, 0.224, 0.225)
+
+
+class AlexNetFeatures(nn.Module):
+    """The convolutional part of AlexNet (Krizhevsky 2014, one column), with torchvision's names and weights.
+
+    It computes in the dtype of its weights, float32 as they are stored, whatever that of the images is and whether
+    autocast is on or not. Its weights have no gradients.
+
+    Args:
+        weights: What `features.*` of torchvision's model holds; others are left alone.
+
+    Raises:
+        Failure: If one is missing or has another shape.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, weights: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 64, 11, stride=4, padding=2),
+            nn.ReLU(),
+            nn.MaxPool2d(3, 2),
+            nn.Conv2d(64, 192, 5, padding=2),
+            nn.ReLU(),
+            nn.MaxPool2d(3, 2),
+            nn.Conv2d(192, 384, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(384, 256, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(256, 256, 3, padding=1),
+            nn.ReLU(),
+        )
+        self.register_buffer("mean", torch.tensor(_MEAN)[:, None, None], persistent=False)
+        self.register_buffer("deviation", torch.tensor(_DEVIATION)[:, None, None], persistent=False)
+        own = {name: weights[name] for name in self.state_dict() if name in weights}
+        try:
+            self.load_state_dict(own)
+        except RuntimeError as error:
+            raise Failure(f"the AlexNet weights are of another network: {' '.join(str(error).split())}") from error
+        self.eval().requires_grad_(False)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Features of images, behind each rectifier.
+
+        Args:
+            images: `[n, 3, h, w]` in [-1, 1], of 31x31 at least.
+
+        Returns:
+            Five tensors `[n, c, h', w']`, with c as `CHANNELS` says.
+        """
+        x = (images.to(self.mean.dtype) * 0.5 + 0.5 - self.mean) / self.deviation
+        found = []
+        for number, layer in enumerate(self.features):
+            with torch.autocast(x.device.type, enabled=False):  # it would convolve in half precision
+                x = layer(x)
+            if number in _TAKEN:
+                found.append(x)
+        return found
+
+
+def obtain_alexnet(path: Path | None, download: bool, names: OptionNames) -> AlexNetFeatures:
+    """AlexNet's features from a file, else from torch hub's cache, else from the network if that is allowed.
+
+    Args:
+        path: torchvision's file of the weights (233 MB); None for torch hub's cache.
+        download: Whether the file may be fetched into the cache if it is not there; without effect beside a path.
+        names: What these two options are called.
+
+    Returns:
+        The network on the CPU, in float32.
+
+    Raises:
+        UsageError: If there are no weights, or they are not the published ones.
+        Failure: If a download fails.
+    """
+    published = PublishedWeights("AlexNet", ALEXNET_URL, ALEXNET_SHA256)
+    return AlexNetFeatures(published.obtain(path, download, names))
