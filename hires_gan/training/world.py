@@ -88,6 +88,24 @@ class World:
         """What the first process gives, a plain JSON value; the others' is not looked at."""
         return self.gathered(value if self.first else None)[0]
 
+    def collected(self, rows: Tensor) -> list[Tensor] | None:
+        """What each process gives, by rank, on the first one; None on the others. All of them have to take part.
+
+        Args:
+            rows: On the CPU, of any shape and of one dtype; it is sent as it is, and may be gigabytes.
+        """
+        if self.alone:
+            return [rows]
+        shapes = self.gathered(list(rows.shape))
+        with waiting("what all have measured"):
+            if not self.first:
+                dist.send(rows.contiguous(), 0, group=self.control)
+                return None
+            parts = [rows, *(torch.empty(shape, dtype=rows.dtype) for shape in shapes[1:])]
+            for rank, part in enumerate(parts[1:], 1):
+                dist.recv(part, rank, group=self.control)
+            return parts
+
     def sum(self, values: Sequence[Tensor]) -> list[Tensor]:
         """Of each tensor the sum over all processes, which give tensors of equal shapes, on the device."""
         if self.alone or not values:

@@ -1,0 +1,88 @@
+"""Processes that measure together: each makes and describes its part of the images, and the first one compares.
+
+Images go through networks in chunks that follow from their number alone, and a chunk is one process's: whatever the
+number of processes, the same chunks are computed, and the results are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Crew(Protocol):
+    """The processes, as this one sees them."""
+
+    @property
+    def rank(self) -> int:
+        """This one's number, from 0."""
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that compares."""
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is true of any process; all of them have to ask."""
+
+    def collected(self, rows: Tensor) -> list[Tensor] | None:
+        """What each process gives, by rank, on the first one; None on the others. All of them have to take part."""
+
+
+class Alone:
+    """One process by itself."""
+
+    rank, size, first = 0, 1, True
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is true of this process."""
+        return flag
+
+    def collected(self, rows: Tensor) -> list[Tensor] | None:
+        """What this process gives."""
+        return [rows]
+
+
+def chunks(count: int, length: int) -> list[range]:
+    """`count` samples, cut into chunks of `length`; the last one may be shorter."""
+    return [range(first, min(first + length, count)) for first in range(0, count, length)]
+
+
+def own_chunks(count: int, length: int, crew: Crew) -> list[range]:
+    """Those that this process computes: all take turns, so that none has more than one chunk more than another."""
+    return chunks(count, length)[crew.rank :: crew.size]
+
+
+def in_order(parts: Sequence[Tensor], count: int, length: int) -> Tensor:
+    """The rows of all samples in their order.
+
+    Args:
+        parts: Of each process the rows of its own chunks, one behind the other: `[n, ...]`.
+        count: How many samples there are.
+        length: Of a chunk.
+    """
+    rows = parts[0].new_empty((count, *parts[0].shape[1:]))
+    for rank, part in enumerate(parts):
+        start = 0
+        for chunk in chunks(count, length)[rank :: len(parts)]:
+            rows[chunk.start : chunk.stop] = part[start : start + len(chunk)]
+            start += len(chunk)
+    return rows
+
+
+def gathered_in_order(rows: Tensor, count: int, length: int, crew: Crew) -> Tensor | None:
+    """The rows of all samples in their order, on the first process; None on the others.
+
+    Args:
+        rows: Of this process's own chunks, `[n, ...]`.
+        count: How many samples there are.
+        length: Of a chunk.
+        crew: The processes.
+    """
+    parts = crew.collected(rows)
+    return None if parts is None else in_order(parts, count, length)
