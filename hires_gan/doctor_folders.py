@@ -55,7 +55,9 @@ def rights(verb: str) -> str:
     """How a pod's user is allowed to read or write on a volume, as the end of a remedy; empty elsewhere."""
     if not in_pod():
         return ""
-    return f", or let user {os.getuid()} {verb} there: on volumes that know no fsGroup (NFS) the server has to own it so"
+    return (
+        f", or let user {os.getuid()} {verb} there: on volumes that know no fsGroup (NFS) the server has to own it so"
+    )
 
 
 def disk(folder: Path) -> Finding:

@@ -113,6 +113,7 @@ def test_the_commands_in_the_table_parse(tmp_path):
         "generate",
         "translate",
         "project",
+        "compare",
         "export",
         "import-nvlabs",
         "config",

@@ -336,6 +336,7 @@ class Trainer:
             | {"schedule/resolution": stage.resolution, "schedule/batch": stage.batch}
             | {"speed/images_per_second": speed.images_per_second, "speed/data_wait": speed.data_wait}
             | {"speed/seconds_per_kimg": speed.seconds_per_kimg, "memory/gib": memory / 2**30}
+            | {"speed/gpus": self.world.size if self.backend.device.type == "cuda" else 0}
             | {"gradients/nonfinite": int(self.backend.nonfinite)}
             | {"data/skipped": len(self.corrupt), "data/retries": self.corrupt.retries}
             | self.ranks.metrics
