@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
@@ -63,7 +64,10 @@ class Checkpoint:
             raise Failure(f"{self.folder} has no {path.name}; it holds {', '.join(sorted(self.state['files']))}")
         if _sha256(path) != expected:
             raise Failure(f"{path} is not what was written (its sha256 differs); {_GO_BACK}")
-        loaded: Tensors = load_file(path)
+        try:
+            loaded: Tensors = load_file(path)
+        except SafetensorError as error:
+            raise Failure(f"{path} is no safetensors file ({error}); {_GO_BACK}") from error
         return loaded
 
 

@@ -142,3 +142,27 @@ def bench_scaling_command(
     record = bench_scaling(plan, " ".join([config.name, *(overrides or [])]), request)
     for line in table(record) if record else []:
         typer.echo(line)
+
+
+@app.command("tracking")
+def bench_tracking_command(
+    step_ms: Annotated[float, typer.Option(help="Of a step.")] = 60.0,
+    batch: Annotated[int, typer.Option(help="Images in a step.")] = 32,
+    kimg: Annotated[float, typer.Option(help="How many thousand images to show.")] = 44.0,
+    every_kimg: Annotated[float, typer.Option(help="How often metrics are logged.")] = 1.0,
+    samples_every_kimg: Annotated[float, typer.Option(help="How often a grid is.")] = 40.0,
+    side: Annotated[int, typer.Option(help="Of the grid, in pixels.")] = 2048,
+    metrics: Annotated[int, typer.Option(help="Logged at once.")] = 30,
+    delay: Annotated[float, typer.Option(help="Seconds for which the slow server's answers are late.")] = 2.0,
+    store: Annotated[
+        list[str] | None, typer.Option(help="sqlite, server or slow, several times if wanted; all of them.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="A JSON file for the result.")] = None,
+) -> None:
+    """Measure what MLflow costs a step: into a file, a server, and a slow one."""
+    from hires_gan.bench.tracking import STORES, Request, bench_tracking, table
+
+    wanted = tuple(store or STORES)
+    request = Request(step_ms, batch, kimg, every_kimg, samples_every_kimg, side, metrics, delay, wanted, out)
+    for line in table(bench_tracking(request)):
+        typer.echo(line)

@@ -66,7 +66,7 @@ def save_png(path: Path, pixels: Pixels) -> None:
     Raises:
         Failure: If it cannot be written.
     """
-    write_whole(path, lambda partial: Image.fromarray(pixels).save(partial, format="PNG"))
+    write_whole(path, lambda partial: Image.fromarray(pixels).save(partial, format="PNG", compress_level=1))
 
 
 def pixels_of(images: Tensor) -> Pixels:

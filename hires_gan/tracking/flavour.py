@@ -3,41 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from hires_gan.errors import Failure
+from hires_gan.tracking.card import ModelCard
+from hires_gan.tracking.registry import newest, register
 from hires_gan.tracking.settings import TrackingSettings
 from hires_gan.tracking.store import load_mlflow, open_store, reason, redact, resolve_uri, sqlite_path
 
 FLAVOUR = "hires_gan"
-
-
-@dataclass(frozen=True)
-class ModelCard:
-    """What MLflow shows of a model.
-
-    Attributes:
-        recipe: the recipe's name, "progressive" for example.
-        resolution: the side of its images in pixels.
-        format_version: the version of the checkpoint format.
-        nimg: how many images it was trained with.
-        register_as: the name under which a version is registered; None registers nothing.
-    """
-
-    recipe: str
-    resolution: int
-    format_version: int
-    nimg: int
-    register_as: str | None = None
+EVALUATION = "evaluation/"
+"""What the names of a run's evaluation metrics begin with."""
 
 
 def log_model(client: Any, run_id: str, checkpoint_dir: Path, card: ModelCard) -> None:
@@ -55,16 +38,37 @@ def log_model(client: Any, run_id: str, checkpoint_dir: Path, card: ModelCard) -
     from mlflow.entities import LoggedModelOutput
 
     name = f"generator-{card.nimg}"
+    values = _evaluation(client, run_id, card.nimg)
     model = _find_model(client, run_id, name) or _create_model(client, run_id, name, card)
     if str(model.status) != "READY":
         with tempfile.TemporaryDirectory() as folder:
             _write_mlmodel(Path(folder), model, run_id, checkpoint_dir.name, card)
+            _write_configuration(Path(folder), card)
             client.log_model_artifacts(model.model_id, folder)
         client.log_model_artifacts(model.model_id, str(checkpoint_dir), checkpoint_dir.name)
+        _link_metrics(client, run_id, model, values)
         client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=card.nimg)])
         client.finalize_logged_model(model.model_id, "READY")
     if card.register_as is not None:
-        _register(client, run_id, model, card.register_as)
+        register(client, run_id, model, card, {metric.key: metric.value for metric in values})
+
+
+def _evaluation(client: Any, run_id: str, nimg: int) -> list[Any]:
+    """The points of the run's evaluation at `nimg`, as the store has them."""
+    keys = sorted(key for key in client.get_run(run_id).data.metrics if key.startswith(EVALUATION))
+    return [point for key in keys for point in client.get_metric_history(run_id, key) if point.step == nimg]
+
+
+def _link_metrics(client: Any, run_id: str, model: Any, points: list[Any]) -> None:
+    """Let the model have the points, too.
+
+    They are logged once more as they are, in every digit: the store knows them, and the run has each of them once.
+    """
+    from mlflow.entities import Metric
+
+    again = [Metric(one.key, one.value, one.timestamp, one.step, model_id=model.model_id) for one in points]
+    if again:
+        client.log_batch(run_id, metrics=again)
 
 
 def _find_model(client: Any, run_id: str, name: str) -> Any:
@@ -102,27 +106,18 @@ def _write_mlmodel(folder: Path, model: Any, run_id: str, checkpoint: str, card:
     description.save(str(folder / "MLmodel"))
 
 
-def _register(client: Any, run_id: str, model: Any, name: str) -> None:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client.create_registered_model(name)
-    except MlflowException as problem:
-        if problem.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-    known = client.search_model_versions(f"name = '{name}'")
-    if any(version.source == model.artifact_location for version in known):
-        return
-    version = client.create_model_version(name, model.artifact_location, run_id=run_id, model_id=model.model_id)
-    link = json.dumps([{"name": name, "version": version.version}])
-    client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": link})  # what the model's own page links to
+def _write_configuration(folder: Path, card: ModelCard) -> None:
+    """Put the resolved configuration beside the MLmodel file, without secrets."""
+    if card.config and (source := Path(card.config)).is_file():
+        (folder / source.name).write_text(redact(source.read_text()))
 
 
 def fetch_model(uri: str, tracking_uri: str | None = None) -> Path:
     """Download a model of our flavour into the user's cache.
 
     Args:
-        uri: `models:/NAME/VERSION`, `models:/NAME@ALIAS`, `models:/MODEL_ID` or `runs:/RUN/PATH`.
+        uri: `models:/NAME/VERSION`, `models:/NAME/latest`, `models:/NAME@ALIAS`, `models:/MODEL_ID` or
+            `runs:/RUN/PATH`.
         tracking_uri: the store; None takes MLFLOW_TRACKING_URI, else the store of `./runs`.
 
     Returns:
@@ -153,12 +148,16 @@ def _location(client: Any, uri: str) -> str:
     if run := re.fullmatch(r"runs:/(?P<id>\w+)/(?P<name>[^'/]+)", uri):
         model = _find_model(client, run["id"], run["name"])
         return uri if model is None else str(model.artifact_location)
-    parts = re.fullmatch(r"models:/(?P<name>[^/@]+)(?:/(?P<version>\d+)|@(?P<alias>[^/@]+))?", uri)
+    parts = re.fullmatch(r"models:/(?P<name>[^/@]+)(?:/(?P<version>\d+|latest)|@(?P<alias>[^/@]+))?", uri)
     if parts is None:
-        raise Failure(f"{uri} is no model: write models:/NAME/VERSION, models:/NAME@ALIAS or runs:/RUN/PATH")
+        raise Failure(
+            f"{uri} is no model: write models:/NAME/VERSION, models:/NAME/latest, models:/NAME@ALIAS or runs:/RUN/PATH"
+        )
     name, version, alias = parts["name"], parts["version"], parts["alias"]
     if alias is not None:
         version = client.get_model_version_by_alias(name, alias).version
+    if version == "latest":
+        version = newest(client, name)
     if version is None:
         return str(client.get_logged_model(name).artifact_location)
     return str(client.get_model_version_download_uri(name, version))

@@ -18,7 +18,7 @@ from hires_gan.errors import Failure
 from hires_gan.progress import say
 
 Entry = dict[str, Any]
-"""One line: {time, nimg, metrics} | {time, nimg, image, files} | {artifact, folder} | {model, ...}."""
+"""One line: {time, nimg, metrics} | {time, nimg, image, files, raw} | {artifact, folder} | {model, ...}."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Journal:
         self._run_id, self._sent = run_id, min(offset, self._size)
         waiting = self._lines_from(self._sent)
         self._waiting = len(waiting)
-        self._drop_images({name for line in waiting for name in (_parse(line) or {}).get("files", [])})
+        self._drop_images({name for line in waiting for name in images_of(_parse(line) or {})})
 
     def fresh(self, keys: Iterable[str], nimg: int) -> list[str]:
         """Those keys that were not logged at this nimg or beyond."""
@@ -143,7 +143,7 @@ class Journal:
             self._sent = batch.end
             self._waiting -= batch.lines
         for entry in batch.entries:
-            for name in entry.get("files", []):
+            for name in images_of(entry):
                 (self.images / name).unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -188,6 +188,11 @@ class Journal:
         for file in self.images.iterdir():
             if file.name not in wanted:
                 file.unlink()
+
+
+def images_of(entry: Entry) -> list[str]:
+    """The files in `images/` that an entry may have: what is sent, and what that is made of."""
+    return [*entry.get("files", []), *([entry["raw"]] if "raw" in entry else [])]
 
 
 def _parse(line: bytes) -> Entry | None:

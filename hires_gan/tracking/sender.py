@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hires_gan.progress import say
-from hires_gan.tracking.flavour import ModelCard, log_model
+from hires_gan.tracking.card import ModelCard
+from hires_gan.tracking.flavour import log_model
 from hires_gan.tracking.journal import Batch, Entry, Journal
+from hires_gan.tracking.pictures import encode
 from hires_gan.tracking.store import load_mlflow, reason
 
 VALUES_PER_REQUEST = 1000
@@ -53,6 +56,7 @@ class Sender(threading.Thread):
         self._client, self._run_id, self._journal, self._place, self._uri = client, run_id, journal, place, uri
         self._wake, self._finishing = threading.Event(), threading.Event()
         self._deadline, self._status = float("inf"), ""
+        self._last_tags: Mapping[str, str] = {}
         self._doubtful = True
         self._failures = self._caught_up = 0
         self._away = False
@@ -64,9 +68,9 @@ class Sender(threading.Thread):
         """There is something to send."""
         self._wake.set()
 
-    def finish(self, status: str, wait: float) -> None:
-        """Send the rest and the run's end, for at most `wait` seconds."""
-        self._status, self._deadline = status, time.monotonic() + wait
+    def finish(self, status: str, wait: float, tags: Mapping[str, str]) -> None:
+        """Send the rest, tags, and the run's end, for at most `wait` seconds."""
+        self._last_tags, self._status, self._deadline = tags, status, time.monotonic() + wait
         self._finishing.set()
         self._wake.set()
         self.join(wait)
@@ -157,6 +161,8 @@ class Sender(threading.Thread):
 
     def _send_image(self, entry: Entry) -> None:
         files = [self._journal.images / name for name in entry["files"]]
+        if "raw" in entry and (raw := self._journal.images / entry["raw"]).is_file():
+            encode(raw, *files)
         if not all(file.is_file() for file in files):
             self._lost(f"the image {entry['image']} of nimg {entry['nimg']}")
             return
@@ -183,6 +189,8 @@ class Sender(threading.Thread):
 
     def _watch(self) -> None:
         """Keep MLflow's monitor of processor, memory and GPU alive: it ends when the store does not answer it."""
+        if all(key.startswith("image:") for key in self._journal.reached):
+            return  # MLflow's comparison begins with what was logged first: that shall be the run's own
         if self._monitor is not None and self._monitor._process is not None and self._monitor._process.is_alive():
             return
         load_mlflow()
@@ -195,6 +203,9 @@ class Sender(threading.Thread):
     def _terminate(self) -> None:
         if self._journal.waiting:
             return
-        self._monitor.finish()
+        if self._monitor is not None:
+            self._monitor.finish()
+        for key, value in self._last_tags.items():
+            self._client.set_tag(self._run_id, key, value)
         self._client.set_terminated(self._run_id, self._status)
         self.terminated = True

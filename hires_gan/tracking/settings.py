@@ -19,6 +19,9 @@ class TrackingSettings(Settings):
     """The MLflow experiment that the run belongs to."""
     every_kimg: Annotated[float, Field(gt=0)] = 1.0
     """Every how many kimg the metrics are logged, at the first step boundary at or after each multiple."""
+    register_as: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$", max_length=200)] | None = None
+    """The name in MLflow's registry under which the generator is registered when the run is finished, and the best one,
+    if that is another; null: none is."""
     metrics_port: Annotated[int, Field(ge=1, le=65535)] | None = None
     """The port on which the first process serves metrics to Prometheus, at /metrics; null: nothing listens."""
     metrics_address: Annotated[str, Field(min_length=1)] = "0.0.0.0"  # noqa: S104 - only with a port

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from hires_gan.errors import Failure
+from hires_gan.tracking.schema import check_schema
 from hires_gan.tracking.settings import TrackingSettings
 
 PROBE_SECONDS = 8
@@ -121,6 +122,8 @@ def open_store(uri: str) -> Any:
         _check_answers(uri)
         mlflow = load_mlflow()
         with creation_lock(uri):
+            if _scheme(uri) in (*_PORTS, "sqlite"):
+                check_schema(uri, redact(uri))
             client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
             client.search_experiments(max_results=1)
     return client
@@ -175,12 +178,17 @@ def _check_answers(uri: str) -> None:
         Failure: no answer, no access, or something that is not MLflow.
     """
     parts = urlsplit(uri)
-    kind = parts.scheme.split("+")[0]
+    kind = _scheme(uri)
     if kind in ("http", "https"):
         _check_http(uri)
     elif kind in _PORTS:
         with socket.create_connection((parts.hostname or "localhost", parts.port or _PORTS[kind]), PROBE_SECONDS):
             pass
+
+
+def _scheme(uri: str) -> str:
+    """`postgresql` of `postgresql+psycopg://...`."""
+    return urlsplit(uri).scheme.split("+")[0]
 
 
 def _check_http(uri: str) -> None:

@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import shlex
 import sys
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-from PIL import Image
-
 from hires_gan.progress import say
-from hires_gan.tracking.flavour import ModelCard
+from hires_gan.tracking.card import ModelCard
+from hires_gan.tracking.description import NOTE, TrainingData, data_input
 from hires_gan.tracking.journal import Journal, read_json, write_json
 from hires_gan.tracking.machine import machine_tags
 from hires_gan.tracking.parameters import TAG_LENGTH, log_parameters, shorten
+from hires_gan.tracking.pictures import Picture, keep
 from hires_gan.tracking.sender import Sender, count_points, latest_steps
 from hires_gan.tracking.settings import TrackingSettings
 from hires_gan.tracking.store import experiment_id, open_store, redact, resolve_uri, translated
-
-LARGEST_SIDE = 4096
-"""Larger images are reduced before they are logged."""
-_THUMBNAIL = 256
 
 
 class Tracker:
@@ -37,11 +32,14 @@ class Tracker:
     Attributes:
         run_id: the MLflow run.
         place: the store's URI for people, without secrets.
+        blocked: for how many seconds whoever logged has waited so far.
     """
 
-    def __init__(self, client: Any, run_id: str, journal: Journal, uri: str) -> None:
+    def __init__(self, client: Any, run_id: str, experiment: str, journal: Journal, uri: str) -> None:
         self.run_id, self.place = run_id, redact(uri)
+        self._experiment = experiment
         self._journal = journal
+        self.blocked = 0.0
         self._not_finite: set[str] = set()
         self._sender = Sender(client, run_id, journal, self.place, uri)
         self._sender.start()
@@ -57,6 +55,7 @@ class Tracker:
         parameters: Mapping[str, object],
         tags: Mapping[str, str],
         config_file: Path,
+        data: TrainingData | None = None,
     ) -> Tracker:
         """Open the store, and create the run or go on with it.
 
@@ -67,8 +66,9 @@ class Tracker:
             run_name: the run's name in MLflow.
             run_id: the run to go on with if the run folder does not know better, from a checkpoint; or None.
             parameters: the resolved configuration, nested.
-            tags: more tags beside those of the machine.
+            tags: more tags beside those of the machine; the description only where people wrote none.
             config_file: the resolved configuration as a file; logged as an artifact, without secrets.
+            data: what it trains on, for MLflow's list of data sets.
 
         Raises:
             Failure: the store cannot be used: says which, why, and what to do.
@@ -87,7 +87,9 @@ class Tracker:
             if known not in (None, current):
                 say(f"the MLflow run {current} takes its place, with {count_points(journal.waiting)} logged so far")
             _describe(client, run, settings, parameters, {**machine_tags(), **tags}, config_file)
-        return cls(client, current, journal, uri)
+            if data is not None:
+                _describe_data(client, run, data)
+        return cls(client, current, run.info.experiment_id, journal, uri)
 
     def log_metrics(self, nimg: int, metrics: Mapping[str, float]) -> None:
         """Log values at step `nimg`, and `kimg` beside them.
@@ -102,7 +104,10 @@ class Tracker:
         Raises:
             Failure: the disk is full.
         """
-        values = {key: float(value) for key, value in metrics.items()}
+        with self._counted():
+            self._log_metrics(nimg, {key: float(value) for key, value in metrics.items()})
+
+    def _log_metrics(self, nimg: int, values: dict[str, float]) -> None:
         bad = [key for key, value in values.items() if not math.isfinite(value)]
         if bad:
             self._report_not_finite(nimg, {key: values[key] for key in bad})
@@ -114,7 +119,7 @@ class Tracker:
             self._journal.append({"time": now, "nimg": int(nimg), "metrics": {key: values[key] for key in fresh}})
             self._sender.wake()
 
-    def log_image(self, key: str, nimg: int, image: npt.NDArray[np.uint8]) -> None:
+    def log_image(self, key: str, nimg: int, image: Picture) -> None:
         """Log an image at step `nimg`: MLflow shows those of one key with a slider.
 
         Args:
@@ -125,15 +130,19 @@ class Tracker:
         Raises:
             Failure: the disk is full.
         """
-        if not self._journal.fresh([f"image:{key}"], nimg):
-            return
+        with self._counted():
+            if self._journal.fresh([f"image:{key}"], nimg):
+                self._log_image(key, nimg, image)
+
+    def _log_image(self, key: str, nimg: int, image: Picture) -> None:
         assert re.fullmatch(r"[\w\-./ ]+", key, re.ASCII), f"{key!r} is no image key"
         now = time.time_ns() // 1_000_000
         # MLflow's own names (MlflowClient.log_image), but fixed now: sending again replaces instead of doubling.
         stem = f"{key.replace('/', '~')}+step+{nimg}+timestamp+{now}+{uuid.uuid4()}"
         names = [f"{stem}.png", f"{stem}+compressed.webp"]
-        _save_image(image, *(self._journal.images / name for name in names))
-        self._journal.append({"time": now, "nimg": int(nimg), "image": key, "files": names})
+        keep(image, self._journal.images / f"{stem}.npy")
+        entry = {"time": now, "nimg": int(nimg), "image": key, "files": names, "raw": f"{stem}.npy"}
+        self._journal.append(entry)
         self._sender.wake()
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
@@ -158,7 +167,7 @@ class Tracker:
             status: "FINISHED", "KILLED" or "FAILED".
             wait: at most so many seconds.
         """
-        self._sender.finish(status, wait)
+        self._sender.finish(status, wait, {"tracking.blocked_seconds": f"{self.blocked:.3f}"})
         self._journal.close()
         if self._sender.refused:
             refused = count_points(self._sender.refused)
@@ -169,26 +178,29 @@ class Tracker:
         elif not self._sender.terminated:
             say(f"MLflow at {self.place} has all points, but does not know yet that the run ended ({status})")
 
+    @property
+    def waiting(self) -> int:
+        """How many points the store does not have yet."""
+        return self._journal.waiting
+
     def how_to_look(self) -> str:
         """Where people find the run: the address of a server, or the command that opens the store."""
         if self.place.startswith(("http://", "https://")):
-            return f"{self.place} (run {self.run_id})"
+            place = self.place.replace("://***@", "://").rstrip("/")  # a browser asks for the password
+            # Without the last part a browser may show MLflow's pages for language models.
+            return f"{place}/#/experiments/{self._experiment}/runs/{self.run_id}?workflowType=machine_learning"
         return shlex.join([sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", self.place])
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.blocked += time.perf_counter() - start
 
     def _report_not_finite(self, nimg: int, values: Mapping[str, float]) -> None:
         for key in values.keys() - self._not_finite:
             say(f"{key} is {values[key]} at kimg {nimg / 1000:g}: logged as NaN, counted in the metric not_finite")
             self._not_finite.add(key)
-
-
-def _save_image(image: npt.NDArray[np.uint8], full: Path, thumbnail: Path) -> None:
-    picture = Image.fromarray(image)
-    factor = -(-max(picture.size) // LARGEST_SIDE)
-    if factor > 1:
-        picture = picture.reduce(factor)
-    picture.save(full, compress_level=1)
-    picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    picture.save(thumbnail)
 
 
 def _find_run(client: Any, uri: str, candidates: list[str | None]) -> Any:
@@ -230,5 +242,14 @@ def _describe(
     if home != settings.experiment:
         say(f"the run stays in the MLflow experiment '{home}': tracking.experiment names that of new runs")
     log_parameters(client, run, parameters)
-    client.log_batch(run_id, tags=[RunTag(key, shorten(value, TAG_LENGTH)) for key, value in tags.items()])
+    new = {key: value for key, value in tags.items() if key != NOTE or not run.data.tags.get(NOTE)}
+    client.log_batch(run_id, tags=[RunTag(key, shorten(value, TAG_LENGTH)) for key, value in new.items()])
     client.log_text(run_id, redact(config_file.read_text()), config_file.name)
+
+
+def _describe_data(client: Any, run: Any, data: TrainingData) -> None:
+    """Name the data set, so that the list of runs shows which of them saw the same; again only where it is another."""
+    wanted = data_input(data)
+    known = [one.dataset.digest for one in run.inputs.dataset_inputs] if run.inputs else []
+    if wanted.dataset.digest not in known:
+        client.log_inputs(run.info.run_id, [wanted])

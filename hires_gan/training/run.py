@@ -22,13 +22,15 @@ from hires_gan.data.opening import describe_order, order_of, resolve_lanes
 from hires_gan.data.replacement import CorruptRows
 from hires_gan.data.shard_cache import require_room
 from hires_gan.errors import Failure, UsageError
+from hires_gan.evaluation.catalogue import METRICS
 from hires_gan.ops.selection import choose, explain
 from hires_gan.progress import console, say
 from hires_gan.recipes.families import build_recipe
 from hires_gan.recipes.protocol import LabelDistribution, Recipe, stage_at
 from hires_gan.settings import at_resolution
+from hires_gan.tracking.card import ModelCard
+from hires_gan.tracking.description import NOTE, TrainingData, description
 from hires_gan.tracking.exporter import Exporter
-from hires_gan.tracking.flavour import ModelCard
 from hires_gan.tracking.tracker import Tracker
 from hires_gan.training.backends import Backend
 from hires_gan.training.gallery import open_gallery
@@ -119,7 +121,7 @@ def _prepare(
         with world.together():
             if world.first:
                 exporter = open_exporter(plan, opened)
-                tracker = start_tracking(plan, folder, saved, folder.write_config(resolved))
+                tracker = start_tracking(plan, folder, saved, folder.write_config(resolved), data, world.size)
     except BaseException:
         folder.discard_if_new()
         raise
@@ -368,8 +370,14 @@ def open_exporter(plan: Plan, opened: contextlib.ExitStack) -> Exporter | None:
     return opened.enter_context(Exporter(tracking.metrics_address, tracking.metrics_port, plan.run.name))
 
 
-def start_tracking(plan: Plan, folder: RunFolder, saved: checkpoint.Checkpoint | None, config: Path) -> Tracker:
+def start_tracking(
+    plan: Plan, folder: RunFolder, saved: checkpoint.Checkpoint | None, config: Path, data: Domains, processes: int
+) -> Tracker:
     """Open the MLflow run, or go on with it."""
+    shards = [source.shards for source in data.sources]
+    seen = TrainingData(data.location, data.digest(), sum(map(len, shards)), max(one.resolution for one in shards))
+    recipe = plan.recipe
+    note = description(recipe.name, recipe.resolution, plan.run.total_kimg, processes, folder.path, seen)
     return Tracker.start(
         plan.tracking,
         run_folder=folder.path,
@@ -377,8 +385,9 @@ def start_tracking(plan: Plan, folder: RunFolder, saved: checkpoint.Checkpoint |
         run_name=plan.run.name,
         run_id=saved.state["mlflow_run_id"] if saved else None,
         parameters=plan.model_dump(mode="json"),
-        tags={"recipe": plan.recipe.name, "run_folder": str(folder.path)},
+        tags={"recipe": recipe.name, "processes": str(processes), "run_folder": str(folder.path), NOTE: note},
         config_file=config,
+        data=seen,
     )
 
 
@@ -408,12 +417,35 @@ def describe_run(plan: Plan, data: Domains, run_id: str, world: World) -> dict[s
 
 
 def log_model(trainer: Trainer, tracker: Tracker) -> None:
-    """Log the averaged generator, which is in the last checkpoint, as a model of the MLflow run."""
-    saved = checkpoint.latest(trainer.folder.checkpoints)
-    if saved is not None:
-        recipe = trainer.plan.recipe
-        card = ModelCard(recipe.name, saved.state["inference"]["resolution"], checkpoint.FORMAT_VERSION, saved.nimg)
-        tracker.log_model(saved.folder, card)
+    """Log the averaged generator, which is in the last checkpoint, as a model of the MLflow run.
+
+    With `tracking.register_as` the best one as well, if it is another, before it: the newest version is the last one.
+    """
+    root, register_as = trainer.folder.checkpoints, trainer.plan.tracking.register_as
+    last, best = checkpoint.latest(root), trainer.progress.best
+    if last is None:
+        return
+    if register_as and best is not None and best.nimg != last.nimg and (root / best.checkpoint).is_dir():
+        tracker.log_model(root / best.checkpoint, model_card(trainer, checkpoint.read(root / best.checkpoint)))
+    tracker.log_model(last.folder, model_card(trainer, last))
+
+
+def model_card(trainer: Trainer, saved: checkpoint.Checkpoint) -> ModelCard:
+    """What MLflow shows of a checkpoint of this run."""
+    recipe, best = trainer.plan.recipe, trainer.progress.best
+    return ModelCard(
+        recipe.name,
+        saved.state["inference"]["resolution"],
+        checkpoint.FORMAT_VERSION,
+        saved.nimg,
+        register_as=trainer.plan.tracking.register_as,
+        translates=recipe.translates,
+        is_best=best is not None and best.nimg == saved.nimg,
+        watched="" if best is None else f"evaluation/{best.metric}",
+        higher_is_better=best is not None and METRICS[best.metric].better == "higher",
+        compared="" if best is None else f"{best.metric} on {best.count} images of {trainer.state['data'][:12]}",
+        config=str(trainer.folder.path / "config.yaml"),
+    )
 
 
 def report_end(trainer: Trainer, finished: bool) -> None:

@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 
 from hires_gan.errors import Failure
-from hires_gan.tracking.flavour import ModelCard, fetch_model
+from hires_gan.tracking.card import ModelCard
+from hires_gan.tracking.flavour import fetch_model
 from hires_gan.tracking.settings import TrackingSettings
 from hires_gan.tracking.tracker import Tracker
 
@@ -196,6 +197,7 @@ def test_system_metrics_go_on_after_a_resume(start: Start, client: Any, monkeypa
     for life in (1, 2):
         tracker = start()
         run_id = tracker.run_id
+        tracker.log_metrics(life, {"loss": 1.0})
         deadline = time.monotonic() + 20
         while len(steps(client, run_id, key)) < life and time.monotonic() < deadline:
             time.sleep(0.1)

@@ -2,77 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from hires_gan.bench.tracking_servers import LocalServer
 from hires_gan.errors import Failure
 from hires_gan.tracking import sender, store
-from hires_gan.tracking.flavour import ModelCard, fetch_model
+from hires_gan.tracking.card import ModelCard
+from hires_gan.tracking.flavour import fetch_model
 from hires_gan.tracking.settings import TrackingSettings
 from hires_gan.tracking.tracker import Tracker
 
-
-class Server:
-    """An `mlflow server` process group on a fixed port, over one store."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.uri, self._folder = f"http://127.0.0.1:{self.port}", folder
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        options = {
-            "--backend-store-uri": f"sqlite:///{self._folder}/mlflow.db",
-            "--artifacts-destination": str(self._folder / "artifacts"),
-            "--host": "127.0.0.1",
-            "--port": str(self.port),
-            "--workers": "1",
-        }
-        command = [sys.executable, "-m", "mlflow", "server", *(word for pair in options.items() for word in pair)]
-        log = (self._folder / "server.log").open("ab")
-        environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        self._process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
-        deadline = time.monotonic() + 180
-        while not self._healthy():
-            assert self._process.poll() is None, (self._folder / "server.log").read_text()
-            assert time.monotonic() < deadline, "the server does not start"
-            time.sleep(0.2)
-
-    def kill(self) -> None:
-        if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
-
-    def _healthy(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.uri}/health", timeout=2) as answer:
-                return bool(answer.status == 200)
-        except OSError:
-            return False
-
-
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    running = Server(tmp_path_factory.mktemp("server"))
-    running.start()
-    yield running
-    running.kill()
+Server = LocalServer
 
 
 def start(uri: str, folder: Path) -> Tracker:

@@ -1,0 +1,48 @@
+"""`hires-gan bench tracking`: it measures each store, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from hires_gan.bench.tracking import Request, bench_tracking, table
+from hires_gan.cli_bench import app
+from hires_gan.errors import UsageError
+
+SHORT = ["--step-ms", "1", "--kimg", "3.2", "--every-kimg", "0.1", "--samples-every-kimg", "0.8", "--side", "64"]
+
+
+def test_the_record_has_shares_of_the_time_of_the_steps(tmp_path: Path) -> None:
+    out = tmp_path / "record.json"
+    done = CliRunner().invoke(app, ["tracking", *SHORT, "--store", "sqlite", "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    record = json.loads(out.read_text())
+    (one,) = record["stores"].values()
+    assert one["seconds"] >= 0.1 and 0 < one["blocked"] < 1 and one["beside"] > 0
+    assert 0 < one["longest"] <= one["blocked"] * one["seconds"]
+    assert record["settings"]["step_ms"] == 1.0 and record["version.mlflow"]
+    assert table(record)[1].startswith("sqlite")
+
+
+@pytest.mark.slow
+def test_a_slow_server_costs_no_step_more() -> None:
+    """Its answers take longer than the whole run, so that a step that waited for one would be seen."""
+    request = Request(1.0, 32, 3.2, 0.1, 0.8, 64, 5, 1.0, ("slow",), None)
+    (one,) = bench_tracking(request)["stores"].values()
+    assert one["left"] > 0 and one["longest"] < 1.0
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"kimg": 0}, "--kimg is 0"),
+        ({"stores": ("sqlite", "cloud")}, "--store is cloud; sqlite, server, slow are allowed"),
+        ({"delay": -1}, "--delay is -1"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(change: dict[str, object], sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        Request(**change)  # type: ignore[arg-type]
