@@ -11,7 +11,7 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 
-from hires_gan import __version__, cli_bench
+from hires_gan import __version__, cli_bench, cli_evaluate
 from hires_gan.cli_bench import Overrides, numbers
 from hires_gan.errors import Elsewhere, Failure, UsageError
 from hires_gan.progress import say
@@ -31,6 +31,7 @@ shards_app = typer.Typer(no_args_is_help=True, help="Look after a shard set.")
 app.add_typer(shards_app, name="shards")
 app.add_typer(config_app, name="config")
 app.add_typer(cli_bench.app, name="bench")
+app.command()(cli_evaluate.evaluate)
 
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; see configs/.")]
 Sources = Annotated[

@@ -166,3 +166,21 @@ def bench_tracking_command(
     request = Request(step_ms, batch, kimg, every_kimg, samples_every_kimg, side, metrics, delay, wanted, out)
     for line in table(bench_tracking(request)):
         typer.echo(line)
+
+
+@app.command("evaluate")
+def bench_evaluate_command(
+    resolution: Annotated[int, typer.Option(help="Of the images.")] = 64,
+    count: Annotated[int, typer.Option(help="Images to generate.")] = 2048,
+    rounds: Annotated[int, typer.Option(help="How often each is measured.", min=1)] = 3,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; by default a GPU if there is one.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A JSON file for the result.")] = None,
+) -> None:
+    """Measure what an evaluation costs beside its generator and its feature network."""
+    from hires_gan.bench.evaluation import bench_evaluation
+
+    found = bench_evaluation(resolution, count, rounds, device, out)
+    alone, whole = min(found["alone"]), min(found["whole"])
+    typer.echo(
+        f"generator and feature network alone {alone:.1f} s, a whole evaluation {whole:.1f} s: {found['share']:+.1%}"
+    )

@@ -18,7 +18,10 @@ from hires_gan import config
 from hires_gan.config import Configuration, json_schema, load_configuration, to_yaml
 from hires_gan.errors import UsageError
 from hires_gan.evaluation import swd
+from hires_gan.evaluation.catalogue import METRICS
 from hires_gan.training.settings import Plan
+
+EVERY_METRIC = " or ".join(", ".join(METRICS).rsplit(", ", 1))
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = """
@@ -233,8 +236,8 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
         ("checkpoint=null", "checkpoint is null; allowed: a block of every_kimg, keep"),
         ("checkpoint.every_kimg=0", "checkpoint.every_kimg is 0; allowed: a number above 0 or null"),
         ("checkpoint.every_kimg=off", 'checkpoint.every_kimg is "off"; allowed: a number above 0 or null'),
-        ("evaluation.metrics=swd", 'evaluation.metrics is "swd"; allowed: a list, each swd'),
-        ("evaluation.metrics=[fid]", 'evaluation.metrics.0 is "fid"; allowed: swd'),
+        ("evaluation.metrics=swd", f'evaluation.metrics is "swd"; allowed: a list, each {EVERY_METRIC}'),
+        ("evaluation.metrics=[fidd]", f'evaluation.metrics.0 is "fidd"; allowed: {EVERY_METRIC}; did you mean fid?'),
         ("evaluation.metrics=[]", "evaluation: best is swd, which is not among metrics; add it there, or set best to "
          "null"),
         ("batch.size=big", 'batch.size is "big"; allowed: a whole number above 0 or a map by resolution, to a whole '

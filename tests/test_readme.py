@@ -70,6 +70,8 @@ def shortened(command: str) -> list[str]:
     if words[1] == "train":
         words += TRANSLATED if "munit" in words[2] else SHORT
         words += STYLED if "stylegan2" in words[2] else []
+    if words[1] == "evaluate":
+        words += ["--count", "8"]
     if words[1] == "project":
         words += ["--steps", "2"]
     if words[1:3] == ["bench", "input"]:
@@ -113,6 +115,7 @@ def test_the_commands_in_the_table_parse(tmp_path):
         "generate",
         "translate",
         "project",
+        "evaluate",
         "compare",
         "export",
         "import-nvlabs",

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from hires_gan.errors import Failure, UsageError
 from hires_gan.evaluation.catalogue import check_count
-from hires_gan.evaluation.fidelity import full_float32
 from hires_gan.evaluation.moments import check_alike, check_features
+from hires_gan.evaluation.perceptual import exact_float32
 
 NEIGHBOURS = 5
 """k of the paper."""
@@ -52,7 +52,7 @@ def density_and_coverage(
     if not 1 <= neighbours < len(reals):
         raise Failure(f"density with {neighbours} neighbours needs more reals than that, but there are {len(reals)}")
     reals, fakes = _centred(reals, fakes, torch.device(device))
-    with full_float32():
+    with exact_float32():
         inside, covered = _counts(reals, fakes, _radii(reals, neighbours))
     return inside / (neighbours * len(fakes)), covered / len(reals)
 

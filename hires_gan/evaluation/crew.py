@@ -6,10 +6,16 @@ number of processes, the same chunks are computed, and the results are the same.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
+
+from hires_gan.data.waiting import Stopped
+
+T = TypeVar("T")
 
 
 class Crew(Protocol):
@@ -24,6 +30,10 @@ class Crew(Protocol):
         """How many there are."""
 
     @property
+    def neighbours(self) -> int:
+        """How many of them run on this machine."""
+
+    @property
     def first(self) -> bool:
         """Whether this is the one that compares."""
 
@@ -33,11 +43,17 @@ class Crew(Protocol):
     def collected(self, rows: Tensor) -> list[Tensor] | None:
         """What each process gives, by rank, on the first one; None on the others. All of them have to take part."""
 
+    def gathered(self, value: Any) -> list[Any]:
+        """What each process gives, by rank: plain JSON values; all of them have to take part."""
+
+    def together(self) -> AbstractContextManager[None]:
+        """Do something that may fail on some process: then it fails on all of them, and the first one says why."""
+
 
 class Alone:
     """One process by itself."""
 
-    rank, size, first = 0, 1, True
+    rank, size, neighbours, first = 0, 1, 1, True
 
     def any(self, flag: bool) -> bool:
         """Whether it is true of this process."""
@@ -46,6 +62,34 @@ class Alone:
     def collected(self, rows: Tensor) -> list[Tensor] | None:
         """What this process gives."""
         return [rows]
+
+    def gathered(self, value: Any) -> list[Any]:
+        """What this process gives."""
+        return [value]
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Just do it."""
+        yield
+
+
+def in_step(crew: Crew, work: Callable[[], T]) -> T:
+    """Do a part of what all do; if one of them gives up or fails, all of them do.
+
+    Args:
+        crew: The processes; all have to come here.
+        work: This one's part, in which it meets none of the others.
+
+    Raises:
+        Stopped: If it was raised in any of them.
+        UsageError, Failure: If any of them failed, on the first process; on the others what ends them without a word.
+    """
+    done: list[T] = []
+    with crew.together(), contextlib.suppress(Stopped):
+        done.append(work())
+    if crew.any(not done):
+        raise Stopped
+    return done[0]
 
 
 def chunks(count: int, length: int) -> list[range]:
@@ -66,6 +110,8 @@ def in_order(parts: Sequence[Tensor], count: int, length: int) -> Tensor:
         count: How many samples there are.
         length: Of a chunk.
     """
+    if len(parts) == 1:
+        return parts[0]
     rows = parts[0].new_empty((count, *parts[0].shape[1:]))
     for rank, part in enumerate(parts):
         start = 0

@@ -1,9 +1,11 @@
-"""The metrics of a generator against the data, during training: the reals are described once."""
+"""The metrics of a model against the data, by all processes together: the reals are described once."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import psutil
 import torch
@@ -11,102 +13,386 @@ from torch import Tensor
 
 from hires_gan.data.waiting import Stopped
 from hires_gan.errors import Failure, UsageError
-from hires_gan.evaluation.reals import Reals
-from hires_gan.evaluation.settings import EvaluationSettings
-from hires_gan.evaluation.swd import LOWEST_RESOLUTION, Descriptors, level_distance, mean_distance, memory_needed
+from hires_gan.evaluation.averages import exact_mean
+from hires_gan.evaluation.catalogue import METRICS, MetricName, Need, check_count
+from hires_gan.evaluation.comparing import Found, Sets, comparisons, of_features
+from hires_gan.evaluation.crew import Alone, Crew, in_step, own_chunks
+from hires_gan.evaluation.describing import Description, describe
+from hires_gan.evaluation.instruments import Instruments, weights_of
+from hires_gan.evaluation.moments import moments
+from hires_gan.evaluation.perceptual import FEATURES_SIDE
+from hires_gan.evaluation.preservation import LAYER
+from hires_gan.evaluation.protocol import QUANTISATION, CheckpointRecord, make_record
+from hires_gan.evaluation.real_features import FeatureCache, RealFeatures, RealsKey
+from hires_gan.evaluation.reals import CHUNK, Reals
+from hires_gan.evaluation.results import Measured, Result
+from hires_gan.evaluation.sampled import Parameters, sampling
+from hires_gan.evaluation.similarity import scales_at
+from hires_gan.evaluation.subjects import Asked, Shown, Subject, Translated
+from hires_gan.evaluation.swd import (
+    DIRECTIONS,
+    LOWEST_RESOLUTION,
+    MAXIMUM_IMAGES,
+    PATCH_SIZE,
+    PATCHES_PER_IMAGE,
+    Descriptors,
+    compared,
+    mean_distance,
+    memory_needed,
+)
 from hires_gan.progress import ProgressBar
 
-Images = Callable[[int], Iterator[Tensor]]
-"""From a count to that many generated images, in parts: uint8 `[n, 3, r, r]`."""
+_SWD: Parameters = {"patches": PATCHES_PER_IMAGE, "patch_size": PATCH_SIZE, "directions": DIRECTIONS}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user sets, for errors to name it.
+
+    Attributes:
+        metrics: What names metrics.
+        count: What says how many fakes there are.
+    """
+
+    metrics: str
+    count: str
+
+
+CONFIGURATION = Options("evaluation.metrics", "evaluation.count")
+COMMAND = Options("--metrics", "--count")
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many images there are of each kind.
+
+    Attributes:
+        fakes: Generated ones, or translations.
+        reals: The first ones of the data.
+    """
+
+    fakes: int
+    reals: int
+
+    @property
+    def patched(self) -> int:
+        """How many of both sets the sliced Wasserstein distance takes."""
+        return min(self.fakes, self.reals, MAXIMUM_IMAGES)
+
+    def of(self, metric: str) -> int:
+        """How many fakes a metric looks at."""
+        return self.patched if metric == "swd" else self.fakes
+
+
+def counted(count: int, reals: int | None, there: int, inputs: int | None = None) -> Counts:
+    """How many images are compared.
+
+    Args:
+        count: How many fakes are wanted.
+        reals: How many reals; None for all.
+        there: So many reals there are.
+        inputs: So many images can be translated; None where images come from latents.
+    """
+    return Counts(count if inputs is None else min(count, inputs), there if reals is None else min(reals, there))
 
 
 class Evaluator:
-    """Measures generated images against a fixed set of reals.
+    """Measures models against a fixed set of reals.
 
     Args:
-        settings: The `evaluation` block.
+        metrics: Which numbers; those that the instruments are missing for are left out.
+        counts: How many images.
         reals: With what is compared, and at which resolution.
+        instruments: What metrics need, on the device that computes.
         device: Where the metrics are computed.
-        most: So many images can be generated; None for any number.
-
-    Attributes:
-        count: How many reals and fakes are compared.
+        crew: The processes that measure together; all of them make an evaluator alike.
+        cache: The folder where the features of reals are kept; None for the user's.
+        options: What counts and metrics were given to, for errors.
 
     Raises:
-        UsageError: If a metric cannot be taken at the resolution.
+        UsageError: If a metric cannot be taken at the resolution, or of so few images.
     """
 
     def __init__(
         self,
-        settings: EvaluationSettings,
+        metrics: Sequence[MetricName],
+        counts: Counts,
         reals: Reals,
+        instruments: Instruments,
         device: torch.device,
-        most: int | None = None,
+        crew: Crew | None = None,
+        cache: Path | None = None,
+        options: Options = CONFIGURATION,
     ) -> None:
-        resolution = reals.resolution
-        if "swd" in settings.metrics and resolution < LOWEST_RESOLUTION:
-            raise UsageError(
-                f"evaluation.metrics has swd, which needs images of at least {LOWEST_RESOLUTION} pixels, but "
-                f"recipe.resolution is {resolution}; raise it, or set evaluation.metrics to [] and evaluation.best to "
-                f"null"
-            )
-        self.settings, self.reals, self.device = settings, reals, device
-        self.resolution = resolution
-        self.count = min(settings.count, len(reals), len(reals) if most is None else most)
-        self._real: Descriptors | None = None
+        self.metrics = [name for name in metrics if name not in instruments.missing]
+        self.counts, self.reals, self.instruments, self.device = counts, reals, instruments, device
+        self.crew: Crew = crew or Alone()
+        self.resolution = reals.resolution
+        self._cache, self._options = cache, options
+        check_metrics(self.metrics, counts, self.resolution, options)
+        self._patches: Descriptors | None = None
+        self._real: RealFeatures | None = None
+        self._described = False
 
-    def measure(self, fakes: Images, stopped: Callable[[], bool]) -> dict[str, float] | None:
-        """All metrics of the settings.
+    def measure(self, subject: Subject, checkpoint: CheckpointRecord, stopped: Asked) -> Result | None:
+        """All metrics.
+
+        All processes have to come here; where one gives up, all do.
 
         Args:
-            fakes: Gives generated images at the full resolution.
-            stopped: Asked between batches of images and while they are compared, and while the reals are waited
-                for; the measurement is given up once it is true.
+            subject: What is judged.
+            checkpoint: For the records.
+            stopped: Asked between batches of images and while they are compared, and while the reals are waited for;
+                the measurement is given up once it is true.
 
         Returns:
-            Values by metric, with `swd/<resolution>` for the levels of the distance; None if it was given up.
+            The numbers, on the first process; None if it was given up.
 
         Raises:
-            Failure: If the host has too little memory for so many images.
+            Failure: If the host has too little memory for so many images, or a metric cannot be computed.
         """
-        if "swd" not in self.settings.metrics:
-            return {}
-        self._check_memory()
-        if self._real is None:
-            self._real = self._describe("describing reals", self.reals.first(self.count, stopped), stopped)
-        if self._real is None:
+        try:
+            return Result.of(_Evaluation(self, subject, checkpoint, stopped).measured())
+        except Stopped:
             return None
-        fake = self._describe("generating and describing fakes", fakes(self.count), stopped)
-        return None if fake is None else self._compare(self._real, fake, stopped)
 
-    def _check_memory(self) -> None:
-        needed = memory_needed(self.resolution, self.count, sets=1 if self._real else 2)
+    def describe_reals(self, stopped: Asked) -> None:
+        """Take of the reals what is needed and not there yet.
+
+        Raises:
+            Stopped: If `stopped` became true in any of the processes.
+            Failure: If there is too little memory, or images cannot be read.
+        """
+        patches = None
+        if "swd" in self.metrics and self._patches is None:
+            patches = in_step(self.crew, self.new_patches)
+        wanted = bool(of_features(self.metrics)) and not self._described and not self._read()
+        extractor = self.instruments.extractor if wanted else None
+        description = Description(patches, extractor, self.counts.reals)
+        if description.count:
+            chunks = own_chunks(description.count, CHUNK, self.crew)
+            images = (Shown(part) for part in self.reals.chunks(chunks, stopped))
+            in_step(self.crew, lambda: describe("describing reals", description, chunks, images, stopped))
+        if wanted:
+            self._keep(description.features(self.crew), stopped)
+        self._patches = patches or self._patches
+
+    def new_patches(self) -> Descriptors:
+        """Room for the patches of one set."""
+        needed = memory_needed(self.resolution, self.counts.patched, 1 if self._patches else 2, self.crew)
         available = psutil.virtual_memory().available
         if needed > available:
             raise Failure(
-                f"evaluation.count {self.count} at {self.resolution}x{self.resolution} needs {needed / 2**30:.1f} GiB "
-                f"of memory, but only {available / 2**30:.1f} GiB are available; lower it, or free memory"
+                f"{self._options.count} {self.counts.patched} at {self.resolution}x{self.resolution} needs "
+                f"{needed / 2**30:.1f} GiB of memory, but only {available / 2**30:.1f} GiB are available; lower it, or "
+                "free memory"
             )
+        return Descriptors(self.resolution, self.counts.patched, self.device, self.crew)
 
-    def _describe(self, title: str, images: Iterator[Tensor], stopped: Callable[[], bool]) -> Descriptors | None:
-        descriptors = Descriptors(self.resolution, self.count, self.device)
-        with contextlib.suppress(Stopped), ProgressBar(title, self.count, lasting=False) as bar:
-            for part in images:
-                if stopped():
-                    return None
-                descriptors.add(part.to(self.device))
-                bar.advance(len(part))
-            return descriptors
-        return None
+    @property
+    def real_patches(self) -> Descriptors:
+        """Those of the reals."""
+        assert self._patches is not None, "reals are described before they are compared"
+        return self._patches
 
-    def _compare(self, real: Descriptors, fake: Descriptors, stopped: Callable[[], bool]) -> dict[str, float] | None:
+    @property
+    def real_features(self) -> RealFeatures | None:
+        """Those of the reals, on the first process."""
+        return self._real
+
+    def _read(self) -> bool:
+        """Whether the features of the reals were kept, by an earlier evaluation."""
+
+        def read() -> RealFeatures | None:
+            return FeatureCache(self._cache).read(self._key()) if self.crew.first else None
+
+        self._real = in_step(self.crew, read)
+        self._described = self.crew.any(self._real is not None)
+        return self._described
+
+    def _keep(self, features: Tensor | None, stopped: Asked) -> None:
+        def keep() -> None:
+            if features is not None:
+                self._real = RealFeatures(features, None, moments(features))
+                FeatureCache(self._cache).write(self._key(), self._real, stopped)
+
+        in_step(self.crew, keep)
+        self._described = True
+
+    def _key(self) -> RealsKey:
+        data, extractor = self.reals.record(), self.instruments.extractor
+        assert extractor is not None
+        return RealsKey(
+            data=data.digest,
+            domain=data.domain,
+            column=data.column,
+            resolution=self.resolution,
+            count=self.counts.reals,
+            order_seed=data.order_seed,
+            decoder=data.decoder,
+            extractor=extractor.name,
+            extractor_version=extractor.version,
+            checksum=extractor.checksum,
+            resize=extractor.resize,
+            device=self.device.type,
+        )
+
+
+class _Evaluation:
+    """One evaluation of one subject."""
+
+    def __init__(self, evaluator: Evaluator, subject: Subject, checkpoint: CheckpointRecord, stopped: Asked) -> None:
+        self.own, self.subject, self.checkpoint, self.stopped = evaluator, subject, checkpoint, stopped
+        self.crew, self.metrics, self.counts = evaluator.crew, evaluator.metrics, evaluator.counts
+        self.data = evaluator.reals.record()
+        if isinstance(subject, Translated):
+            self.data = self.data.model_copy(update={"source": subject.source})
+
+    def measured(self) -> list[Measured]:
+        """All metrics, in the order in which they were asked for; none on any process but the first."""
+        self.own.describe_reals(self.stopped)
+        fakes = self._fakes()
+        found = [*self._patched(fakes), *self._featured(fakes), *self._preserved(fakes), *self._sampled()]
+        return sorted(found, key=lambda one: self.metrics.index(one.record.metric)) if self.crew.first else []
+
+    def _fakes(self) -> Description:
+        extractor = self.own.instruments.extractor if self._wanted(Need.FEATURES, Need.LOGITS) else None
+        content = self.own.instruments.content if "content_preservation" in self.metrics else None
+        patches = in_step(self.crew, self.own.new_patches) if "swd" in self.metrics else None
+        description = Description(patches, extractor, self.counts.fakes, content)
+        if description.count:
+            chunks = own_chunks(description.count, CHUNK, self.crew)
+            images = self.subject.chunks(chunks, self.stopped)
+            title = "generating and describing fakes"
+            in_step(self.crew, lambda: describe(title, description, chunks, images, self.stopped))
+        return description
+
+    def _wanted(self, *needs: Need) -> list[MetricName]:
+        return [name for name in self.metrics if METRICS[name].need in needs]
+
+    def _patched(self, fakes: Description) -> list[Measured]:
+        if fakes.patches is None:
+            return []
         levels: dict[int, float] = {}
-        with (
-            contextlib.suppress(Stopped),
-            ProgressBar("comparing", len(real.resolutions), "levels", lasting=False) as bar,
-        ):
-            for resolution in real.resolutions:
-                levels[resolution] = level_distance(real, fake, resolution, stopped)
+        with ProgressBar("comparing", len(fakes.patches.resolutions), "levels", lasting=False) as bar:
+            for resolution in fakes.patches.resolutions:
+                levels[resolution] = self._level(fakes.patches, resolution)
                 bar.advance()
-            return {"swd": mean_distance(levels)} | {f"swd/{level}": value for level, value in levels.items()}
-        return None
+        count = self.counts.patched
+        details = {str(resolution): distance for resolution, distance in levels.items()}
+        return self._record("swd", mean_distance(levels), count, reals=count, parameters=_SWD, details=details)
+
+    def _level(self, fakes: Descriptors, resolution: int) -> float:
+        """The distance at one level, on the first process."""
+        real, fake = self.own.real_patches.gathered(resolution), fakes.gathered(resolution)
+
+        def compare() -> float:
+            if real is None or fake is None:
+                return 0.0
+            return compared(real, fake, self.own.device, self.stopped)
+
+        return in_step(self.crew, compare)
+
+    def _featured(self, fakes: Description) -> list[Measured]:
+        wanted = self._wanted(Need.FEATURES, Need.LOGITS)
+        if not wanted:
+            return []
+        features = fakes.features(self.crew)
+        logits = fakes.logits(self.crew) if "inception_score" in wanted else None
+        sets = None if features is None else Sets(self.own.real_features, features, logits, self.own.device)
+        found: Found = {}
+        groups = list(comparisons(wanted))
+        with ProgressBar("comparing features", len(groups), "metrics", lasting=False) as bar:
+            for compare in groups:
+                found |= in_step(self.crew, partial(self._compared, compare, sets))
+                bar.advance()
+        return [one for name, (value, deviation) in found.items() for one in self._feature(name, value, deviation)]
+
+    def _compared(self, compare: Callable[[Sets], Found], sets: Sets | None) -> Found:
+        if self.stopped():
+            raise Stopped
+        return {} if sets is None else compare(sets)
+
+    def _feature(self, name: MetricName, value: float, deviation: float | None) -> list[Measured]:
+        reals = self.counts.reals if METRICS[name].need == Need.FEATURES else None
+        return self._record(name, value, self.counts.fakes, reals=reals, deviation=deviation, featured=True)
+
+    def _preserved(self, fakes: Description) -> list[Measured]:
+        content = self.own.instruments.content
+        if "content_preservation" not in self.metrics or content is None:
+            return []
+        rows = fakes.preserved(self.crew)
+        value = in_step(self.crew, lambda: 0.0 if rows is None else exact_mean(rows, "content_preservation"))
+        parameters: Parameters = {"layer": LAYER, "vgg16": weights_of(content), "reduced_to": FEATURES_SIDE}
+        return self._record("content_preservation", value, self.counts.fakes, parameters=parameters)
+
+    def _sampled(self) -> list[Measured]:
+        """The metrics of single samples."""
+        found: list[Measured] = []
+        for name in self._wanted(Need.IMAGES, Need.GENERATOR, Need.TRANSLATOR):
+            if name == "content_preservation":
+                continue
+            how = sampling(name, self.subject, self.counts.fakes, self.own.instruments, self.stopped)
+            value = how.measure(self.crew, self.stopped)
+            quantisation = QUANTISATION if how.quantised else None
+            found += self._record(name, value, how.count, parameters=how.parameters, quantisation=quantisation)
+        return found
+
+    def _inputs(self) -> Parameters:
+        """What was translated."""
+        if not isinstance(self.subject, Translated):
+            return {}
+        data = self.subject.reals.record()
+        return {"inputs": f"{data.column} of {data.digest}", "direction": self.subject.direction}
+
+    def _record(
+        self,
+        name: MetricName,
+        value: float,
+        fakes: int,
+        *,
+        reals: int | None = None,
+        deviation: float | None = None,
+        featured: bool = False,
+        parameters: Parameters | None = None,
+        details: dict[str, float] | None = None,
+        quantisation: str | None = QUANTISATION,
+    ) -> list[Measured]:
+        """One number as it is kept; nothing on any process but the first."""
+        if not self.crew.first:
+            return []
+        record = make_record(
+            name,
+            value,
+            resolution=self.own.resolution,
+            checkpoint=self.checkpoint,
+            deviation=deviation,
+            reals=reals,
+            fakes=fakes,
+            data=None if reals is None else self.data,
+            extractor=self.own.instruments.extractor if featured else None,
+            parameters={**(parameters or {}), **self._inputs()},
+            seeds=self.subject.seeds,
+            quantisation=quantisation,
+        )
+        return [Measured(record, details or {})]
+
+
+def check_metrics(metrics: Sequence[MetricName], counts: Counts, resolution: int, options: Options) -> None:
+    """Make sure that metrics can be taken of so many images of this size.
+
+    Raises:
+        UsageError: If one cannot.
+    """
+    if "swd" in metrics and resolution < LOWEST_RESOLUTION:
+        raise UsageError(
+            f"{options.metrics} has swd, which needs images of at least {LOWEST_RESOLUTION} pixels, but "
+            f"recipe.resolution is {resolution}; leave swd out"
+        )
+    for name in metrics:
+        need = METRICS[name].need
+        if need == Need.IMAGES:
+            scales_at(resolution)
+        check_count(name, counts.of(name), "fakes")
+        if need in (Need.FEATURES, Need.PATCHES):
+            check_count(name, counts.reals, "reals")

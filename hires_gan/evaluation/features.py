@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from hires_gan.errors import Failure, UsageError
-from hires_gan.evaluation.fidelity import full_float32, torch_fidelity
+from hires_gan.evaluation.fidelity import torch_fidelity
 from hires_gan.evaluation.installed import Installed, find_installed
 from hires_gan.evaluation.moments import check_features
+from hires_gan.evaluation.perceptual import exact_float32
 from hires_gan.evaluation.weights import COMMAND, find_inception, load_inception, load_state, state_checksum
 from hires_gan.networks.vgg import OptionNames
 
@@ -111,7 +112,7 @@ class Extractor:
             torch.cat((images, images[:1].expand(self.chunk - count, -1, -1, -1))) if count < self.chunk else images
         )
         try:
-            with full_float32(), torch.autocast(self.device.type, enabled=False):
+            with exact_float32(), torch.autocast(self.device.type, enabled=False):
                 features, logits = self._network(filled.to(self.device).contiguous())
         except (Failure, torch.OutOfMemoryError):
             raise

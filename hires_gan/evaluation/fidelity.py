@@ -6,9 +6,7 @@ same order, fakes as its first input and reals as its second.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -19,6 +17,7 @@ from torch import Tensor
 from hires_gan.errors import Failure, UsageError
 from hires_gan.evaluation.catalogue import check_count
 from hires_gan.evaluation.moments import Moments, check_alike, check_features
+from hires_gan.evaluation.perceptual import exact_float32
 
 SEED = 2020
 """Of the subsets of KID and of the order for the Inception score: torch-fidelity's default."""
@@ -152,7 +151,7 @@ def precision_recall(reals: Tensor, fakes: Tensor, device: torch.device | str = 
         Failure: If they are not finite, or of different dimensions.
     """
     _check_pair("precision", reals, fakes)
-    with full_float32():
+    with exact_float32():
         found = torch_fidelity("metric_prc").prc_features_to_metric(
             fakes.to(device),
             reals.to(device),
@@ -162,18 +161,6 @@ def precision_recall(reals: Tensor, fakes: Tensor, device: torch.device | str = 
             verbose=False,
         )
     return found["precision"], found["recall"]
-
-
-@contextlib.contextmanager
-def full_float32() -> Iterator[None]:
-    """Let float32 be float32 on a GPU meanwhile, whatever the run has allowed: TF32 rounds to 10 bits."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32 = cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 def _check_pair(name: str, reals: Tensor, fakes: Tensor) -> None:

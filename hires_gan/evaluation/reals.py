@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
 
 from torch import Tensor
 
 from hires_gan.data.domains import Domains, in_one_set
 from hires_gan.data.loader import Loader, Request
+from hires_gan.data.opening import resolve_lanes
 from hires_gan.data.replacement import CorruptRows
 from hires_gan.data.settings import DataSettings
 from hires_gan.data.shards import ShardSet
+from hires_gan.evaluation.crew import chunks
+from hires_gan.evaluation.protocol import DataRecord
 
 CHUNK = 64
-"""Images that are decoded at a time."""
-_ORDER_SEED = 0
+"""Images that are decoded, described and shared out at a time; a multiple of what a feature network takes at once."""
+ORDER_SEED = 0
 """They are the first ones of the order of this seed, so that runs can be compared."""
 
 
@@ -26,17 +30,24 @@ class Reals:
         data: The `data` block; its workers decode.
         resolution: Side of the images, at most that of the shards.
         corrupt: Where corrupt ones are counted; by default for itself.
+        share: How many processes of this machine decode at the same time.
 
     Attributes:
         data: May be replaced, once what is auto in it was decided.
     """
 
     def __init__(
-        self, images: Domains | ShardSet, data: DataSettings, resolution: int, corrupt: CorruptRows | None = None
+        self,
+        images: Domains | ShardSet,
+        data: DataSettings,
+        resolution: int,
+        corrupt: CorruptRows | None = None,
+        share: int = 1,
     ) -> None:
         self._images = in_one_set(images) if isinstance(images, ShardSet) else images
         self.data, self.resolution = data, resolution
         self._corrupt = CorruptRows(data.max_corrupt) if corrupt is None else corrupt
+        self._share = share
 
     def __len__(self) -> int:
         """How many there are."""
@@ -53,10 +64,42 @@ class Reals:
             Failure: If an image cannot be read, or too many are corrupt.
             Stopped: If `stopped` became true.
         """
-        chunks = [range(i, min(i + CHUNK, count)) for i in range(0, count, CHUNK)]
+        yield from self.chunks(chunks(count, CHUNK), stopped)
+
+    def chunks(self, wanted: Sequence[range], stopped: Callable[[], bool]) -> Iterator[Tensor]:
+        """The images of some numbers: uint8 `[n, 3, r, r]` for each range, valid until the next one is asked for.
+
+        Args:
+            wanted: Numbers below that of the images there are; the longest range first.
+            stopped: Asked while they are waited for.
+
+        Raises:
+            Failure: If an image cannot be read, or too many are corrupt.
+            Stopped: If `stopped` became true.
+        """
+        if not wanted:
+            return
         # Whatever decodes for the training: a GPU's decoder differs by a grey level, and runs are to be compared.
         plain = self.data.model_copy(update={"mirror": False, "decoder": "torchvision"})
-        largest = Request(chunks[0], self.resolution).size
-        with Loader(self._images, plain, _ORDER_SEED, largest, corrupt=self._corrupt, stopped=stopped) as loader:
-            for loaded in loader.batches(Request(samples, self.resolution) for samples in chunks):
+        largest = Request(wanted[0], self.resolution).size
+        corrupt, share = self._corrupt, self._share
+        with Loader(self._images, plain, ORDER_SEED, largest, share, corrupt=corrupt, stopped=stopped) as loader:
+            for loaded in loader.batches(Request(samples, self.resolution) for samples in wanted):
                 yield loaded.images
+
+    def record(self) -> DataRecord:
+        """What is recorded of them."""
+        (source,) = self._images.sources
+        (column,), _ = source.stored(self.resolution)
+        manifest, digest = source.shards.manifest, source.shards.manifest.digest()
+        if source.shards.streamed:  # in another order, and so the first ones are others
+            digest += f" in {resolve_lanes(self.data.stream.lanes, 1)} lanes"
+        return DataRecord(
+            digest=digest,
+            name=source.location,
+            domain=source.domains[0],
+            column=column,
+            filter=manifest.filter,
+            order_seed=ORDER_SEED,
+            decoder=f"torchvision {version('torchvision')}",
+        )

@@ -16,6 +16,8 @@ from torch.nn.functional import pad
 
 from hires_gan.data.waiting import Stopped, never
 from hires_gan.errors import Failure
+from hires_gan.evaluation.crew import Alone, Crew, gathered_in_order, own_chunks
+from hires_gan.evaluation.reals import CHUNK
 from hires_gan.randomness import Purpose, RandomSource
 
 MAXIMUM_IMAGES = 8192
@@ -34,6 +36,7 @@ _PIXELS_AT_ONCE = 2**20  # per chunk of a batch: bounds the pyramid's temporarie
 _ROWS_AT_ONCE = 2**12  # patches converted to float64 at a time
 _PROJECTIONS_AT_ONCE = 2**23  # numbers sorted at a time and set (34 MB)
 _LEVELS_TO_COMPARE = 3  # what comparing one level takes beside the descriptors, in levels of one set
+_LEVELS_TO_GATHER = 3  # and what it takes to gather one: those of both sets, and of one what the processes gave
 
 
 def _binomial(images: Tensor, axis: int, step: int) -> Tensor:
@@ -81,10 +84,10 @@ def laplacian_pyramid(images: Tensor) -> dict[int, Tensor]:
     return levels
 
 
-def _patches(images: Tensor, first: int) -> Tensor:
-    """128 patches per image of one level, `[n * 128, 147]`; `first` is the number of the first image in its set."""
+def _patches(images: Tensor, numbers: Tensor) -> Tensor:
+    """128 patches per image of one level, `[n * 128, 147]`; `numbers`, int64 `[n]`, are those of the images."""
     count, resolution = images.shape[0], images.shape[-1]
-    samples = torch.arange(first, first + count) * _LEVELS_RESERVED + resolution.bit_length() - 1
+    samples = numbers * _LEVELS_RESERVED + resolution.bit_length() - 1
     corners = RandomSource(_SEED).integers(
         Purpose.SWD_PATCH, samples, resolution - PATCH_SIZE + 1, (PATCHES_PER_IMAGE, 2)
     )
@@ -112,8 +115,11 @@ def _normalised(patches: Tensor) -> Tensor:
     return result.reshape(patches.shape)
 
 
+_ALONE = Alone()
+
+
 class Descriptors:
-    """The patches of one set of images, added batch by batch.
+    """The patches of one set of images, or of this process's share of them, added batch by batch.
 
     The same images give the same descriptors however they are cut into batches. Patches lie in host memory as float32,
     75 kB per image and level: 617 MB per level of 8,192 images, 4.3 GB for the 7 levels of 1024x1024 (and as much for
@@ -123,12 +129,17 @@ class Descriptors:
         resolution: Height and width of the images, a power of two of at least 16.
         count: How many images the set will have, at least 1.
         device: Where pyramids and distances are computed.
+        crew: The processes that share the set: each adds the images of its own chunks of `CHUNK`.
+
+    Attributes:
+        own: How many images this process adds.
+        added: How many it has added.
 
     Raises:
         Failure: The resolution or the count cannot be used.
     """
 
-    def __init__(self, resolution: int, count: int, device: torch.device | str = "cpu") -> None:
+    def __init__(self, resolution: int, count: int, device: torch.device | str = "cpu", crew: Crew = _ALONE) -> None:
         if resolution < LOWEST_RESOLUTION or resolution & (resolution - 1):
             raise Failure(
                 f"The sliced Wasserstein distance cannot be taken at resolution {resolution}: it needs a power of two "
@@ -139,9 +150,11 @@ class Descriptors:
         self.resolution = resolution
         self.count = count
         self.device = torch.device(device)
-        self.added = 0
+        self._crew = crew
+        numbers = [number for chunk in own_chunks(count, CHUNK, crew) for number in chunk]
+        self._numbers, self.own, self.added = torch.tensor(numbers, dtype=torch.int64), len(numbers), 0
         steps = range(LOWEST_RESOLUTION.bit_length() - 1, resolution.bit_length())
-        self._patches = {2**step: torch.empty(count * PATCHES_PER_IMAGE, VALUES) for step in steps}
+        self._patches = {2**step: torch.empty(self.own * PATCHES_PER_IMAGE, VALUES) for step in steps}
 
     @property
     def resolutions(self) -> tuple[int, ...]:
@@ -149,7 +162,7 @@ class Descriptors:
         return tuple(self._patches)
 
     def add(self, images: Tensor) -> None:
-        """Take the patches of the set's next images.
+        """Take the patches of this process's next images.
 
         Args:
             images: uint8 `[n, 3, R, R]` on any device.
@@ -163,9 +176,9 @@ class Descriptors:
                 f"The sliced Wasserstein distance at resolution {self.resolution} takes uint8 images of shape "
                 f"{list(expected)}, but was given {images.dtype} of shape {list(images.shape[1:])}."
             )
-        if self.added + len(images) > self.count:
+        if self.added + len(images) > self.own:
             raise Failure(
-                f"The sliced Wasserstein distance was to use {self.count} images of this set, but was given "
+                f"The sliced Wasserstein distance was to use {self.own} images of this set, but was given "
                 f"{self.added + len(images)}."
             )
         for chunk in torch.split(images, max(1, _PIXELS_AT_ONCE // self.resolution**2)):
@@ -173,21 +186,38 @@ class Descriptors:
 
     def _add(self, images: Tensor) -> None:
         rows = slice(self.added * PATCHES_PER_IMAGE, (self.added + len(images)) * PATCHES_PER_IMAGE)
+        numbers = self._numbers[self.added : self.added + len(images)]
         for resolution, level in laplacian_pyramid(images.to(self.device, torch.float32)).items():
-            self._patches[resolution][rows] = _patches(level, self.added).cpu()
+            self._patches[resolution][rows] = _patches(level, numbers).cpu()
         self.added += len(images)
 
+    def check_complete(self) -> None:
+        """Make sure that all images of this process were added.
+
+        Raises:
+            Failure: If not.
+        """
+        if self.added != self.own:
+            raise Failure(
+                f"The sliced Wasserstein distance was to use {self.own} images of this set, but was given {self.added}."
+            )
+
+    def gathered(self, resolution: int) -> Tensor | None:
+        """The patches of one level, of all processes: float32 `[count * 128, 147]` on the CPU of the first one.
+
+        All of them have to take part; on the others it is None.
+        """
+        rows = self._patches[resolution]
+        length = CHUNK * PATCHES_PER_IMAGE
+        return gathered_in_order(rows, self.count * PATCHES_PER_IMAGE, length, self._crew)
+
     def level(self, resolution: int) -> Tensor:
-        """The normalised patches of one level: float32 `[count * 128, 147]` on the device.
+        """The normalised patches of a level of a set that one process has: float32 `[count * 128, 147]` on the device.
 
         Raises:
             Failure: Not all of the set's images were added yet.
         """
-        if self.added != self.count:
-            raise Failure(
-                f"The sliced Wasserstein distance was to use {self.count} images of this set, but was given "
-                f"{self.added}."
-            )
+        self.check_complete()
         return _normalised(self._patches[resolution].to(self.device))
 
 
@@ -230,14 +260,41 @@ def _distance(real: Tensor, fake: Tensor, stopped: Callable[[], bool]) -> float:
     return 1000 * total / (DIRECTIONS * len(real))
 
 
-def memory_needed(resolution: int, count: int, sets: int) -> int:
-    """Bytes of host memory for the descriptors of that many sets, and for comparing one level of them on the CPU."""
+def memory_needed(resolution: int, count: int, sets: int, crew: Crew = _ALONE) -> int:
+    """Bytes of host memory for the descriptors of that many sets, and for comparing one level of them on the CPU.
+
+    Args:
+        resolution: Of the images.
+        count: Images in each set.
+        sets: How many sets are still to be described.
+        crew: The processes that share them, some of them on this machine.
+    """
     levels = resolution.bit_length() - LOWEST_RESOLUTION.bit_length() + 1
-    return count * PATCHES_PER_IMAGE * VALUES * 4 * (levels * sets + _LEVELS_TO_COMPARE)
+    own = sum(map(len, own_chunks(count, CHUNK, crew)))
+    held = min(count, own * crew.neighbours) * levels * sets
+    compared = count * (_LEVELS_TO_COMPARE + (_LEVELS_TO_GATHER if crew.size > 1 else 0)) if crew.first else 0
+    return (held + compared) * PATCHES_PER_IMAGE * VALUES * 4
+
+
+def compared(
+    real: Tensor, fake: Tensor, device: torch.device | str = "cpu", stopped: Callable[[], bool] = never
+) -> float:
+    """The distance at one level, from the patches of both sets, times 1,000: 0 for equal sets, the smaller the closer.
+
+    Args:
+        real: What `Descriptors.gathered` gave: float32 `[n * 128, 147]`.
+        fake: Likewise, as many.
+        device: Where it is computed.
+        stopped: Asked between some of the directions and the next ones: on a CPU, a level may take minutes.
+
+    Raises:
+        Stopped: If `stopped` became true.
+    """
+    return _distance(_normalised(real.to(device)), _normalised(fake.to(device)), stopped)
 
 
 def level_distance(real: Descriptors, fake: Descriptors, resolution: int, stopped: Callable[[], bool] = never) -> float:
-    """The distance at one level of the pyramid, times 1,000: 0 for equal sets, the smaller the closer.
+    """The distance at one level of the pyramid, between sets that one process has, as `compared` gives it.
 
     Beside the descriptors it needs the two sets' normalised patches of the level and what is being sorted, on the
     device: 2 GB for 8,192 images each.
@@ -246,7 +303,7 @@ def level_distance(real: Descriptors, fake: Descriptors, resolution: int, stoppe
         real: The one set.
         fake: The other.
         resolution: One of their `resolutions`.
-        stopped: Asked between some of the directions and the next ones: on a CPU, a level may take minutes.
+        stopped: Asked between some of the directions and the next ones.
 
     Raises:
         Stopped: If `stopped` became true.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from itertools import permutations
 from typing import Protocol
 
@@ -14,26 +12,35 @@ from hires_gan.data.domains import Domains
 from hires_gan.data.replacement import CorruptRows
 from hires_gan.data.settings import DataSettings
 from hires_gan.data.waiting import Stopped
-from hires_gan.evaluation.evaluator import Evaluator
+from hires_gan.errors import UsageError
+from hires_gan.evaluation.catalogue import MetricName
+from hires_gan.evaluation.crew import in_step
+from hires_gan.evaluation.evaluator import Evaluator, counted
+from hires_gan.evaluation.fitting import check_fit
+from hires_gan.evaluation.instruments import CONFIGURATION_NAMES, Instruments, Sources, open_instruments
+from hires_gan.evaluation.protocol import CheckpointRecord
 from hires_gan.evaluation.reals import Reals
-from hires_gan.inference.images import Pixels, Table, enlarge, grid, limit_side, pixels_of, to_uint8
-from hires_gan.recipes.protocol import Generates, Recipe, Translates
-from hires_gan.training.settings import Plan, SamplesSettings
+from hires_gan.evaluation.results import Result, of_directions
+from hires_gan.evaluation.settings import EvaluationSettings
+from hires_gan.evaluation.subjects import Asked, Draws, Generated, Grows, Translated
+from hires_gan.inference.images import Pixels, Table, grid, limit_side, pixels_of
+from hires_gan.progress import say
+from hires_gan.recipes.protocol import Recipe
+from hires_gan.training.settings import Plan
+from hires_gan.training.world import World
 
-PIXELS_AT_ONCE = 4 * 1024 * 1024
-"""That many pass through a network at once where nothing else is said."""
 _STYLES = 4
-
-Asked = Callable[[], bool]
-"""Whether somebody wants it to stop."""
 
 
 class Gallery(Protocol):
     """The pictures and the numbers of an averaged network."""
 
     @property
-    def count(self) -> int:
-        """How many images the metrics compare."""
+    def metrics(self) -> list[MetricName]:
+        """Which numbers, without those that cannot be had here."""
+
+    def count(self, metric: str) -> int:
+        """How many images a metric looks at."""
 
     def decode_as(self, data: DataSettings) -> None:
         """Use the settings of the run's own loader, in which what is auto was decided."""
@@ -45,21 +52,48 @@ class Gallery(Protocol):
             hires_gan.data.waiting.Stopped: If `stopped` became true while images were waited for.
         """
 
-    def measure(self, network: nn.Module, nimg: int, stopped: Asked) -> dict[str, float] | None:
-        """All metrics by name; None if it was given up since `stopped` became true."""
+    def measure(self, network: nn.Module, nimg: int, stopped: Asked) -> Result | None:
+        """All metrics, on the first process; None if it was given up. All processes have to come here."""
 
 
-def open_gallery(plan: Plan, recipe: Recipe, data: Domains, device: torch.device, corrupt: CorruptRows) -> Gallery:
-    """The gallery of a recipe.
+def open_gallery(plan: Plan, recipe: Recipe, data: Domains, world: World, corrupt: CorruptRows) -> Gallery:
+    """The gallery of a recipe; all processes have to come here.
 
     Raises:
-        UsageError: If a metric cannot be taken at the resolution.
+        UsageError: If a metric cannot be taken of this recipe, at this resolution, or of so few images; if a file that
+            is named for it cannot be used; if that of `evaluation.best` cannot be computed.
+        Failure: If a feature network cannot be made.
     """
+    instruments = in_step(world, lambda: _instruments(plan, world))
+    instruments.agree(world)
+    return in_step(world, lambda: _hung(plan, recipe, data, world, corrupt, instruments))
+
+
+def metrics_of(settings: EvaluationSettings) -> tuple[MetricName, ...]:
+    """The metrics that are ever computed."""
+    return settings.metrics if settings.every_kimg is not None else ()
+
+
+def _instruments(plan: Plan, world: World) -> Instruments:
+    settings, metrics = plan.evaluation, metrics_of(plan.evaluation)
+    check_fit(metrics, plan.recipe.name, plan.recipe.translates, "evaluation.metrics")
+    sources = Sources(settings.features, settings.weights, settings.vgg, settings.alexnet, settings.download)
+    return open_instruments(metrics, sources, world.device, CONFIGURATION_NAMES)
+
+
+def _hung(
+    plan: Plan, recipe: Recipe, data: Domains, world: World, corrupt: CorruptRows, instruments: Instruments
+) -> Gallery:
+    best = plan.evaluation.best
+    if best in instruments.missing:
+        raise UsageError(f"evaluation.best is {best}, which cannot be computed: {instruments.missing[best]}")
+    for reason, names in instruments.reasons().items():
+        say(f"warning: evaluations leave out {', '.join(names)}: {reason}")
     reals = {name: Reals(data.only(name), plan.data, plan.recipe.resolution, corrupt) for name in data.names}
     if plan.recipe.translates:
-        return Translations(recipe, plan, reals, device)  # type: ignore[arg-type]
+        return Translations(recipe, plan, reals, instruments, world)  # type: ignore[arg-type]
     (only,) = reals.values()
-    return Creations(recipe, plan.samples, Evaluator(plan.evaluation, only, device), device)  # type: ignore[arg-type]
+    return Creations(recipe, plan, only, instruments, world)  # type: ignore[arg-type]
 
 
 class Creations:
@@ -67,18 +101,26 @@ class Creations:
 
     Args:
         recipe: Whose images they are.
-        samples: The `samples` block.
-        evaluator: What judges.
-        device: Where the network is.
+        plan: The configuration.
+        reals: With what they are compared.
+        instruments: What metrics need.
+        world: The processes.
     """
 
-    def __init__(self, recipe: Generates, samples: SamplesSettings, evaluator: Evaluator, device: torch.device) -> None:
-        self.recipe, self.samples, self.evaluator, self.device = recipe, samples, evaluator, device
+    def __init__(self, recipe: Draws, plan: Plan, reals: Reals, instruments: Instruments, world: World) -> None:
+        self.recipe, self.samples, self.resolution = recipe, plan.samples, plan.recipe.resolution
+        settings = plan.evaluation
+        counts = counted(settings.count, settings.reals, len(reals))
+        self.evaluator = Evaluator(metrics_of(settings), counts, reals, instruments, world.device, world)
 
     @property
-    def count(self) -> int:
-        """How many images the metrics compare."""
-        return self.evaluator.count
+    def metrics(self) -> list[MetricName]:
+        """Which numbers."""
+        return self.evaluator.metrics
+
+    def count(self, metric: str) -> int:
+        """How many images a metric looks at."""
+        return self.evaluator.counts.of(metric)
 
     def decode_as(self, data: DataSettings) -> None:
         """Use the settings of the run's own loader."""
@@ -86,24 +128,15 @@ class Creations:
 
     def pictures(self, network: nn.Module, nimg: int, stopped: Asked) -> dict[str, Pixels]:
         """One grid."""
-        parts = []
-        for part in self._fakes(network, nimg, self.samples.count):
-            parts.append(part.cpu())
-            if stopped():
-                raise Stopped
-        return {"grid": limit_side(grid(torch.cat(parts)))}
+        images = self._subject(network, nimg).at(torch.arange(self.samples.count), stopped)
+        return {"grid": limit_side(grid(images.cpu()))}
 
-    def measure(self, network: nn.Module, nimg: int, stopped: Asked) -> dict[str, float] | None:
+    def measure(self, network: nn.Module, nimg: int, stopped: Asked) -> Result | None:
         """The metrics of the images of the first latents."""
-        return self.evaluator.measure(lambda count: self._fakes(network, nimg, count), stopped)
+        return self.evaluator.measure(self._subject(network, nimg), CheckpointRecord(nimg=nimg), stopped)
 
-    def _fakes(self, network: nn.Module, nimg: int, count: int) -> Iterator[Tensor]:
-        """Images of the fixed latents, enlarged to the resolution of the evaluation."""
-        resolution = self.evaluator.resolution
-        for part in torch.split(torch.arange(count, device=self.device), chunk_at(resolution)):
-            with torch.no_grad():
-                images = self.recipe.sample(network, part, nimg)
-            yield enlarge(to_uint8(images), resolution)
+    def _subject(self, network: nn.Module, nimg: int) -> Generated:
+        return Generated(self.recipe, network, nimg, self.resolution)
 
 
 class Translations:
@@ -113,21 +146,30 @@ class Translations:
         recipe: Whose translations they are.
         plan: The configuration.
         reals: Of each domain.
-        device: Where the network is.
+        instruments: What metrics need.
+        world: The processes.
     """
 
-    def __init__(self, recipe: Translates, plan: Plan, reals: dict[str, Reals], device: torch.device) -> None:
-        self.recipe, self.samples, self.reals, self.device = recipe, plan.samples, reals, device
+    def __init__(
+        self, recipe: Grows, plan: Plan, reals: dict[str, Reals], instruments: Instruments, world: World
+    ) -> None:
+        self.recipe, self.samples, self.reals = recipe, plan.samples, reals
         self.styles = plan.samples.styles or _STYLES
         self.resolution = plan.recipe.resolution
-        fewest = min(map(len, reals.values()))  # each real is compared with a translation of an image of its own
-        self.evaluators = {name: Evaluator(plan.evaluation, one, device, fewest) for name, one in reals.items()}
+        self.evaluators = {
+            (source, target): _judge_of(plan.evaluation, reals[source], reals[target], instruments, world)
+            for source, target in permutations(recipe.domains, 2)
+        }
         self._inputs: dict[str, Tensor] = {}
 
     @property
-    def count(self) -> int:
-        """How many images of each domain the metrics compare."""
-        return min(one.count for one in self.evaluators.values())
+    def metrics(self) -> list[MetricName]:
+        """Which numbers."""
+        return next(iter(self.evaluators.values())).metrics
+
+    def count(self, metric: str) -> int:
+        """How many images of each direction a metric looks at, of the one that has fewer."""
+        return min(one.counts.of(metric) for one in self.evaluators.values())
 
     def decode_as(self, data: DataSettings) -> None:
         """Use the settings of the run's own loader."""
@@ -136,43 +178,35 @@ class Translations:
 
     def pictures(self, network: nn.Module, nimg: int, stopped: Asked) -> dict[str, Pixels]:
         """For each direction a table: a row for each input, which comes first, then a column for each style."""
-        return {
-            f"{source}_to_{target}": self._table(network, nimg, source, target, stopped)
-            for source, target in self._directions()
-        }
+        found = {}
+        for source, target in self.evaluators:
+            subject = self._subject(network, nimg, source, target)
+            found[subject.direction] = self._table(subject, stopped)
+        return found
 
-    def measure(self, network: nn.Module, nimg: int, stopped: Asked) -> dict[str, float] | None:
+    def measure(self, network: nn.Module, nimg: int, stopped: Asked) -> Result | None:
         """The metrics of each direction, and their mean over the directions under the metric's own name."""
-        values: list[dict[str, float]] = []
-        for source, target in self._directions():
-            fakes = partial(self._fakes, network, nimg, source, target, stopped)
-            found = self.evaluators[target].measure(fakes, stopped)
-            if found is None:
+        found: dict[str, Result] = {}
+        for (source, target), evaluator in self.evaluators.items():
+            subject = self._subject(network, nimg, source, target)
+            result = evaluator.measure(subject, CheckpointRecord(nimg=nimg), stopped)
+            if result is None:
                 return None
-            values.append(_of_direction(found, f"{source}_to_{target}"))
-        return _with_means(values)
+            found[subject.direction] = result
+        return of_directions(found)
 
-    def _directions(self) -> list[tuple[str, str]]:
-        return list(permutations(self.recipe.domains, 2))
+    def _subject(self, network: nn.Module, nimg: int, source: str, target: str) -> Translated:
+        return Translated(self.recipe, network, nimg, source, target, self.reals[source])
 
-    def _fakes(
-        self, network: nn.Module, nimg: int, source: str, target: str, stopped: Asked, count: int
-    ) -> Iterator[Tensor]:
-        """Translations of the first images, each in a style of its own."""
-        first = 0
-        for images in self.reals[source].first(count, stopped):
-            numbers = torch.arange(first, first + len(images))
-            yield self._translated(network, nimg, source, target, images, numbers)
-            first += len(images)
-
-    def _table(self, network: nn.Module, nimg: int, source: str, target: str, stopped: Asked) -> Pixels:
-        inputs = self._fixed(source, stopped)
+    def _table(self, subject: Translated, stopped: Asked) -> Pixels:
+        inputs = self._fixed(subject.source, stopped)
         table = Table(len(inputs), 1 + self.styles, self.resolution)
         for row, image in enumerate(torch.split(inputs, 1)):
+            if stopped():
+                raise Stopped
             table.put(row, 0, pixels_of(image))
             repeated = image.expand(self.styles, -1, -1, -1)
-            styles = torch.arange(self.styles)
-            fakes = self._translated(network, nimg, source, target, repeated, styles)
+            fakes = subject.of(repeated, torch.arange(self.styles))
             for column, fake in enumerate(torch.split(fakes, 1)):
                 table.put(row, 1 + column, pixels_of(fake))
         return table.pixels
@@ -185,41 +219,10 @@ class Translations:
             self._inputs[domain] = torch.cat([part.clone() for part in reals.first(count, stopped)])
         return self._inputs[domain]
 
-    def _translated(
-        self, network: nn.Module, nimg: int, source: str, target: str, images: Tensor, samples: Tensor
-    ) -> Tensor:
-        """uint8 to uint8, a few images at once, enlarged to the full resolution."""
-        dtype, size = next(network.parameters()).dtype, chunk_at(self.resolution)
-        done: list[Tensor] = []
-        for part, numbers in zip(torch.split(images, size), torch.split(samples, size), strict=True):
-            x = part.to(self.device, dtype).div_(127.5).sub_(1.0)
-            with torch.no_grad():
-                fakes = self.recipe.translate(network, x, numbers.to(self.device), nimg, source, target)
-            done.append(enlarge(to_uint8(fakes), self.resolution))
-        return torch.cat(done)
 
-
-def chunk_at(resolution: int) -> int:
-    """How many images are made at once."""
-    return max(1, min(64, PIXELS_AT_ONCE // resolution**2))
-
-
-def _of_direction(values: dict[str, float], direction: str) -> dict[str, float]:
-    """`swd` and `swd/16` become `swd/a_to_b` and `swd/a_to_b/16`."""
-    named: dict[str, float] = {}
-    for name, value in values.items():
-        metric, _, level = name.partition("/")
-        named[f"{metric}/{direction}/{level}" if level else f"{metric}/{direction}"] = value
-    return named
-
-
-def _with_means(directions: Sequence[dict[str, float]]) -> dict[str, float]:
-    """All values, and for each metric the mean of its values over the directions."""
-    every = {name: value for values in directions for name, value in values.items()}
-    whole = [name for name in every if name.count("/") == 1]
-    metrics = dict.fromkeys(name.partition("/")[0] for name in whole)
-    means = {
-        metric: sum(every[name] for name in whole if name.startswith(f"{metric}/")) / len(directions)
-        for metric in metrics
-    }
-    return means | every
+def _judge_of(
+    settings: EvaluationSettings, inputs: Reals, reals: Reals, instruments: Instruments, world: World
+) -> Evaluator:
+    """What judges a direction: each input is translated once, and compared with the images of the target."""
+    counts = counted(settings.count, settings.reals, len(reals), len(inputs))
+    return Evaluator(metrics_of(settings), counts, reals, instruments, world.device, world)

@@ -44,7 +44,7 @@ _MARGIN = 2.0
 """Seconds that a launcher should wait longer than `backend.grace`: its other processes have to end too."""
 
 
-def join_launch(backend: BackendSettings, precision: Precision | None = None) -> World:
+def join_launch(backend: BackendSettings, precision: Precision | None = None, trains: bool = True) -> World:
     """Take device and place among the processes from the launcher, and say which they are.
 
     Nothing that can hang comes before all processes have told each other what they are. Only the first one speaks from
@@ -53,6 +53,7 @@ def join_launch(backend: BackendSettings, precision: Precision | None = None) ->
     Args:
         backend: How many processes there may be, how they sum gradients, how long they wait for each other.
         precision: Of the run, which not every backend has; None: any.
+        trains: Whether gradients will be summed, and checkpoints written.
 
     Raises:
         UsageError: If the launcher asks for what a run does not do, or started another number of processes than the
@@ -71,7 +72,10 @@ def join_launch(backend: BackendSettings, precision: Precision | None = None) ->
     if place is not None:
         store = greet(place, _own_card(kind, place, summing, refusal), backend.timeout)
     world = _formed(kind, backend.timeout, place or Place(0, 1, 0), store)
-    _introduce(world, summing, backend)
+    if trains:
+        _introduce(world, summing, backend)
+    else:
+        say(f"computing on {_place(world)}")
     return world
 
 
@@ -145,8 +149,7 @@ def _own_card(kind: str, place: Place, summing: Summing, refusal: Failure | None
 
 def _introduce(world: World, summing: Summing, backend: BackendSettings) -> None:
     """Say what the run trains on and how, and what the launcher will do to it."""
-    others = "" if world.alone else f", as the first of {world.size} processes, {world.neighbours} of them here"
-    say(f"training on {_described(world.device)}{others}")
+    say(f"training on {_place(world)}")
     if not world.alone or str(summing) != Summing(None).way:
         say(f"gradients are summed by {summing}")
     remark = remark_on_file(os.environ, summing.zero_stage)
@@ -155,6 +158,11 @@ def _introduce(world: World, summing: Summing, backend: BackendSettings) -> None
     warning = warn_of_kill(backend.grace, os.environ, torch.__version__)
     if warning:
         say(warning)
+
+
+def _place(world: World) -> str:
+    others = "" if world.alone else f", as the first of {world.size} processes, {world.neighbours} of them here"
+    return f"{_described(world.device)}{others}"
 
 
 def warn_of_kill(grace: float, environment: Mapping[str, str], torch_version: str) -> str:

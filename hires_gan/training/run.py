@@ -117,6 +117,8 @@ def _prepare(
         backend = _backend(plan, recipe, world)
         if initial is not None:
             start_from(initial, backend)
+        corrupt = CorruptRows(plan.data.max_corrupt)
+        gallery = open_gallery(plan, recipe, data, world, corrupt)
         tracker = exporter = None
         with world.together():
             if world.first:
@@ -125,8 +127,6 @@ def _prepare(
     except BaseException:
         folder.discard_if_new()
         raise
-    corrupt = CorruptRows(plan.data.max_corrupt)
-    gallery = open_gallery(plan, recipe, data, world.device, corrupt)
     run_id = tracker.run_id if tracker is not None else ""
     state = describe_run(plan, data, run_id, world) | {"order": order}
     trainer = Trainer(plan, folder, recipe, backend, gallery, tracker, corrupt, state, stop, exporter)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +17,9 @@ from hires_gan.data.replacement import CorruptRows
 from hires_gan.data.waiting import Stopped
 from hires_gan.ema import half_life_decay
 from hires_gan.errors import Elsewhere, Failure
+from hires_gan.evaluation.results import Result, in_figures
+from hires_gan.evaluation.subjects import PIXELS_AT_ONCE
+from hires_gan.inference.files import write_whole
 from hires_gan.inference.images import save_png
 from hires_gan.progress import say
 from hires_gan.recipes.protocol import Recipe, Stage, stage_at
@@ -26,7 +29,8 @@ from hires_gan.training.activity import doing, waiting
 from hires_gan.training.backends import Backend
 from hires_gan.training.consistency import check_equal, fingerprints
 from hires_gan.training.feed import Feed
-from hires_gan.training.gallery import PIXELS_AT_ONCE, Gallery
+from hires_gan.training.gallery import Gallery
+from hires_gan.training.judging import Progress, judge, known_best, progress_state, restored
 from hires_gan.training.phases import Means
 from hires_gan.training.profiling import StepProfiler, span
 from hires_gan.training.ranks import Ranks
@@ -37,41 +41,6 @@ from hires_gan.training.settings import BatchSettings, EmaSettings, Plan
 from hires_gan.training.shares import in_words, share
 from hires_gan.training.signals import StopRequest
 from hires_gan.training.status import Speed, StatusLine, Stopwatch
-
-
-@dataclass(frozen=True)
-class Best:
-    """The best value of a metric so far; the lower the better.
-
-    Attributes:
-        metric: What was measured.
-        count: On how many images.
-        value: The value.
-        nimg: When.
-    """
-
-    metric: str
-    count: int
-    value: float
-    nimg: int
-
-    @property
-    def checkpoint(self) -> str:
-        """The name of the checkpoint that was written behind the evaluation."""
-        return checkpoint.directory_name(self.nimg)
-
-
-@dataclass
-class Progress:
-    """Where a run stands: with the weights and the optimizers, all that a resume needs.
-
-    Attributes:
-        nimg: Images shown.
-        best: The best evaluation so far.
-    """
-
-    nimg: int = 0
-    best: Best | None = None
 
 
 class Trainer:
@@ -152,7 +121,8 @@ class Trainer:
             parts = {name: saved.tensors(name) for name in names}
             self.backend.load_weights(parts)
         state = saved.state["progress"]
-        self.progress = Progress(saved.nimg, self._comparable(state["best"]))
+        best = known_best(state["best"], self.plan.evaluation, self._judged_on())
+        self.progress = restored(saved.nimg, state, best)
         for name, cadence in self.cadences.items():
             cadence.last = state["cadences"][name]
         moved = dict(zip(saved.state.get("folders", ()), self.state["folders"], strict=False))
@@ -169,14 +139,10 @@ class Trainer:
         if self.world.first and self.progress.best is not None:
             self.saver.mark_best(self.progress.best.checkpoint)
 
-    def _comparable(self, best: dict[str, Any] | None) -> Best | None:
-        """The best value of the checkpoint, unless the configuration now measures something else."""
-        if best is None:
-            return None
-        if (best["metric"], best["count"]) != (self.plan.evaluation.best, self.gallery.count):
-            say(f"the best {best['metric']} was measured on {best['count']} images: it is looked for anew")
-            return None
-        return Best(**best)
+    def _judged_on(self) -> int:
+        """On how many images the metric that decides is measured."""
+        best = self.plan.evaluation.best
+        return 0 if best is None else self.gallery.count(best)
 
     def run(self, loader: Loader) -> bool:
         """Train to the end, or to the step boundary behind a signal.
@@ -266,9 +232,9 @@ class Trainer:
     def _between_steps(self, status: StatusLine, feed: Feed) -> None:
         """Log, sample, evaluate and save, whatever is due; after a signal only save.
 
-        All processes come here with the same cadences. What the first one does alone, the others wait for. Whether a
-        signal came to any of them, they ask each other at every boundary, and hear the answer at the next one: no step
-        waits for it.
+        All processes come here with the same cadences. They evaluate together, and wait for the first one
+        while it draws a grid. Whether a signal came to any of them, they ask each other at every boundary, and hear the
+        answer at the next one: no step waits for it.
         """
         self.stop.agree(self._asked())
         self._asked = self.world.ask(self.stop.wanted is not None)
@@ -281,7 +247,7 @@ class Trainer:
             self._logged()
         if self._due("samples", ended) and self._by_first(self._sample):
             self.cadences["samples"].done(nimg)
-        verdict = self._by_first(self._evaluate) if self._due("evaluation", ended) else None
+        verdict = self._evaluate() if self._due("evaluation", ended) else None
         if verdict is not None:
             self.cadences["evaluation"].done(nimg)
         cadence = self.cadences["checkpoint"]
@@ -395,21 +361,34 @@ class Trainer:
         return True
 
     def _evaluate(self) -> str | None:
-        """Measure the average: "best" if it is that so far; None if a signal came meanwhile, as in `_sample`."""
-        nimg = self.progress.nimg
-        if self.stop.heard:
-            return None
-        values = self.gallery.measure(self.backend.average, nimg, self.stop.interrupted)
-        if values is None:
-            return None
-        self._record(nimg, {f"evaluation/{name}": value for name, value in values.items()})
-        for metric in self.plan.evaluation.metrics:
-            say(f"{nimg / 1000:.1f} kimg: {metric} {values[metric]:.2f}")
-        watched, before = self.plan.evaluation.best, self.progress.best
-        if not watched or not nimg or (before is not None and values[watched] >= before.value):
-            return "measured"
-        self.progress.best = Best(watched, self.gallery.count, values[watched], nimg)
-        return "best"
+        """Measure the average, all processes together: "best" if it is that so far; None if a signal came meanwhile."""
+        verdict = None
+        with doing("evaluate"):
+            if self.world.any(self.stop.heard):  # by whichever process: all of them leave it
+                return None
+            result = self.gallery.measure(self.backend.average, self.progress.nimg, self.stop.interrupted)
+            if result is None:
+                return None
+            with self.world.together():
+                if self.world.first:
+                    verdict = self._judge(result)
+            return str(self.world.from_first(verdict))
+
+    def _judge(self, result: Result) -> str:
+        """Record what was measured, and compare it with the best so far.
+
+        Raises:
+            Failure: If the run has diverged for so long that it is to end, or the disk is full.
+        """
+        nimg, folder = self.progress.nimg, self.folder
+        self._record(nimg, {f"evaluation/{name}": value for name, value in result.values.items()})
+        for metric in self.gallery.metrics:
+            say(f"{nimg / 1000:.1f} kimg: {metric} {in_figures(result.values[metric])}")
+        if result.records:
+            file = folder.path / "evaluations" / f"{nimg:012d}.json"
+            write_whole(file, lambda partial: partial.write_text(result.as_json(), encoding="utf-8"))
+            self._recorded().log_artifact(file, "evaluations")
+        return judge(self.progress, self.plan.evaluation, result, self._judged_on(), str(folder.checkpoints))
 
     def _save_if_finite(self) -> None:
         """Write a checkpoint, unless the last step was bad: then it stays due, for the next good one."""
@@ -440,9 +419,9 @@ class Trainer:
             "stage": self._stage,
             "nonfinite": int(self.backend.nonfinite),
             "streak": int(self.backend.streak),
-            "best": None if self.progress.best is None else asdict(self.progress.best),
             "cadences": {name: cadence.last for name, cadence in self.cadences.items()},
             "corrupt": list(self.corrupt.rows()),
+            **progress_state(self.progress),
         }
         inference = self.recipe.inference(self.progress.nimg)
         return self.state | {"progress": progress, "recipe": self.recipe.state_dict(), "inference": inference}

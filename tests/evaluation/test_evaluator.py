@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,8 @@ import psutil
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
+from tiny_networks import TINY, install, on_path
 from torch import Tensor
 
 from hires_gan.data.command import PrepareOptions
@@ -21,9 +24,20 @@ from hires_gan.data.prepare import prepare
 from hires_gan.data.settings import DataSettings
 from hires_gan.data.shards import ShardSet
 from hires_gan.errors import Failure, UsageError
-from hires_gan.evaluation.evaluator import Evaluator
+from hires_gan.evaluation.catalogue import MetricName
+from hires_gan.evaluation.coverage import density_and_coverage
+from hires_gan.evaluation.evaluator import Evaluator, counted
+from hires_gan.evaluation.features import open_extractor
+from hires_gan.evaluation.fidelity import fid
+from hires_gan.evaluation.instruments import Instruments
+from hires_gan.evaluation.moments import moments
+from hires_gan.evaluation.protocol import CheckpointRecord
 from hires_gan.evaluation.reals import Reals
 from hires_gan.evaluation.settings import EvaluationSettings
+from hires_gan.evaluation.subjects import Shown
+from hires_gan.evaluation.swd import Descriptors, sliced_wasserstein
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -38,15 +52,32 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     return ShardSet(out)
 
 
-def evaluator(shards: ShardSet, resolution: int = 32, **settings: object) -> Evaluator:
-    data = DataSettings(shards=str(shards.folder), workers=0)
-    return Evaluator(EvaluationSettings(**settings), Reals(shards, data, resolution), torch.device("cpu"))
+def evaluator(shards: ShardSet, resolution: int = 32, metrics: tuple[MetricName, ...] = ("swd",)) -> Evaluator:
+    reals = Reals(shards, DataSettings(shards=str(shards.folder), workers=0), resolution)
+    tiny = open_extractor("tiny_network:means", None, False, CPU) if set(metrics) - {"swd"} else None
+    return Evaluator(metrics, counted(8192 if tiny is None else 20, None, 12), reals, Instruments(tiny), CPU)
 
 
-def noise(count: int) -> Iterator[Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(0, count, 4):
-        yield torch.randint(0, 256, (4, 3, 32, 32), generator=generator, dtype=torch.uint8)
+class Pictures:
+    """Stands for a generator."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+        self.seeds: dict[str, int] = {}
+
+    def chunks(self, wanted: Sequence[range], stopped: Callable[[], bool]) -> Iterator[Shown]:
+        for chunk in wanted:
+            yield Shown(self.images[chunk.start : chunk.stop])
+
+
+def noise(count: int = 8192, side: int = 32) -> Pictures:
+    random = torch.Generator().manual_seed(0)
+    return Pictures(torch.randint(0, 256, (min(count, 20), 3, side, side), generator=random, dtype=torch.uint8))
+
+
+def measured(judge: Evaluator, subject: Pictures, stopped: Callable[[], bool] | None = None) -> dict[str, float] | None:
+    found = judge.measure(subject, CheckpointRecord(nimg=0), stopped or never)
+    return None if found is None else found.values
 
 
 def never() -> bool:
@@ -55,16 +86,26 @@ def never() -> bool:
 
 def test_reals_against_themselves_are_at_distance_zero(shards: ShardSet, capfd: pytest.CaptureFixture[str]) -> None:
     judge = evaluator(shards)
-    reals = [part.clone() for part in judge.reals.first(judge.count, never)]
-    assert judge.measure(lambda count: iter(reals), never) == {"swd": 0.0, "swd/16": 0.0, "swd/32": 0.0}
-    other = judge.measure(noise, never)
+    reals = torch.cat([part.clone() for part in judge.reals.first(12, never)])
+    assert measured(judge, Pictures(reals)) == {"swd": 0.0, "swd/16": 0.0, "swd/32": 0.0}
+    other = measured(judge, noise())
     assert other is not None
     assert other["swd"] == pytest.approx((other["swd/16"] + other["swd/32"]) / 2)
     assert other["swd"] > 0
     assert capfd.readouterr().err == ""  # short: nothing to say
 
 
-def test_it_is_given_up_wherever_it_is_stopped(shards: ShardSet) -> None:
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The cache of features; and a feature network is installed."""
+    (tmp_path / "site").mkdir()
+    install(tmp_path / "site", "tiny_network", TINY)
+    on_path(tmp_path / "site", "tiny_network", monkeypatch)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "hires_gan" / "features"
+
+
+def test_it_is_given_up_wherever_it_is_stopped(shards: ShardSet, tiny: Path) -> None:
     asked = 0
 
     def stopped() -> bool:
@@ -72,17 +113,54 @@ def test_it_is_given_up_wherever_it_is_stopped(shards: ShardSet) -> None:
         asked += 1
         return asked > allowed
 
-    judge, allowed = evaluator(shards), 1000
-    assert judge.measure(noise, stopped) is not None
+    def fresh() -> Evaluator:
+        shutil.rmtree(tiny, ignore_errors=True)
+        return evaluator(shards, metrics=("swd", "density"))
+
+    allowed = 1000
+    assert measured(fresh(), noise(), stopped) is not None
     often = asked
-    assert often > 6  # while the reals are read; and before the one part of them, the 3 of fakes, the 2 levels
+    assert often > 7  # while the reals are read; before the one part of them, that of fakes, 2 levels, a metric
     for allowed in range(often):
         asked = 0
-        judge._real = None
-        assert judge.measure(noise, stopped) is None
+        assert measured(fresh(), noise(), stopped) is None
         assert asked == allowed + 1
-    allowed, asked, judge._real = often, 0, None
-    assert judge.measure(noise, stopped) is not None
+    allowed, asked = often, 0
+    assert measured(fresh(), noise(), stopped) is not None
+
+
+def test_the_features_of_reals_are_read_from_the_cache_and_not_the_reals(
+    shards: ShardSet, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = measured(evaluator(shards, metrics=("fid", "kid")), noise())
+    assert len(list(tiny.glob("*.json"))) == 1
+    again = evaluator(shards, metrics=("fid", "kid"))
+    monkeypatch.setattr(again.reals, "chunks", lambda *_: pytest.fail("they were read"))
+    assert measured(again, noise()) == first
+    assert measured(again, noise()) == first, "and once read, they are kept"
+
+
+def test_numbers_are_those_of_the_functions_that_compute_them(shards: ShardSet, tiny: Path) -> None:
+    """Of 20 fakes and 12 reals, of which swd takes 12 and 12."""
+    judge, fakes = evaluator(shards, metrics=("density", "swd", "fid")), noise()
+    reals = torch.cat([part.clone() for part in judge.reals.first(12, never)])
+    extractor = judge.instruments.extractor
+    assert extractor is not None
+    a, b = extractor(reals).features, extractor(fakes.images).features
+    result = judge.measure(fakes, CheckpointRecord(nimg=7), never)
+    assert result is not None
+    assert result.values["fid"] == fid(moments(a), moments(b))
+    assert result.values["density"] == density_and_coverage(a, b)[0]
+    sets = [Descriptors(32, 12) for _ in range(2)]
+    for described, images in zip(sets, (reals, fakes.images), strict=True):
+        described.add(images[:12])
+    levels = sliced_wasserstein(*sets)
+    assert result.values["swd"] == sum(levels.values()) / 2
+    assert [(one.metric, one.reals, one.fakes) for one in result.records] == [
+        ("density", 12, 20),
+        ("swd", 12, 12),
+        ("fid", 12, 20),
+    ]
 
 
 def test_too_little_memory_is_said_before_anything_is_described(
@@ -90,30 +168,39 @@ def test_too_little_memory_is_said_before_anything_is_described(
 ) -> None:
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=5 * 2**20))
     with pytest.raises(Failure, match=r"evaluation\.count 12 at 32x32 needs 0\.0 GiB of memory, but only 0\.0 GiB are"):
-        evaluator(shards).measure(noise, never)
+        measured(evaluator(shards), noise())
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=7 * 2**20))
-    assert evaluator(shards).measure(noise, never) is not None  # 12 images x (2 sets x 2 levels + 3) x 75 kB: 6.0 MiB
+    assert measured(evaluator(shards), noise()) is not None  # 12 images x (2 sets x 2 levels + 3) x 75 kB: 6.0 MiB
 
 
-def test_an_image_without_a_pyramid_is_refused_at_once(shards: ShardSet) -> None:
-    with pytest.raises(UsageError, match=r"needs images of at least 16 pixels, but recipe\.resolution is 8; raise it"):
+def test_what_cannot_be_taken_is_refused_at_once(shards: ShardSet, tiny: Path) -> None:
+    with pytest.raises(
+        UsageError, match=r"needs images of at least 16 pixels, but recipe\.resolution is 8; leave swd out"
+    ):
         evaluator(shards, resolution=8)
-    assert evaluator(shards, resolution=8, metrics=(), best=None).measure(noise, never) == {}
+    assert measured(evaluator(shards, resolution=8, metrics=()), noise(side=8)) == {}
+    without_logits = evaluator(shards, metrics=("fid", "inception_score"))
+    with pytest.raises(UsageError, match=r"inception_score needs a feature network that also returns logits"):
+        measured(without_logits, noise())
+    with pytest.raises(ValidationError, match="metrics has swd 2 times; name it once"):
+        EvaluationSettings(metrics=("swd", "swd"))
+    with pytest.raises(ValidationError, match="best is fid, which is not among metrics"):
+        EvaluationSettings(best="fid")
 
 
 _ON_A_TERMINAL = """
 import sys, torch
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from test_evaluator import evaluator, never, noise
+from test_evaluator import evaluator, measured, noise
 from hires_gan.data.shards import ShardSet
 from hires_gan.progress import console
 from hires_gan.training.status import StatusLine
 assert console.is_terminal
 judge = evaluator(ShardSet(Path(sys.argv[2])))
 with StatusLine("outer", 0, 100):
-    assert judge.measure(noise, never) is not None
-    assert judge.measure(noise, never) is not None
+    assert measured(judge, noise()) is not None
+    assert measured(judge, noise()) is not None
 """
 
 

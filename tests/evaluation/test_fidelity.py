@@ -15,13 +15,13 @@ from hires_gan.errors import Failure, UsageError
 from hires_gan.evaluation import fidelity
 from hires_gan.evaluation.fidelity import (
     fid,
-    full_float32,
     inception_score,
     kid,
     kid_subset_size,
     precision_recall,
 )
 from hires_gan.evaluation.moments import moments
+from hires_gan.evaluation.perceptual import exact_float32
 
 REALS, FAKES = 40, 30
 
@@ -202,7 +202,7 @@ def test_tf32_is_off_meanwhile_and_as_it_was_afterwards() -> None:
     try:
         for allowed in (True, False):
             matmul.allow_tf32 = cudnn.allow_tf32 = allowed
-            with pytest.raises(KeyError), full_float32():
+            with pytest.raises(KeyError), exact_float32():
                 assert not matmul.allow_tf32 and not cudnn.allow_tf32
                 raise KeyError
             assert matmul.allow_tf32 == cudnn.allow_tf32 == allowed

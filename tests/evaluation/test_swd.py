@@ -156,7 +156,7 @@ def test_pyramid_of_a_point_is_the_filter() -> None:
 
 def test_patches_are_windows_of_their_image() -> None:
     images = torch.arange(3 * 2 * 16 * 16, dtype=torch.float32).reshape(2, 3, 16, 16)
-    patches = swd._patches(images, first=7).reshape(2, 128, 3, 7, 7)
+    patches = swd._patches(images, torch.arange(7, 9)).reshape(2, 128, 3, 7, 7)
     corners = set()
     for number in range(2):
         for patch in patches[number]:

@@ -185,7 +185,7 @@ def test_the_port_is_free_behind_a_failure(watched, port, monkeypatch):
     assert is_free(port)
 
 
-@pytest.mark.parametrize("opened", ["start_tracking", "open_gallery"])
+@pytest.mark.parametrize("opened", ["start_tracking", "describe_run"])
 def test_the_port_is_free_behind_a_start_that_failed_later(watched, port, monkeypatch, opened):
     served: list[bool] = []
 

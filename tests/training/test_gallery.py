@@ -14,11 +14,15 @@ from hires_gan.config import Configuration
 from hires_gan.data.domains import open_data
 from hires_gan.data.replacement import CorruptRows
 from hires_gan.data.waiting import Stopped
+from hires_gan.evaluation.results import Result
+from hires_gan.evaluation.subjects import chunk_at
+from hires_gan.randomness import RandomSource
 from hires_gan.recipes.families import build_recipe
-from hires_gan.training.gallery import Translations, chunk_at, open_gallery
+from hires_gan.training.gallery import Translations, open_gallery
+from hires_gan.training.world import World
 
 SIDE, LEFT, RIGHT = 32, 70, 9
-CPU = torch.device("cpu")
+HERE = World(torch.device("cpu"))
 GROWING = {
     "schedule": {"start_resolution": 16, "stable_kimg": 1, "fade_kimg": 1},
     "generator": MUNIT["generator"] | {"content_downs": 2},
@@ -47,7 +51,7 @@ def gallery_of(domains: dict[str, str], count: int = 8192, **recipe: Any) -> Tra
     )
     data = open_data(plan.data)
     made = build_recipe(plan.recipe, 4, torch.float32, 0, None, data.names)
-    gallery = open_gallery(plan, made, data, CPU, CorruptRows(0))
+    gallery = open_gallery(plan, made, data, HERE, CorruptRows(0))
     assert isinstance(gallery, Translations)
     return gallery
 
@@ -65,6 +69,7 @@ class Inverting:
     """Stands for a recipe: a translation is the negative of the image, one level below full resolution."""
 
     domains = ("left", "right")
+    random = RandomSource(0)
 
     def __init__(self) -> None:
         self.styles: list[int] = []
@@ -82,6 +87,12 @@ def inverting(gallery: Translations) -> Inverting:
 
 
 NETWORK = torch.nn.Linear(1, 1)
+
+
+def measured(gallery: Translations, network: torch.nn.Module = NETWORK) -> dict[str, float]:
+    found = gallery.measure(network, 0, never)
+    assert isinstance(found, Result)
+    return found.values
 
 
 def test_a_table_has_a_row_for_each_input_and_a_column_for_each_style(domains: dict[str, str]) -> None:
@@ -102,9 +113,8 @@ def test_a_table_has_a_row_for_each_input_and_a_column_for_each_style(domains: d
 def test_each_direction_is_judged_by_the_target_domain_and_as_many_inputs(domains: dict[str, str]) -> None:
     gallery = gallery_of(domains)
     stand_in = inverting(gallery)
-    assert gallery.count == RIGHT, "no more translations than there are inputs, and no more reals than that"
-    found = gallery.measure(NETWORK, 0, never)
-    assert found is not None
+    assert gallery.count("swd") == RIGHT, "no more translations than there are inputs, and no more reals than that"
+    found = measured(gallery)
     assert stand_in.styles == [*range(RIGHT)] * 2
     directions = ("left_to_right", "right_to_left")
     assert set(found) == {"swd"} | {f"swd/{one}{level}" for one in directions for level in ("", "/16", "/32")}
@@ -124,8 +134,7 @@ def test_what_equals_the_target_domain_is_at_distance_zero(domains: dict[str, st
             return reals[samples] if target == "right" else images
 
     gallery.recipe = Perfect()  # type: ignore[assignment]
-    found = gallery.measure(NETWORK, 0, never)
-    assert found is not None
+    found = measured(gallery)
     assert found["swd/left_to_right"] == 0
     assert found["swd/right_to_left"] > 0
 
@@ -135,7 +144,7 @@ def test_more_images_than_go_through_at_once(domains: dict[str, str]) -> None:
     gallery = gallery_of(domains | {"right": domains["left"], "left": domains["right"]})
     images = torch.arange(70).reshape(70, 1, 1, 1).expand(70, 3, SIDE, SIDE).to(torch.uint8)
     inverting(gallery)
-    made = gallery._translated(NETWORK, 0, "left", "right", images, torch.arange(70))
+    made = gallery._subject(NETWORK, 0, "left", "right").of(images, torch.arange(70))
     assert made[:, 0, 0, 0].tolist() == [255 - number for number in range(70)]
 
 
@@ -165,6 +174,4 @@ def test_a_network_that_has_not_grown_is_shown_as_large_as_it_will_be(domains: d
     made = table[:SIDE, SIDE : 2 * SIDE]
     assert (made == made[::2, ::2].repeat(2, 0).repeat(2, 1)).all()
     assert np.unique(made).size > 1
-    found = gallery.measure(network, 0, never)
-    assert found is not None
-    assert found["swd"] > 0
+    assert measured(gallery, network)["swd"] > 0

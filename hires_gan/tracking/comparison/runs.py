@@ -64,10 +64,11 @@ class Run:
 
 
 def is_drawn(key: str) -> bool:
-    """Whether a metric has a plot: not the machine's, the schedule's, or the levels of a metric."""
+    """Whether a metric has a plot: not the machine's, the schedule's, or the levels and deviations of a metric."""
     if key in (SECONDS_PER_KIMG, GPUS, "kimg", "not_finite") or key.startswith(_NOT_DRAWN):
         return False
-    return not (key.startswith("evaluation/") and key.rpartition("/")[2].isdecimal())
+    detail = key.rpartition("/")[2]
+    return not (key.startswith("evaluation/") and (detail.isdecimal() or detail == "deviation"))
 
 
 def read_runs(found: Sequence[Found]) -> list[Run]:

@@ -1,0 +1,115 @@
+"""What the metrics of sets need of images: taken in one pass over them, by all processes, each of its own chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from hires_gan.data.waiting import Stopped
+from hires_gan.evaluation.crew import Crew, gathered_in_order
+from hires_gan.evaluation.features import Extractor
+from hires_gan.evaluation.preservation import content_preservation
+from hires_gan.evaluation.reals import CHUNK
+from hires_gan.evaluation.subjects import Asked, Shown
+from hires_gan.evaluation.swd import Descriptors
+from hires_gan.networks.vgg import VGG16Features
+from hires_gan.progress import ProgressBar
+
+
+class Description:
+    """Takes images chunk by chunk.
+
+    Args:
+        patches: Takes those of the first of them that it is for; None for no patches.
+        extractor: Gives features; None for none.
+        described: Of so many images, the first ones, features are taken.
+        content: Compares translations with what was translated; None for no such thing.
+    """
+
+    def __init__(
+        self,
+        patches: Descriptors | None,
+        extractor: Extractor | None,
+        described: int,
+        content: VGG16Features | None = None,
+    ) -> None:
+        self.patches, self._extractor, self.described, self._content = patches, extractor, described, content
+        self._features: list[Tensor] = []
+        self._logits: list[Tensor] = []
+        self._preserved: list[Tensor] = []
+
+    @property
+    def count(self) -> int:
+        """Of how many images something is to be taken."""
+        needed = self.described if self._extractor is not None or self._content is not None else 0
+        return max(needed, 0 if self.patches is None else self.patches.count)
+
+    def add(self, chunk: range, shown: Shown) -> None:
+        """Take what is needed of one chunk.
+
+        Raises:
+            Failure: If the feature network cannot take the images.
+        """
+        if self.patches is not None:
+            patched = shown.images[: max(0, self.patches.count - chunk.start)]
+            if len(patched):
+                self.patches.add(patched)
+        images = shown.images[: max(0, self.described - chunk.start)]
+        if not len(images):
+            return
+        if self._extractor is not None:
+            found = self._extractor(images)
+            self._features.append(found.features)
+            self._logits += [] if found.logits is None else [found.logits]
+        if self._content is not None and shown.inputs is not None:
+            inputs = shown.inputs[: len(images)]
+            self._preserved.append(content_preservation(_scaled(inputs, images.device), _scaled(images), self._content))
+
+    def features(self, crew: Crew) -> Tensor | None:
+        """The features of all images, on the first process: float32 `[n, d]`; all have to come here."""
+        return self._gathered(self._features, torch.float32, crew)
+
+    def logits(self, crew: Crew) -> Tensor | None:
+        """The logits of all images, on the first process: float32 `[n, k]`; None if the network gives none, too."""
+        return self._gathered(self._logits, torch.float32, crew) if crew.any(bool(self._logits)) else None
+
+    def preserved(self, crew: Crew) -> Tensor | None:
+        """`content_preservation` of all images, on the first process: float64 `[n]`."""
+        return self._gathered(self._preserved, torch.float64, crew)
+
+    def _gathered(self, parts: Sequence[Tensor], dtype: torch.dtype, crew: Crew) -> Tensor | None:
+        rows = torch.cat(list(parts)) if parts else torch.empty(0, dtype=dtype)
+        return gathered_in_order(rows, self.described, CHUNK, crew)
+
+
+def describe(
+    title: str, description: Description, chunks: Sequence[range], images: Iterator[Shown], stopped: Asked
+) -> None:
+    """Take what is needed of some chunks of images.
+
+    Args:
+        title: What is done, for the progress bar.
+        description: Takes it.
+        chunks: The numbers of the images.
+        images: Those of each chunk.
+        stopped: Asked before each of them is looked at.
+
+    Raises:
+        Stopped: If `stopped` became true.
+        Failure: If images cannot be had, or the feature network cannot take them.
+    """
+    with ProgressBar(title, sum(map(len, chunks)), lasting=False) as bar:
+        for chunk, shown in zip(chunks, images, strict=True):
+            if stopped():
+                raise Stopped
+            description.add(chunk, shown)
+            bar.advance(len(chunk))
+    if description.patches is not None:
+        description.patches.check_complete()
+
+
+def _scaled(images: Tensor, device: torch.device | None = None) -> Tensor:
+    """Bytes to [-1, 1]."""
+    return images.to(device or images.device, torch.float32).div_(127.5).sub_(1.0)

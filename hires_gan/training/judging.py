@@ -1,0 +1,161 @@
+"""What becomes of an evaluation: it is recorded, the best so far is kept, and a run that diverges is noticed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from hires_gan import checkpoint
+from hires_gan.errors import Failure
+from hires_gan.evaluation.catalogue import METRICS, is_better
+from hires_gan.evaluation.protocol import Record, differences
+from hires_gan.evaluation.results import Result
+from hires_gan.evaluation.settings import EvaluationSettings
+from hires_gan.progress import say
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best value of a metric so far.
+
+    Attributes:
+        metric: What was measured.
+        count: On how many images.
+        value: The value.
+        nimg: When.
+        records: How it was taken; none by a version that did not keep them.
+    """
+
+    metric: str
+    count: int
+    value: float
+    nimg: int
+    records: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def checkpoint(self) -> str:
+        """The name of the checkpoint that was written behind the evaluation."""
+        return checkpoint.directory_name(self.nimg)
+
+    def compares(self, now: tuple[Record, ...]) -> bool:
+        """Whether what is measured now is the same number; where it is not, that is said."""
+        if not self.records:
+            return True
+        for before, record in zip(self.records, now, strict=False):
+            changed = differences(Record.model_validate(before), record)
+            if changed:
+                key, (old, new) = next(iter(changed.items()))
+                say(f"the best {self.metric} was measured with {key} {old}, which is now {new}: it is looked for anew")
+                return False
+        return True
+
+
+@dataclass
+class Progress:
+    """Where a run stands: with the weights and the optimizers, all that a resume needs.
+
+    Attributes:
+        nimg: Images shown.
+        best: The best evaluation so far.
+        diverged: How many evaluations in a row, up to the last one, were much worse than the best.
+    """
+
+    nimg: int = 0
+    best: Best | None = None
+    diverged: int = 0
+
+
+def known_best(state: Mapping[str, Any] | None, settings: EvaluationSettings, count: int) -> Best | None:
+    """The best value of a checkpoint, unless the configuration now measures something else.
+
+    Args:
+        state: What the checkpoint says of it.
+        settings: The `evaluation` block.
+        count: On how many images the metric of `best` is measured now.
+    """
+    if state is None:
+        return None
+    if (state["metric"], state["count"]) != (settings.best, count):
+        say(f"the best {state['metric']} was measured on {state['count']} images: it is looked for anew")
+        return None
+    return Best(**state)
+
+
+def judge(progress: Progress, settings: EvaluationSettings, result: Result, count: int, where: str) -> str:
+    """Compare an evaluation with the best so far, and say what it is.
+
+    Args:
+        progress: Takes the best one, and how often it was missed by far.
+        settings: The `evaluation` block.
+        result: What was measured just now.
+        count: On how many images the metric of `best` was.
+        where: The folder of checkpoints, for people.
+
+    Returns:
+        "best" if it is that so far, else "measured".
+
+    Raises:
+        Failure: If the run has diverged for so long that it is to end.
+    """
+    watched = settings.best
+    if watched is None:
+        return "measured"
+    value, records = result.values[watched], result.records_of(watched)
+    if progress.best is not None and not progress.best.compares(records):
+        progress.best, progress.diverged = None, 0
+    before = progress.best
+    if before is not None:
+        _watch_divergence(progress, before, settings, value, where)
+    if not progress.nimg or (before is not None and not is_better(watched, value, before.value)):
+        return "measured"
+    described = [record.model_dump(mode="json") for record in records]
+    progress.best = Best(watched, count, value, progress.nimg, described)
+    return "best"
+
+
+def _watch_divergence(progress: Progress, best: Best, settings: EvaluationSettings, value: float, where: str) -> None:
+    """Count evaluations that are much worse than the best, and say so.
+
+    Raises:
+        Failure: If there were too many in a row.
+    """
+    if not much_worse(best.metric, value, best.value, settings.diverged):
+        progress.diverged = 0
+        return
+    progress.diverged += 1
+    so_bad = (
+        f"{best.metric} is {value:.4g}, more than {settings.diverged:g} times worse than the best, {best.value:.4g} at "
+        f"{best.nimg / 1000:.1f} kimg"
+    )
+    if settings.stop_diverged is None or progress.diverged < settings.stop_diverged:
+        say(f"warning: {so_bad}: the run may have diverged")
+        return
+    times = "" if progress.diverged == 1 else f", {progress.diverged} times in a row"
+    raise Failure(
+        f"{so_bad}{times}: the run has diverged (evaluation.stop_diverged is {settings.stop_diverged}); the best "
+        f"checkpoint is {where}/{best.checkpoint}: start a new run under another run.name with run.init_from set to it "
+        "and lower learning rates"
+    )
+
+
+def much_worse(metric: str, value: float, best: float, factor: float) -> bool:
+    """Whether a value is so many times worse than another; never where the better one is not above 0.
+
+    KID of a good model can be 0 or below, and nothing is so many times that.
+    """
+    if best <= 0:
+        return False
+    return value > factor * best if METRICS[metric].better == "lower" else value < best / factor
+
+
+def progress_state(progress: Progress) -> dict[str, Any]:
+    """What a checkpoint keeps of evaluations."""
+    best = progress.best
+    return {"best": None if best is None else asdict(best), "diverged": progress.diverged}
+
+
+def restored(nimg: int, state: Mapping[str, Any], best: Best | None) -> Progress:
+    """Where a run stood at a checkpoint; `best` None where it is looked for anew."""
+    found = Progress(nimg, best)
+    return found if best is None else replace(found, diverged=state.get("diverged", 0))

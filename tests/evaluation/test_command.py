@@ -1,0 +1,276 @@
+"""`hires-gan evaluate`: every metric of every family, by one process and by two, and what cannot be had."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mlflow import MlflowClient
+from tiny_models import METRICS, requested, shards, stand_in, untrained
+from tiny_networks import TINY, install, on_path
+
+from hires_gan.errors import Failure, UsageError
+from hires_gan.evaluation.catalogue import METRICS as CATALOGUE
+from hires_gan.evaluation.catalogue import MetricName
+from hires_gan.evaluation.command import Report, Request, evaluate, require_all, table
+from hires_gan.evaluation.crew import Alone
+from hires_gan.evaluation.instruments import Sources
+from hires_gan.evaluation.protocol import Record, differences
+from hires_gan.evaluation.tracked import PREFIX, track
+from hires_gan.inference.loading import find
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU = torch.device("cpu")
+FAMILIES = list(METRICS)
+TINY_SOURCES = Sources("tiny_network:Tiny")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of each family, with the data, and a feature network that is installed."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    (folder / "site").mkdir()
+    install(folder / "site", "tiny_network", TINY)
+    for family in FAMILIES:
+        untrained(family, folder)
+    return folder
+
+
+@pytest.fixture
+def here(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same, with networks that stand for the published ones, and an empty cache."""
+    on_path(root / "site", "tiny_network", monkeypatch)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    stand_in(monkeypatch)
+    return root
+
+
+def measured(root: Path, family: str, request: Request | None = None) -> Report:
+    return evaluate(str(root / "runs" / family), request or requested(family), Alone(), CPU)
+
+
+def wanted(*names: MetricName, **changes: Any) -> Request:
+    return Request(names, **{"count": 20, **changes})
+
+
+def hires_gan(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return launched("-m", "hires_gan", *arguments, **environment)
+
+
+def launched(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    quiet = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "200"}
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=ROOT, env=os.environ | quiet | environment, capture_output=True, text=True, timeout=240
+    )
+
+
+# --- every metric -----------------------------------------------------------------------------------------------------
+
+
+def test_every_metric_there_is_fits_a_family() -> None:
+    assert {name for text in METRICS.values() for name in text.split(",")} == set(CATALOGUE)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_metric_is_there_with_a_whole_record(family: str, here: Path) -> None:
+    report = measured(here, family, requested(family, 12))
+    names = METRICS[family].split(",")
+    assert not report.missing
+    for name in names:
+        assert name in report.result.values
+    directions = 2 if family == "munit" else 1
+    assert [record.metric for record in report.result.records] == names * directions
+    for record in report.result.records:
+        assert record.fakes
+        assert record.checkpoint.nimg == 4000
+        assert record.checkpoint.sha256
+        assert record.seeds == ({"styles": 3} if family == "munit" else {"latents": 3})
+        compares = record.metric not in ("inception_score", "ms_ssim") and not record.metric.startswith(
+            ("ppl", "lpips", "content")
+        )
+        assert (record.data is not None) == (record.reals is not None) == compares
+        assert (record.features is not None) == ((compares and record.metric != "swd") or "inception" in record.metric)
+        if family == "munit":
+            assert "direction" in record.parameters
+    again = measured(here, family, requested(family, 12))
+    assert again.result.values == report.result.values, "with the features of reals from the cache"
+    assert not any(differences(a, b) for a, b in zip(report.result.records, again.result.records, strict=True))
+    assert len(table(report.result)) == len(names) * (3 if family == "munit" else 1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_two_processes_find_what_one_finds(here: Path, tmp_path: Path) -> None:
+    """In no metric does it matter; swd and FID are the same to the last bit."""
+    script = Path(__file__).with_name("crew_of_two.py")
+    runs = [here / "runs" / family for family in FAMILIES]
+    done = launched(
+        *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script, tmp_path, *runs),
+        XDG_CACHE_HOME=str(tmp_path / "other"),
+        PYTHONPATH=os.pathsep.join([str(here / "site"), str(script.parent)]),
+    )
+    assert done.returncode == 0, done.stderr
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as those have
+    try:
+        for family in FAMILIES:
+            alone = measured(here, family).result
+            together = json.loads((tmp_path / f"{family}.json").read_text())
+            assert together["values"].keys() == alone.values.keys()
+            for name, value in alone.values.items():
+                assert together["values"][name] == pytest.approx(value, rel=1e-6, abs=1e-9), (family, name)
+                if name.startswith(("swd", "fid")):
+                    assert together["values"][name] == value, (family, name)
+            records = [Record.model_validate(one) for one in together["records"]]
+            assert not any(differences(a, b) for a, b in zip(records, alone.records, strict=True))
+    finally:
+        torch.set_num_threads(threads)
+
+
+# --- what does not fit ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "words"),
+    [
+        ("progressive", "ppl_w_end", "which Progressive GAN does not have; take ppl_z_end"),
+        ("progressive", "lpips_diversity_munit", "is of translations, and progressive makes images from latents"),
+        ("stylegan2", "content_preservation", "is of translations, and stylegan2 makes images from latents"),
+        ("munit", "ppl_z_full", "is of images from latents, and munit translates images"),
+        ("munit", "ms_ssim", "is of images from latents, and munit translates images"),
+    ],
+)
+def test_metrics_that_do_not_fit_are_refused(family: str, name: MetricName, words: str, here: Path) -> None:
+    with pytest.raises(UsageError, match=f"--metrics has {name}.*{words}"):
+        measured(here, family, wanted(name))
+
+
+def test_data_that_do_not_fit_are_refused(here: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    small, large = shards(tmp_path / "small", 4, side=8), shards(tmp_path / "large", 20, side=32)
+    with pytest.raises(UsageError, match=r"small have 8x8 pixels, and the model's have 16x16; prepare them again at"):
+        measured(here, "progressive", wanted("swd", data=(str(small),)))
+    found = measured(here, "progressive", wanted("swd", data=(str(large),), count=5)).result.records[0]
+    assert "of 32 pixels, are reduced to 16 by 2x2 box averages" in capfd.readouterr().err
+    assert (found.resolution, found.reals, found.data and found.data.name) == (16, 5, str(large))
+    with pytest.raises(UsageError, match=r"large has plain images, but .* translates between left, right; name a set"):
+        measured(here, "munit", wanted("swd", data=(str(large),)))
+    with pytest.raises(UsageError, match=r"--data is given 2 times, as a, b; name one shard set, or one for each"):
+        measured(here, "munit", wanted("swd", data=("a", "b")))
+    with pytest.raises(UsageError, match=r"has the domains left, right, but .* makes plain images"):
+        two = tuple(f"{name}={here / name}" for name in ("left", "right"))
+        measured(here, "progressive", wanted("swd", data=two))
+    swapped = measured(here, "munit", wanted("swd", data=(f"left={here / 'right'}", f"right={here / 'left'}")))
+    assert {record.data.domain for record in swapped.result.records if record.data} == {"left", "right"}
+    with pytest.raises(UsageError, match=r"fid cannot be computed from 1 fakes: it takes 2 at least"):
+        measured(here, "progressive", Request(("fid",), count=1, sources=TINY_SOURCES))
+    others = shards(tmp_path / "three", 3, classes=3)
+    with pytest.raises(UsageError, match=r"labels of 3 classes, but the generator of .* has 2 classes"):
+        measured(here, "stylegan2", wanted("swd", data=(str(others),)))
+
+
+# --- weights that are not there ---------------------------------------------------------------------------------------
+
+
+def test_what_needs_weights_that_are_absent_is_left_out_and_the_rest_is_there(
+    here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    report = measured(here, "progressive", wanted("fid", "swd", "kid"))
+    assert set(report.result.values) == {"swd", "swd/16"}
+    said = capfd.readouterr().err
+    assert said.count("warning: fid, kid cannot be computed: FID's Inception needs weights-inception") == 1
+    assert list(report.missing) == ["fid", "kid"]
+    assert list(json.loads(report.as_json())["missing"]) == ["fid", "kid"]
+    with pytest.raises(Failure, match=r"^fid, kid could not be computed, for what is said above; what else"):
+        require_all(report)
+
+
+def test_weights_that_are_named_have_to_be_there(here: Path, tmp_path: Path) -> None:
+    sources = Sources(weights=tmp_path / "none.pth")
+    with pytest.raises(UsageError, match=r"--weights is .*none\.pth, but there is no such file"):
+        measured(here, "progressive", wanted("fid", "swd", sources=sources))
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_command_shows_keeps_and_tracks(root: Path, tmp_path: Path) -> None:
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    client = MlflowClient(store)
+    run_id = client.create_run(client.create_experiment("e", artifact_location=str(tmp_path / "artifacts"))).info.run_id
+    folder = untrained("progressive", tmp_path, run_id=run_id)
+    found = tmp_path / "found" / "numbers.json"
+    outside = {
+        "MLFLOW_TRACKING_URI": store,
+        "PYTHONPATH": str(root / "site"),
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "TORCH_HOME": str(tmp_path / "hub"),
+    }
+    asked = ("--metrics", "swd,fid,inception_score,ppl_z_end", "--features", "tiny_network:Tiny", "--count", "20")
+    done = hires_gan("evaluate", folder, *asked, "--out", found, "--track", **outside)
+    assert done.returncode == 1, done.stderr
+    assert "error: ppl_z_end could not be computed, for what is said above" in done.stderr
+    assert "warning: ppl_z_end cannot be computed: there are no VGG16 weights in" in done.stderr
+    assert "Sliced Wasserstein distance" in done.stdout
+    assert "20 fakes against 70 reals" in done.stdout
+    values = json.loads(found.read_text())["values"]
+    assert {"swd", "swd/16", "fid", "inception_score", "inception_score/deviation"} == set(values)
+    for name, value in values.items():
+        points = client.get_metric_history(run_id, PREFIX + name)
+        assert [(point.step, point.value) for point in points] == [(4000, value)]
+    again = hires_gan("evaluate", folder, "--metrics", "swd", "--count", "20", "--track", **outside)
+    assert again.returncode == 0, again.stderr
+    assert "0 values are in the MLflow run" in again.stderr
+    assert "swd were there already at this step" in again.stderr
+    assert len(client.get_metric_history(run_id, f"{PREFIX}swd")) == 1
+    assert len(client.list_artifacts(run_id, "evaluations")) == 2
+
+
+@pytest.mark.slow
+def test_it_runs_under_accelerate_launch(here: Path, tmp_path: Path) -> None:
+    """Two processes, of which one has no images: there is a single chunk."""
+    found = tmp_path / "numbers.json"
+    done = launched(
+        *("-m", "accelerate.commands.launch", "--config_file", "launch/cpu.yaml", "-m", "hires_gan"),
+        *("evaluate", here / "runs" / "progressive", "--count", 20, "--reals", 30, "--out", found),
+        *("--metrics", "swd,fid,inception_score", "--features", "tiny_network:Tiny"),
+        PYTHONPATH=str(here / "site"),
+    )
+    assert done.returncode == 0, done.stderr
+    alone = measured(
+        here, "progressive", wanted("swd", "fid", "inception_score", reals=30, sources=TINY_SOURCES)
+    ).result
+    assert json.loads(found.read_text())["values"] == alone.values
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--metrics", "fidd"), "there is no metric 'fidd'; did you mean fid?"),
+        (("--out", "."), "--out is ., which is a folder; name a file"),
+    ],
+)
+def test_wrong_options_are_refused(root: Path, options: tuple[str, ...], words: str) -> None:
+    done = hires_gan("evaluate", root / "runs" / "progressive", *options)
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_what_is_not_there_is_named(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="nowhere"):
+        measured(root, "progressive", wanted("swd", data=(str(tmp_path / "nowhere"),)))
+    with pytest.raises(UsageError, match=r"--track: .* names no MLflow run; leave it out"):
+        track(find(root / "runs" / "progressive"), {"swd": 1.0}, "{}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    gone = untrained("progressive", tmp_path, run_id="0" * 32)
+    with pytest.raises(UsageError, match=r"--track: the checkpoint is of the MLflow run 0+, and the store .* has not"):
+        track(find(gone), {"swd": 1.0}, "{}")
