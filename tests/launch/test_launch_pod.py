@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -62,8 +63,11 @@ class Programs:
         return process.wait(60), log.read_text()
 
     def wait_for(self, name: str) -> None:
+        self.wait_until(lambda: bool(self.calls(name)))
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 60
-        while not self.calls(name):
+        while not condition():
             assert time.monotonic() < deadline
             time.sleep(0.01)
 
@@ -186,10 +190,10 @@ def test_the_launcher_gets_the_signal_and_its_end_is_waited_for(programs: Progra
     programs.does(
         ACCELERATE,
         'trap \'sleep 0.5; echo "exit code 75: stopped" >> "$HIRES_GAN_ENDINGS"; echo saved; exit 1\' TERM\n'
-        "while true; do sleep 0.05; done",
+        "touch $0.listens; while true; do sleep 0.05; done",
     )
     process, log = programs.start("train.yaml")
-    programs.wait_for(ACCELERATE)
+    programs.wait_until((programs.folder / f"{ACCELERATE}.listens").exists)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 75
     assert log.read_text() == "saved\n"
