@@ -46,13 +46,14 @@ def evaluate(
     from hires_gan.evaluation.command import Request, require_all
     from hires_gan.evaluation.command import evaluate as measure
     from hires_gan.evaluation.instruments import Sources
-    from hires_gan.training.launch import join_launch
+    from hires_gan.training.launch import choose_float32, join_launch
     from hires_gan.training.settings import BackendSettings
     from hires_gan.training.world import telling_losses
 
     sources = Sources(features, weights, vgg, alexnet, download)
     request = Request(names, tuple(data or ()), count, reals, seed, sources)
     world = join_launch(BackendSettings(), trains=False)
+    choose_float32("fp32", "reference")
     with telling_losses(world):
         report = measure(checkpoint, request, world, world.device)
         with world.together():

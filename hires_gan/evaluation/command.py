@@ -159,7 +159,8 @@ def _opened(saved: checkpoint.Checkpoint, request: Request, device: torch.device
     _check_domains(saved, data)
     _check_sizes(settings, data)
     labels = _labels(saved, data)
-    seed = configuration["run"]["seed"] if request.seed is None else request.seed
+    # A checkpoint that was imported belongs to no run.
+    seed = configuration.get("run", {}).get("seed", 0) if request.seed is None else request.seed
     dtype = torch.float64 if configuration["precision"] == "fp64" else torch.float32
     batch = _BATCH.validate_python(configuration["batch"]["size"])
     domains = saved.state["inference"].get("domains", ())

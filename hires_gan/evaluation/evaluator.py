@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import psutil
 import torch
 from torch import Tensor
 
+from hires_gan.data.advice import available_memory
 from hires_gan.data.waiting import Stopped
 from hires_gan.errors import Failure, UsageError
 from hires_gan.evaluation.averages import exact_mean
@@ -180,7 +180,7 @@ class Evaluator:
     def new_patches(self) -> Descriptors:
         """Room for the patches of one set."""
         needed = memory_needed(self.resolution, self.counts.patched, 1 if self._patches else 2, self.crew)
-        available = psutil.virtual_memory().available
+        available = available_memory()
         if needed > available:
             raise Failure(
                 f"{self._options.count} {self.counts.patched} at {self.resolution}x{self.resolution} needs "

@@ -21,7 +21,7 @@ from hires_gan.evaluation.reals import CHUNK
 from hires_gan.randomness import Purpose, RandomSource
 
 MAXIMUM_IMAGES = 8192
-"""Images per set in the published protocol; a smaller data set is used whole."""
+"""Images per set, at the most; a smaller data set is used whole. The published protocol takes 16,384."""
 LOWEST_RESOLUTION = 16
 """Resolution of the pyramid's last level, which holds what remains of the image."""
 PATCHES_PER_IMAGE = 128

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -274,3 +275,17 @@ def test_what_is_not_there_is_named(root: Path, tmp_path: Path, monkeypatch: pyt
     gone = untrained("progressive", tmp_path, run_id="0" * 32)
     with pytest.raises(UsageError, match=r"--track: the checkpoint is of the MLflow run 0+, and the store .* has not"):
         track(find(gone), {"swd": 1.0}, "{}")
+
+
+def test_a_checkpoint_that_was_imported_belongs_to_no_run(here: Path, tmp_path: Path) -> None:
+    """It holds neither a seed nor data: latents are those of seed 0."""
+    origin = find(here / "runs" / "stylegan2").folder
+    folder = tmp_path / "imported"
+    shutil.copytree(origin, folder)
+    state = json.loads((folder / "state.json").read_text())
+    kept = {key: state["configuration"][key] for key in ("recipe", "precision", "batch")}
+    (folder / "state.json").write_text(json.dumps(state | {"configuration": kept}))
+    data = (str(state["configuration"]["data"]["shards"]),)
+    found = evaluate(str(folder), wanted("swd", data=data), Alone(), CPU)
+    same = evaluate(str(origin), wanted("swd", data=data, seed=0), Alone(), CPU)
+    assert found.result.values == same.result.values
