@@ -107,8 +107,8 @@ class BackendSettings(Settings):
     """How many the launcher may start: a number, a range such as 8..16, or any; others are refused at the start."""
 
     timeout: Annotated[float, Field(ge=10)] = 1800.0
-    """Seconds without an answer after which a process counts as lost. The others wait for the first one while it draws a
-    grid, or compares what all have measured."""
+    """Seconds without an answer after which a process counts as lost. The others wait for the first one while it draws
+    a grid, or compares what all have measured."""
 
     hang_after: Annotated[float, Field(ge=1)] | None = 900.0
     """Seconds without progress of any process after which the run ends, with a report of where each of them stands;
