@@ -18,7 +18,8 @@ from torch import Tensor
 from hires_gan.evaluation.perceptual import PairDistance, at_once, equal_parts, exact_float32, fitted
 from hires_gan.randomness import Purpose, RandomSource
 
-_SEED = 0  # of the styles, so that numbers compare between runs
+SEED = 0
+"""Of the styles, so that numbers compare between runs."""
 
 
 class Translate(Protocol):
@@ -91,7 +92,7 @@ def lpips_diversity(
     if len(inputs) != len(samples):
         raise ValueError(f"there are {len(inputs)} inputs and {len(samples)} samples; as many are allowed")
     shape = (protocol.outputs, style_size)
-    styles = RandomSource(_SEED).normal(Purpose.STYLE_DIVERSITY, samples.to(inputs.device), shape).to(inputs.dtype)
+    styles = RandomSource(SEED).normal(Purpose.STYLE_DIVERSITY, samples.to(inputs.device), shape).to(inputs.dtype)
     first, second = torch.tensor(protocol.pairs, device=inputs.device).unbind(1)
     found = torch.zeros(len(inputs), dtype=torch.float64)
     with torch.no_grad(), exact_float32():

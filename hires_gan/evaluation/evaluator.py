@@ -335,7 +335,9 @@ class _Evaluation:
             how = sampling(name, self.subject, self.counts.fakes, self.own.instruments, self.stopped)
             value = how.measure(self.crew, self.stopped)
             quantisation = QUANTISATION if how.quantised else None
-            found += self._record(name, value, how.count, parameters=how.parameters, quantisation=quantisation)
+            found += self._record(
+                name, value, how.count, parameters=how.parameters, seeds=how.seeds, quantisation=quantisation
+            )
         return found
 
     def _inputs(self) -> Parameters:
@@ -356,6 +358,7 @@ class _Evaluation:
         featured: bool = False,
         parameters: Parameters | None = None,
         details: dict[str, float] | None = None,
+        seeds: dict[str, int] | None = None,
         quantisation: str | None = QUANTISATION,
     ) -> list[Measured]:
         """One number as it is kept; nothing on any process but the first."""
@@ -372,7 +375,7 @@ class _Evaluation:
             data=None if reals is None else self.data,
             extractor=self.own.instruments.extractor if featured else None,
             parameters={**(parameters or {}), **self._inputs()},
-            seeds=self.subject.seeds,
+            seeds=self.subject.seeds if seeds is None else seeds,
             quantisation=quantisation,
         )
         return [Measured(record, details or {})]

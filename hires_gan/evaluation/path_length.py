@@ -44,7 +44,8 @@ EPSILON = 1e-4
 """The step along a path, of whose whole length it is the share."""
 
 _EIGHTHS = 8  # of an image's side, in which a crop is counted
-_SEED = 0  # of latents, places and classes, so that numbers compare between runs
+SEED = 0
+"""Of latents, places and classes, so that numbers compare between runs."""
 
 
 class PathLength:
@@ -135,7 +136,7 @@ class PathLength:
 
     def _block(self, samples: Tensor) -> Tensor:
         """The lengths of the paths of a block: float64 `[chunk]` on the CPU."""
-        random = RandomSource(_SEED)
+        random = RandomSource(SEED)
         labels = self.labels.draw(random.uniform(Purpose.LABEL_LENGTH, samples)) if self.labels else None
         size: int = self.network.latent_size  # type: ignore[assignment]
         first, last = random.normal(Purpose.LATENT_LENGTH, samples, (2, size)).double().unbind(1)

@@ -13,10 +13,13 @@ from hires_gan.evaluation.averages import exact_mean
 from hires_gan.evaluation.catalogue import METRICS, MetricName, Need
 from hires_gan.evaluation.crew import Crew, gathered_in_order, in_step, own_chunks
 from hires_gan.evaluation.diversity import PROTOCOLS
+from hires_gan.evaluation.diversity import SEED as STYLES_SEED
 from hires_gan.evaluation.instruments import Instruments, weights_of
 from hires_gan.evaluation.path_length import EPSILON, SAMPLES, path_length
+from hires_gan.evaluation.path_length import SEED as PATHS_SEED
 from hires_gan.evaluation.perceptual import FEATURES_SIDE, at_once
 from hires_gan.evaluation.similarity import PAIRS, draw_pairs, pair_similarities, scales_at
+from hires_gan.evaluation.similarity import SEED as PAIRS_SEED
 from hires_gan.evaluation.subjects import Asked, Generated, Subject, Translated
 from hires_gan.progress import ProgressBar
 
@@ -36,6 +39,7 @@ class Sampling:
         values: From chunks to the values of each: float64 `[n]` on the CPU.
         mean: From all values to the metric.
         parameters: For the record.
+        seeds: Of what is drawn.
         quantised: Whether images became bytes.
     """
 
@@ -45,6 +49,7 @@ class Sampling:
     values: Callable[[list[range]], Iterator[Tensor]]
     mean: Callable[[Tensor, str], float]
     parameters: Parameters
+    seeds: dict[str, int]
     quantised: bool = False
 
     def measure(self, crew: Crew, stopped: Asked) -> float:
@@ -103,7 +108,7 @@ def _paths(name: MetricName, subject: Generated, count: int, instruments: Instru
         "lpips": f"VGG16 {weights_of(instruments.path)}",
         "reduced_to": FEATURES_SIDE,
     }
-    return Sampling(name, min(SAMPLES, count), lengths.chunk, values, path_length, parameters)
+    return Sampling(name, min(SAMPLES, count), lengths.chunk, values, path_length, parameters, {"paths": PATHS_SEED})
 
 
 def _similarity(name: MetricName, subject: Generated, count: int) -> Sampling:
@@ -116,7 +121,8 @@ def _similarity(name: MetricName, subject: Generated, count: int) -> Sampling:
 
     length = max(1, at_once(resolution) // 2)
     parameters: Parameters = {"pairs": len(pairs), "scales": scales_at(resolution)}
-    return Sampling(name, len(pairs), length, values, exact_mean, parameters, quantised=True)
+    seeds = {**subject.seeds, "pairs": PAIRS_SEED}
+    return Sampling(name, len(pairs), length, values, exact_mean, parameters, seeds, quantised=True)
 
 
 def _diversity(name: MetricName, subject: Translated, count: int, instruments: Instruments, stopped: Asked) -> Sampling:
@@ -134,4 +140,4 @@ def _diversity(name: MetricName, subject: Translated, count: int, instruments: I
         "reduced_to": FEATURES_SIDE,
     }
     inputs = count if protocol.inputs is None else min(count, protocol.inputs)
-    return Sampling(name, inputs, _INPUTS_AT_ONCE, values, exact_mean, parameters)
+    return Sampling(name, inputs, _INPUTS_AT_ONCE, values, exact_mean, parameters, {"styles": STYLES_SEED})

@@ -29,7 +29,8 @@ PAIRS = 5_000
 WINDOW = 11
 
 _BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # from full resolution on
-_SEED = 0  # of the choice of pairs, so that numbers compare between runs
+SEED = 0
+"""Of the choice of pairs, so that numbers compare between runs."""
 
 
 def scales_at(resolution: int) -> int:
@@ -140,7 +141,7 @@ def draw_pairs(count: int, size: int, labels: Tensor | None = None) -> Tensor:
         raise Failure(f"ms_ssim compares two images of the same class, but there are {found}; give more images")
     if len(places) < size:
         say(f"ms_ssim: left out, since they are alone in their class: {size - len(places)} of {size} images")
-    words = RandomSource(_SEED).bits(Purpose.PAIR, torch.arange(count), 2)
+    words = RandomSource(SEED).bits(Purpose.PAIR, torch.arange(count), 2)
     first = places[(words[:, 0] * len(places)) >> 32]
     start, others = starts[which[first]], sizes[which[first]] - 1
     second = start + (first - start + 1 + ((words[:, 1] * others) >> 32)) % (others + 1)
