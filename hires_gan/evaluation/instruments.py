@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -149,6 +150,7 @@ def _require_torchmetrics() -> None:
         raise UsageError("ms_ssim needs torchmetrics, which is not installed; install the extra `metrics`")
 
 
+@functools.lru_cache(maxsize=8)  # they have no gradients, and are asked for in each evaluation
 def weights_of(network: LPIPS | VGG16Features) -> str:
     """The sha256 of a network's weights, for the record."""
     return state_checksum(network.state_dict())

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hires_gan.errors import Failure, UsageError
 from hires_gan.evaluation.fidelity import torch_fidelity
-from hires_gan.networks.vgg import OptionNames, published_tensors
+from hires_gan.networks.published import OptionNames, published_tensors, read_tensors
 from hires_gan.progress import say
 
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -120,7 +120,7 @@ def load_state(path: Path, option: str) -> dict[str, Tensor]:
 
 
 def _torch_file(path: Path) -> dict[str, Tensor]:
-    """What a file in torch's format holds. It is there: torch hub only reads it, as tensors and nothing else.
+    """What a file in torch's format holds.
 
     Raises:
         ValueError: If it is an archive with a single member, which torch hub would unpack beside it.
@@ -129,10 +129,7 @@ def _torch_file(path: Path) -> dict[str, Tensor]:
         with zipfile.ZipFile(path) as archive:
             if len(archive.infolist()) < 2:
                 raise ValueError(f"{path} is an archive, and no file of torch's")
-    tensors: dict[str, Tensor] = torch.hub.load_state_dict_from_url(
-        "file:", str(path.parent), "cpu", file_name=path.name, weights_only=True
-    )
-    return tensors
+    return read_tensors(path)
 
 
 def state_checksum(state: Mapping[str, Tensor]) -> str:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 from torchvision.models import AlexNet_Weights
 
-from hires_gan.errors import Failure
 from hires_gan.networks.published import OptionNames, PublishedWeights
+from hires_gan.networks.published_features import PublishedFeatures
 
 ALEXNET_SHA256 = "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02"
 ALEXNET_URL: str = AlexNet_Weights.IMAGENET1K_V1.url
@@ -17,11 +16,9 @@ ALEXNET_URL: str = AlexNet_Weights.IMAGENET1K_V1.url
 CHANNELS = (64, 192, 384, 256, 256)
 """Of the features: behind each of the five rectifiers."""
 _TAKEN = (1, 4, 7, 9, 11)
-_MEAN = (0.485, 0.456, 0.406)
-_DEVIATION = (0.229, 0.224, 0.225)
 
 
-class AlexNetFeatures(nn.Module):
+class AlexNetFeatures(PublishedFeatures):
     """The convolutional part of AlexNet (Krizhevsky 2014, one column), with torchvision's names and weights.
 
     It computes in the dtype of its weights, float32 as they are stored, whatever that of the images is and whether
@@ -34,12 +31,8 @@ class AlexNetFeatures(nn.Module):
         Failure: If one is missing or has another shape.
     """
 
-    mean: Tensor
-    deviation: Tensor
-
     def __init__(self, weights: dict[str, Tensor]) -> None:
-        super().__init__()
-        self.features = nn.Sequential(
+        features = nn.Sequential(
             nn.Conv2d(3, 64, 11, stride=4, padding=2),
             nn.ReLU(),
             nn.MaxPool2d(3, 2),
@@ -53,14 +46,7 @@ class AlexNetFeatures(nn.Module):
             nn.Conv2d(256, 256, 3, padding=1),
             nn.ReLU(),
         )
-        self.register_buffer("mean", torch.tensor(_MEAN)[:, None, None], persistent=False)
-        self.register_buffer("deviation", torch.tensor(_DEVIATION)[:, None, None], persistent=False)
-        own = {name: weights[name] for name in self.state_dict() if name in weights}
-        try:
-            self.load_state_dict(own)
-        except RuntimeError as error:
-            raise Failure(f"the AlexNet weights are of another network: {' '.join(str(error).split())}") from error
-        self.eval().requires_grad_(False)
+        super().__init__("AlexNet", features, _TAKEN, weights)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Features of images, behind each rectifier.
@@ -71,14 +57,7 @@ class AlexNetFeatures(nn.Module):
         Returns:
             Five tensors `[n, c, h', w']`, with c as `CHANNELS` says.
         """
-        x = (images.to(self.mean.dtype) * 0.5 + 0.5 - self.mean) / self.deviation
-        found = []
-        for number, layer in enumerate(self.features):
-            with torch.autocast(x.device.type, enabled=False):  # it would convolve in half precision
-                x = layer(x)
-            if number in _TAKEN:
-                found.append(x)
-        return found
+        return list(self.maps(images))
 
 
 def obtain_alexnet(path: Path | None, download: bool, names: OptionNames) -> AlexNetFeatures:

@@ -127,7 +127,11 @@ def published_tensors(path: Path, sha256: str, what: str, names: OptionNames) ->
     if found != sha256:
         remedy = f"fetch it anew{names.otherwise}"
         raise UsageError(f"{path} is not {what}: its sha256 is {found}, not {sha256}; {remedy}")
-    # The file is there: torch hub only reads it, as tensors and nothing else.
+    return read_tensors(path)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """What a file in torch's format holds, on the CPU. It is there: torch hub only reads it, as tensors alone."""
     tensors: dict[str, Tensor] = torch.hub.load_state_dict_from_url(
         path.absolute().as_uri(), str(path.parent), "cpu", file_name=path.name, weights_only=True
     )

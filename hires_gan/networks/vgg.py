@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Literal, get_args
@@ -11,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import VGG16_Weights
 
-from hires_gan.errors import Failure
 from hires_gan.networks.munit_layers import EPS, moments
 from hires_gan.networks.published import OptionNames, PublishedWeights, published_tensors
+from hires_gan.networks.published_features import PublishedFeatures
 
 __all__ = [
     "CHANNELS",
@@ -42,11 +41,9 @@ LAYERS: tuple[Layer, ...] = get_args(Layer)
 # Side by side: the maps of the convolutions of each resolution; after the last of them, features are taken.
 _CONVOLUTIONS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 CHANNELS = tuple(maps[-1] for maps in _CONVOLUTIONS)
-_MEAN = (0.485, 0.456, 0.406)
-_DEVIATION = (0.229, 0.224, 0.225)
 
 
-class VGG16Features(nn.Module):
+class VGG16Features(PublishedFeatures):
     """The convolutional part of VGG16 (Simonyan and Zisserman 2015), with torchvision's names and weights.
 
     It computes in the dtype of its weights, float32 as they are stored, whatever that of the images is and whether
@@ -59,29 +56,17 @@ class VGG16Features(nn.Module):
         Failure: If one is missing or has another shape.
     """
 
-    mean: Tensor
-    deviation: Tensor
-
     def __init__(self, weights: dict[str, Tensor]) -> None:
-        super().__init__()
         layers: list[nn.Module] = []
-        self.taken: list[int] = []
+        taken: list[int] = []
         channels = 3
         for maps in _CONVOLUTIONS:
             for count in maps:
                 layers += [nn.Conv2d(channels, count, 3, padding=1), nn.ReLU()]
                 channels = count
-            self.taken.append(len(layers) - 1)
+            taken.append(len(layers) - 1)
             layers.append(nn.MaxPool2d(2))
-        self.features = nn.Sequential(*layers[:-1])
-        self.register_buffer("mean", torch.tensor(_MEAN)[:, None, None], persistent=False)
-        self.register_buffer("deviation", torch.tensor(_DEVIATION)[:, None, None], persistent=False)
-        own = {name: weights[name] for name in self.state_dict() if name in weights}
-        try:
-            self.load_state_dict(own)
-        except RuntimeError as error:
-            raise Failure(f"the VGG16 weights are of another network: {' '.join(str(error).split())}") from error
-        self.eval().requires_grad_(False)
+        super().__init__("VGG16", nn.Sequential(*layers[:-1]), taken, weights)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Features of images, after the last rectifier of each resolution.
@@ -92,7 +77,7 @@ class VGG16Features(nn.Module):
         Returns:
             Five tensors `[n, c, h / 2^i, w / 2^i]`, with c as `CHANNELS` says.
         """
-        return list(self._maps(images))
+        return list(self.maps(images))
 
     def features_at(self, images: Tensor, layer: Layer) -> Tensor:
         """Features of images at one layer; what is behind it is not computed.
@@ -109,16 +94,7 @@ class VGG16Features(nn.Module):
         """
         if layer not in LAYERS:
             raise ValueError(f"layer is {layer!r}; {', '.join(LAYERS)} are allowed")
-        return next(islice(self._maps(images), LAYERS.index(layer), None))
-
-    def _maps(self, images: Tensor) -> Iterator[Tensor]:
-        """The maps at `LAYERS`, each computed when it is asked for."""
-        x = (images.to(self.mean.dtype) * 0.5 + 0.5 - self.mean) / self.deviation
-        for number, layer in enumerate(self.features):
-            with torch.autocast(x.device.type, enabled=False):  # it would convolve in half precision
-                x = layer(x)
-            if number in self.taken:
-                yield x
+        return next(islice(self.maps(images), LAYERS.index(layer), None))
 
 
 def instance_normalised(features: Tensor, eps: float = EPS) -> Tensor:
