@@ -21,9 +21,6 @@ _TAKEN = (1, 4, 7, 9, 11)
 class AlexNetFeatures(PublishedFeatures):
     """The convolutional part of AlexNet (Krizhevsky 2014, one column), with torchvision's names and weights.
 
-    It computes in the dtype of its weights, float32 as they are stored, whatever that of the images is and whether
-    autocast is on or not. Its weights have no gradients.
-
     Args:
         weights: What `features.*` of torchvision's model holds; others are left alone.
 

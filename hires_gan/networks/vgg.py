@@ -46,9 +46,6 @@ CHANNELS = tuple(maps[-1] for maps in _CONVOLUTIONS)
 class VGG16Features(PublishedFeatures):
     """The convolutional part of VGG16 (Simonyan and Zisserman 2015), with torchvision's names and weights.
 
-    It computes in the dtype of its weights, float32 as they are stored, whatever that of the images is and whether
-    autocast is on or not. Its weights have no gradients.
-
     Args:
         weights: What `features.*` of torchvision's model holds; others are left alone.
 

@@ -82,9 +82,7 @@ class Drill:
             "transformers": [os.path.relpath(K8S / "wiring", own)],
         }
         (own / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
-        done = subprocess.run(["kubectl", "kustomize", str(own)], capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, done.stderr
-        return [document for document in yaml.safe_load_all(done.stdout) if document]
+        return documents(str(own))
 
 
 @pytest.fixture
