@@ -377,6 +377,7 @@ class _Evaluation:
             parameters={**(parameters or {}), **self._inputs()},
             seeds=self.subject.seeds if seeds is None else seeds,
             quantisation=quantisation,
+            device=self.own.device,
         )
         return [Measured(record, details or {})]
 

@@ -7,6 +7,7 @@ import importlib.metadata
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import torch
 from pydantic import Field
 
 from hires_gan import __version__
@@ -23,9 +24,6 @@ QUANTISATION = "uint8: clamp(round(127.5 x + 127.5), 0, 255)"
 """How generated images in [-1, 1] become bytes before anything looks at them."""
 COVARIANCE = "divided by N - 1"
 """In FID; N gives an FID that is smaller by a part of about 1 / N."""
-_FREE = ("format", "value", "deviation", "better", "scale", "seeds", "caution", "checkpoint", "versions", "date")
-_FREE_WITHIN = ("data.name", "features.version")
-"""What may differ between numbers that are compared."""
 
 
 class DataRecord(Settings):
@@ -74,10 +72,12 @@ class CheckpointRecord(Settings):
     Attributes:
         nimg: Images shown in its training.
         sha256: Of the file of the averaged generator's weights; None while it is in training and not written.
+        precision: In which its networks compute: `bf16`; None in records of versions that did not keep it.
     """
 
     nimg: int = Field(ge=0)
     sha256: str | None = None
+    precision: str | None = None
 
 
 class Record(Settings):
@@ -100,6 +100,7 @@ class Record(Settings):
         seeds: Of what is drawn at random; two draws may be compared.
         caution: What few images do to it; None where there are enough.
         checkpoint: What was judged.
+        device: What computed: `cpu`, or the GPU's name, and whether float32 could round to TF32 in the model.
         versions: Of libraries.
         date: When, in UTC: 2026-01-31T12:00:00Z.
     """
@@ -120,6 +121,7 @@ class Record(Settings):
     seeds: dict[str, int] = Field(default_factory=dict)
     caution: str | None = None
     checkpoint: CheckpointRecord
+    device: str | None = None
     versions: dict[str, str] = Field(default_factory=dict)
     date: str
 
@@ -160,6 +162,7 @@ def make_record(
     parameters: Mapping[str, str | int | float | None] | None = None,
     seeds: Mapping[str, int] | None = None,
     quantisation: str | None = QUANTISATION,
+    device: torch.device | None = None,
 ) -> Record:
     """The record of a number that was just taken: what the metric itself decides is filled in.
 
@@ -176,6 +179,7 @@ def make_record(
         parameters: Beside those of `standard_parameters`.
         seeds: Of what was drawn at random.
         quantisation: How they became bytes.
+        device: What computed.
 
     Raises:
         Failure: If the value is not finite.
@@ -199,6 +203,7 @@ def make_record(
         seeds=dict(seeds or {}),
         caution=_caution(name, reals, fakes),
         checkpoint=checkpoint,
+        device=None if device is None else device_named(device),
         versions=library_versions(),
         date=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
@@ -243,7 +248,19 @@ def checkpoint_record(state: Mapping[str, Any]) -> CheckpointRecord:
     Args:
         state: What its `state.json` holds.
     """
-    return CheckpointRecord(nimg=state["nimg"], sha256=state["files"].get("generator.average.safetensors"))
+    return CheckpointRecord(
+        nimg=state["nimg"],
+        sha256=state["files"].get("generator.average.safetensors"),
+        precision=state["configuration"].get("precision"),
+    )
+
+
+def device_named(device: torch.device) -> str:
+    """What a device is called in a record."""
+    if device.type != "cuda":
+        return device.type
+    rounding = ", TF32" if torch.backends.cuda.matmul.allow_tf32 else ""
+    return f"{torch.cuda.get_device_name(device)}{rounding}"
 
 
 def library_versions() -> dict[str, str]:
@@ -255,35 +272,3 @@ def library_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def differences(one: Record, other: Record) -> dict[str, tuple[Any, Any]]:
-    """Where two records differ so that their numbers cannot be compared.
-
-    What was judged, when, and with which seeds may differ, and so may versions of libraries and the name of the data:
-    the digest decides, and the checksum of the feature network.
-
-    Returns:
-        By key, such as `reals` or `features.checksum`, what each of them has; empty if they may be compared.
-    """
-    mine, others = _protocol(one), _protocol(other)
-    keys = [*mine, *(key for key in others if key not in mine)]
-    return {key: (mine.get(key), others.get(key)) for key in keys if mine.get(key) != others.get(key)}
-
-
-def comparable(one: Record, other: Record) -> bool:
-    """Whether two numbers may be set against each other."""
-    return not differences(one, other)
-
-
-def _protocol(record: Record) -> dict[str, Any]:
-    """What has to be equal, flat: `data.digest`, `parameters.subsets`."""
-    kept: dict[str, Any] = {}
-    for key, value in record.model_dump(mode="json").items():
-        if key in _FREE:
-            continue
-        if isinstance(value, dict):
-            kept |= {f"{key}.{name}": one for name, one in value.items()}
-        else:
-            kept[key] = value
-    return {key: value for key, value in kept.items() if key not in _FREE_WITHIN}

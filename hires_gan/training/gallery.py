@@ -109,6 +109,7 @@ class Creations:
 
     def __init__(self, recipe: Draws, plan: Plan, reals: Reals, instruments: Instruments, world: World) -> None:
         self.recipe, self.samples, self.resolution = recipe, plan.samples, plan.recipe.resolution
+        self.precision = plan.precision
         settings = plan.evaluation
         counts = counted(settings.count, settings.reals, len(reals))
         self.evaluator = Evaluator(metrics_of(settings), counts, reals, instruments, world.device, world)
@@ -133,7 +134,9 @@ class Creations:
 
     def measure(self, network: nn.Module, nimg: int, stopped: Asked) -> Result | None:
         """The metrics of the images of the first latents."""
-        return self.evaluator.measure(self._subject(network, nimg), CheckpointRecord(nimg=nimg), stopped)
+        return self.evaluator.measure(
+            self._subject(network, nimg), CheckpointRecord(nimg=nimg, precision=self.precision), stopped
+        )
 
     def _subject(self, network: nn.Module, nimg: int) -> Generated:
         return Generated(self.recipe, network, nimg, self.resolution)
@@ -155,7 +158,7 @@ class Translations:
     ) -> None:
         self.recipe, self.samples, self.reals = recipe, plan.samples, reals
         self.styles = plan.samples.styles or _STYLES
-        self.resolution = plan.recipe.resolution
+        self.resolution, self.precision = plan.recipe.resolution, plan.precision
         self.evaluators = {
             (source, target): _judge_of(plan.evaluation, reals[source], reals[target], instruments, world)
             for source, target in permutations(recipe.domains, 2)
@@ -189,7 +192,7 @@ class Translations:
         found: dict[str, Result] = {}
         for (source, target), evaluator in self.evaluators.items():
             subject = self._subject(network, nimg, source, target)
-            result = evaluator.measure(subject, CheckpointRecord(nimg=nimg), stopped)
+            result = evaluator.measure(subject, CheckpointRecord(nimg=nimg, precision=self.precision), stopped)
             if result is None:
                 return None
             found[subject.direction] = result

@@ -8,8 +8,9 @@ from typing import Any
 
 from hires_gan import checkpoint
 from hires_gan.errors import Failure
+from hires_gan.evaluation.alike import differences
 from hires_gan.evaluation.catalogue import METRICS, is_better
-from hires_gan.evaluation.protocol import Record, differences
+from hires_gan.evaluation.protocol import Record
 from hires_gan.evaluation.results import Result
 from hires_gan.evaluation.settings import EvaluationSettings
 from hires_gan.progress import say

@@ -96,6 +96,7 @@ class Trainer:
         self._stalled = 0.0
         self._domains: tuple[str, ...] = ()
         self._division = ""
+        self._cautions: set[str] = set()
         profiled = plan.run.profile and self.world.first
         self._profiler = StepProfiler(folder.path / "profile", backend.device) if profiled else None
 
@@ -384,11 +385,18 @@ class Trainer:
         self._record(nimg, {f"evaluation/{name}": value for name, value in result.values.items()})
         for metric in self.gallery.metrics:
             say(f"{nimg / 1000:.1f} kimg: {metric} {in_figures(result.values[metric])}")
+        self._caution({record.caution for record in result.records if record.caution})
         if result.records:
             file = folder.path / "evaluations" / f"{nimg:012d}.json"
             write_whole(file, lambda partial: partial.write_text(result.as_json(), encoding="utf-8"))
             self._recorded().log_artifact(file, "evaluations")
         return judge(self.progress, self.plan.evaluation, result, self._judged_on(), str(folder.checkpoints))
+
+    def _caution(self, cautions: set[str]) -> None:
+        """Say what few images do to a number, once."""
+        for caution in sorted(cautions - self._cautions):
+            say(f"caution: {caution}")
+        self._cautions |= cautions
 
     def _save_if_finite(self) -> None:
         """Write a checkpoint, unless the last step was bad: then it stays due, for the next good one."""

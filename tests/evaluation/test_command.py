@@ -17,12 +17,13 @@ from tiny_models import METRICS, requested, shards, stand_in, untrained
 from tiny_networks import TINY, install, on_path
 
 from hires_gan.errors import Failure, UsageError
+from hires_gan.evaluation.alike import differences
 from hires_gan.evaluation.catalogue import METRICS as CATALOGUE
 from hires_gan.evaluation.catalogue import MetricName
 from hires_gan.evaluation.command import Report, Request, evaluate, require_all, table
 from hires_gan.evaluation.crew import Alone
 from hires_gan.evaluation.instruments import Sources
-from hires_gan.evaluation.protocol import Record, differences
+from hires_gan.evaluation.protocol import Record
 from hires_gan.evaluation.tracked import PREFIX, track
 from hires_gan.inference.loading import find
 

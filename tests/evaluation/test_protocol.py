@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from hires_gan import __version__
 from hires_gan.errors import Failure
+from hires_gan.evaluation.alike import comparable, differences, protocol_of, protocols_of
 from hires_gan.evaluation.catalogue import METRICS
 from hires_gan.evaluation.features import Extractor
 from hires_gan.evaluation.protocol import (
@@ -21,8 +22,6 @@ from hires_gan.evaluation.protocol import (
     DataRecord,
     Record,
     checkpoint_record,
-    comparable,
-    differences,
     library_versions,
     make_record,
     standard_parameters,
@@ -172,10 +171,34 @@ def test_no_number_is_no_record() -> None:
 
 
 def test_a_checkpoint_is_known_by_its_weights() -> None:
-    state = {"nimg": 64_000, "files": {"generator.average.safetensors": "b" * 64, "generator.safetensors": "0" * 64}}
-    assert checkpoint_record(state) == CheckpointRecord(nimg=64_000, sha256="b" * 64)
-    assert checkpoint_record({"nimg": 1, "files": {}}).sha256 is None
+    files = {"generator.average.safetensors": "b" * 64, "generator.safetensors": "0" * 64}
+    state = {"nimg": 64_000, "files": files, "configuration": {"precision": "fp32"}}
+    assert checkpoint_record(state) == CheckpointRecord(nimg=64_000, sha256="b" * 64, precision="fp32")
+    assert checkpoint_record({"nimg": 1, "files": {}, "configuration": {}}).sha256 is None
 
 
 def test_versions_of_what_is_installed() -> None:
     assert all(library_versions().values())
+
+
+def test_a_protocol_as_text_is_equal_where_records_may_be_compared() -> None:
+    other = record(value=1.0, seeds={"latents": 7}, data=DATA.model_copy(update={"name": "elsewhere"}))
+    assert protocol_of([record()]) == protocol_of([other])
+    found = protocol_of([record()])
+    assert found["fakes"] == "50000" and found["data.digest"] == "d" * 64 and "metric" not in found
+    fewer = protocol_of([record(fakes=10_000)])
+    assert {key for key in found if found[key] != fewer.get(key)} == {"fakes"}
+
+
+def test_directions_of_a_translation_stand_beside_each_other() -> None:
+    there = record(data=DATA.model_copy(update={"domain": "b", "source": "a"}))
+    back = record(data=DATA.model_copy(update={"domain": "a", "source": "b"}))
+    found = protocols_of([there, back, record(name="fid")])
+    assert set(found) == {"kid", "fid"}
+    assert found["kid"]["data.domain"] == "b | a" and found["kid"]["fakes"] == "50000"
+
+
+def test_a_record_says_what_computed() -> None:
+    assert record(device=torch.device("cpu")).device == "cpu"
+    state = {"nimg": 7, "files": {}, "configuration": {"precision": "bf16"}}
+    assert checkpoint_record(state).precision == "bf16"
