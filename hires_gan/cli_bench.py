@@ -172,14 +172,20 @@ def bench_tracking_command(
 def bench_evaluate_command(
     resolution: Annotated[int, typer.Option(help="Of the images.")] = 64,
     count: Annotated[int, typer.Option(help="Images to generate.")] = 2048,
+    metrics: Annotated[str, typer.Option(help="Of those that compare features.")] = "fid",
+    features: Annotated[
+        str | None, typer.Option(help="The network; by default Inception's layers with random weights.")
+    ] = None,
     rounds: Annotated[int, typer.Option(help="How often each is measured.", min=1)] = 3,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; by default a GPU if there is one.")] = None,
     out: Annotated[Path | None, typer.Option(help="A JSON file for the result.")] = None,
 ) -> None:
     """Measure what an evaluation costs beside its generator and its feature network."""
-    from hires_gan.bench.evaluation import bench_evaluation
+    from hires_gan.bench.evaluation import FEATURES, Request, bench_evaluation
+    from hires_gan.evaluation.catalogue import parse_metrics
 
-    found = bench_evaluation(resolution, count, rounds, device, out)
+    names = parse_metrics(metrics)
+    found = bench_evaluation(Request(resolution, count, names, features or FEATURES, rounds, device, out))
     alone, whole = min(found["alone"]), min(found["whole"])
     typer.echo(
         f"generator and feature network alone {alone:.1f} s, a whole evaluation {whole:.1f} s: {found['share']:+.1%}"

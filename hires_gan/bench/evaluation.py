@@ -1,7 +1,7 @@
 """What an evaluation costs beside the generator and the feature network, which it cannot do without.
 
 `hires-gan bench evaluate`: the same images, made and described once by these two alone, chunk by chunk, and
-once by a whole evaluation with FID; the features of the reals come from the cache, as from the second one on.
+once by a whole evaluation; the features of the reals come from the cache, as from the second one on.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
+import torchvision
 from PIL import Image
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from hires_gan.bench.identity import identity
 from hires_gan.data.command import PrepareOptions
@@ -24,6 +27,7 @@ from hires_gan.data.prepare import prepare
 from hires_gan.data.settings import DataSettings
 from hires_gan.data.shards import ShardSet
 from hires_gan.data.waiting import never
+from hires_gan.evaluation.catalogue import MetricName
 from hires_gan.evaluation.crew import chunks
 from hires_gan.evaluation.evaluator import Evaluator, counted
 from hires_gan.evaluation.features import Extractor, open_extractor
@@ -35,8 +39,31 @@ from hires_gan.inference.files import write_whole
 from hires_gan.recipes.families import build_recipe
 from hires_gan.recipes.stylegan2_settings import StyleGAN2Settings
 
-FEATURES = "torchvision.models:resnet18"
+FEATURES = "hires_gan.bench.evaluation:inception"
 _REALS = 256
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to measure.
+
+    Attributes:
+        resolution: Of the images.
+        count: How many are generated.
+        metrics: Those that compare features.
+        features: The network, as for `hires-gan evaluate`.
+        rounds: How often each of the two is measured.
+        device: Where; None: on a GPU if there is one.
+        out: The JSON file; None for none.
+    """
+
+    resolution: int = 64
+    count: int = 2048
+    metrics: tuple[MetricName, ...] = ("fid",)
+    features: str = FEATURES
+    rounds: int = 3
+    device: str | None = None
+    out: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -46,13 +73,16 @@ class Costs:
     Attributes:
         resolution: Of the images.
         count: How many are generated.
+        metrics: What an evaluation computes.
+        features: Its feature network.
         alone: The generator and the feature network.
-        whole: An evaluation with FID.
-        share: By how much the fastest evaluation takes longer than the fastest of the others.
+        whole: An evaluation.
     """
 
     resolution: int
     count: int
+    metrics: tuple[MetricName, ...]
+    features: str
     alone: list[float]
     whole: list[float]
 
@@ -62,25 +92,49 @@ class Costs:
         return min(self.whole) / min(self.alone) - 1
 
 
-def measure(resolution: int, count: int, rounds: int, device: torch.device) -> Costs:
+class _At299(nn.Module):
+    """A network behind the resizing that Inception's features begin with."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(interpolate(images, (299, 299), mode="bilinear"))  # type: ignore[no-any-return]
+
+
+def inception() -> nn.Module:
+    """Inception v3 with random weights: the layers, the size of images and of features of FID's, and no file.
+
+    Returns:
+        From images `[n, 3, r, r]` in [-1, 1] to features `[n, 2048]`.
+    """
+    network = torchvision.models.inception_v3(weights=None, init_weights=False, aux_logits=True)
+    network.AuxLogits, network.fc = None, nn.Identity()
+    return _At299(network)
+
+
+def measure(request: Request, device: torch.device) -> Costs:
     """Take turns, so that what else the machine does is shared fairly."""
+    resolution, count = request.resolution, request.count
     settings = StyleGAN2Settings.model_validate({"name": "stylegan2", "resolution": resolution})
     recipe = build_recipe(settings, 8, torch.float32, 0, None)
     network = recipe.players["generator"].to(device).eval().requires_grad_(False)
     subject = Generated(recipe, network, 0, resolution)  # type: ignore[arg-type]
-    extractor = open_extractor(FEATURES, None, False, device)
+    extractor = open_extractor(request.features, None, False, device)
     alone: list[float] = []
     whole: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
-        evaluator = _evaluator(Path(folder), resolution, count, extractor, device)
+        evaluator = _evaluator(Path(folder), request, extractor, device)
         evaluator.describe_reals(never)
-        for _ in range(rounds):
+        for _ in range(request.rounds):
             alone.append(_seconds(lambda: _pass(subject, extractor, count), device))
             whole.append(_seconds(lambda: evaluator.measure(subject, CheckpointRecord(nimg=0), never), device))
-    return Costs(resolution, count, alone, whole)
+    return Costs(resolution, count, request.metrics, request.features, alone, whole)
 
 
-def _evaluator(folder: Path, resolution: int, count: int, extractor: Extractor, device: torch.device) -> Evaluator:
+def _evaluator(folder: Path, request: Request, extractor: Extractor, device: torch.device) -> Evaluator:
+    resolution = request.resolution
     (folder / "images").mkdir()
     random = np.random.default_rng(0)
     for number in range(_REALS):
@@ -88,8 +142,8 @@ def _evaluator(folder: Path, resolution: int, count: int, extractor: Extractor, 
         Image.fromarray(pixels).save(folder / "images" / f"{number}.png")
     prepare([str(folder / "images")], folder / "shards", PrepareOptions(resolution=resolution))
     reals = Reals(ShardSet(folder / "shards"), DataSettings(shards=str(folder / "shards"), workers=0), resolution)
-    counts = counted(count, None, _REALS)
-    return Evaluator(("fid",), counts, reals, Instruments(extractor), device, cache=folder / "cache")
+    counts = counted(request.count, None, _REALS)
+    return Evaluator(request.metrics, counts, reals, Instruments(extractor), device, cache=folder / "cache")
 
 
 def _pass(subject: Generated, extractor: Extractor, count: int) -> None:
@@ -105,22 +159,17 @@ def _seconds(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def bench_evaluation(resolution: int, count: int, rounds: int, device: str | None, out: Path | None) -> dict[str, Any]:
+def bench_evaluation(request: Request) -> dict[str, Any]:
     """Measure, and keep what was measured in a file.
 
-    Args:
-        resolution: Of the images.
-        count: How many are generated.
-        rounds: How often each of the two is measured.
-        device: Where; None: on a GPU if there is one.
-        out: The JSON file; None for none.
-
     Raises:
+        UsageError: If a metric cannot be taken of so many images, or needs weights that are not there.
         Failure: If the file cannot be written.
     """
-    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    costs = measure(resolution, count, rounds, torch.device(name))
+    name = request.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    costs = measure(request, torch.device(name))
     record = {**identity("evaluation"), "device": name, "share": costs.share, **asdict(costs)}
-    if out is not None:
-        write_whole(out, lambda partial: partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8"))
+    if request.out is not None:
+        text = json.dumps(record, indent=1) + "\n"
+        write_whole(request.out, lambda partial: partial.write_text(text, encoding="utf-8"))
     return record
