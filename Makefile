@@ -19,8 +19,12 @@ COMMIT = $(shell git describe --always --abbrev=40 --dirty --exclude '*' 2>/dev/
 DOCKER ?= docker
 # More for the build, such as --pull, or --build-arg TORCH_CUDA_ARCH_LIST="8.9 9.0+PTX".
 BUILD_ARGS ?=
-# A shard set of 1024x1024, on which gpu-check measures training on real images.
+# A shard set of 1024x1024, on which gpu-check measures training on real images; and another one, for translation.
 GPU_SHARDS ?=
+GPU_SHARDS_B ?=
+# What another program reached on this GPU at micro-batch 4 and 8, as benchmarks/train.md describes the files.
+REFERENCE_JSON_4 ?=
+REFERENCE_JSON_8 ?=
 BIN = $(VENV)/bin
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 EXTRAS = s3,gcs,dali,deepspeed,metrics,export,demo,postgres,dev
@@ -33,13 +37,14 @@ WHEELS = pydantic pydantic-core annotated-types typing-extensions typing-inspect
 	sqlparse cachetools cloudpickle databricks-sdk google-auth pyasn1 pyasn1-modules cryptography cffi pycparser \
 	fastapi starlette uvicorn anyio h11 gitpython gitdb smmap importlib-metadata zipp opentelemetry-api \
 	opentelemetry-sdk opentelemetry-proto opentelemetry-semantic-conventions protobuf python-dotenv \
-	prometheus-client
+	prometheus-client matplotlib contourpy cycler fonttools kiwisolver packaging pyparsing python-dateutil six
 # The tests that compute-sanitizer runs: it slows a kernel down a hundred times. Without torch's cache of memory, so
 # that it sees where each tensor ends.
 SANITIZED ?= sanitizer
 SANITIZER ?= $(firstword $(shell command -v compute-sanitizer) $(wildcard /usr/local/cuda*/bin/compute-sanitizer))
 
-.PHONY: help setup ops demo ui test test-slow kills lint image image-check k8s-check wheels gpu-check clean
+.PHONY: help setup ops demo ui test test-slow kills lint image image-check k8s-check wheels clean \
+	gpu-check gpu-ops gpu-input gpu-train gpu-levers gpu-compile gpu-munit gpu-evaluate gpu-dials
 
 help:
 	@echo "make setup      the environment, in $(VENV), and the compiled ops"
@@ -52,7 +57,9 @@ help:
 	@echo "make image      the container image $(IMAGE):TAG, with $(DOCKER); IMAGE=registry/name TAG=... for others"
 	@echo "make image-check  hadolint, and what the image's stages do, without a container engine (minutes, 12 GB in /var/tmp)"
 	@echo "make k8s-check  the Kubernetes manifests: schemas, policy, commands (part of make test)"
-	@echo "make gpu-check  build the ops, the tests marked gpu, the ops' and a step's speed, with the Python that has torch; results in $(OUT)"
+	@echo "make gpu-check  all parts of it, with the Python that has torch, results in $(OUT): gpu-ops (tests, ops), gpu-input,"
+	@echo "                gpu-train, gpu-levers, gpu-compile, gpu-munit, gpu-evaluate, gpu-dials; each by itself, too. Real images:"
+	@echo "                GPU_SHARDS, GPU_SHARDS_B, GPU_IMAGES; another program's images/s: REFERENCE_JSON_4, REFERENCE_JSON_8"
 	@echo "make wheels     packages for gpu-check on a machine without a network, in .wheels"
 
 setup: $(VENV)/.ready
@@ -111,42 +118,133 @@ wheels:
 	--python-version $(WHEELS_PYTHON) -c constraints.txt -d .wheels $(WHEELS)
 	@du -sh .wheels
 
-# On a machine of its own, without a network: whatever Python has torch will do. Every step runs, whatever became of
-# those before it; the exit code tells whether all went well.
+# On a machine of its own, without a network: whatever Python has torch will do. Every step of a part runs, whatever
+# became of those before it, and every part; the exit code tells whether all went well. Where a GPU is lent for minutes,
+# each part is run by itself: gpu-levers and gpu-compile for one family (FAMILIES=munit), gpu-dials one run of its four
+# at a time (DIALS_RUNS=1).
+GPU_PARTS = gpu-ops gpu-input gpu-train gpu-levers gpu-compile gpu-munit gpu-evaluate gpu-dials
+
 gpu-check:
-	@mkdir -p $(OUT); failed=; \
-	step() { echo "== $$*"; "$$@" || { echo "== failed, with exit code $$?: $$*"; failed=yes; }; }; \
-	if [ -d .wheels ] && [ "$(GPU_PYTHON)" != "$(BIN)/python" ]; then \
-		export PIP_BREAK_SYSTEM_PACKAGES=1; \
-		step sh -c "$(GPU_PYTHON) -m pip install --quiet --no-index --no-deps .wheels/*.whl"; fi; \
-	step env HIRES_GAN_BUILD=cuda $(GPU_PYTHON) setup.py --quiet build_ext --inplace; \
-	step $(GPU_PYTHON) -m hires_gan.ops; \
+	@failed=; for part in $(GPU_PARTS); do $(MAKE) --no-print-directory $$part || failed="$$failed $$part"; done; \
+	test -z "$$failed" || { echo "== failed:$$failed"; exit 1; }
+
+# What every part begins with, and ends with: `step` runs a command and goes on, and $(GPU_END) tells whether one failed.
+define GPU_BEGIN
+mkdir -p $(OUT); failed=; \
+step() { echo "== $$*"; "$$@" || { echo "== failed, with exit code $$?: $$*"; failed=yes; }; }; \
+if [ -d .wheels ] && [ "$(GPU_PYTHON)" != "$(BIN)/python" ]; then \
+	export PIP_BREAK_SYSTEM_PACKAGES=1; \
+	step sh -c "$(GPU_PYTHON) -m pip install --quiet --no-index --no-deps .wheels/*.whl"; fi; \
+step env HIRES_GAN_BUILD=cuda $(GPU_PYTHON) setup.py --quiet build_ext --inplace; \
+step $(GPU_PYTHON) -m hires_gan.ops
+endef
+GPU_END = test -z "$$failed"
+GPU_BENCH = $(GPU_PYTHON) -m hires_gan bench
+
+gpu-ops:
+	@$(GPU_BEGIN); \
 	if [ -n "$(SANITIZER)" ]; then \
 		for tool in memcheck racecheck initcheck; do \
 			step env PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(SANITIZER) --tool $$tool --error-exitcode 1 \
 			$(GPU_PYTHON) -m pytest -m gpu -k "$(SANITIZED)" --junitxml=$(OUT)/$$tool-tests.xml; done; \
 	else echo "== compute-sanitizer is not on the PATH"; fi; \
 	step $(GPU_PYTHON) -m pytest -m gpu --junitxml=$(OUT)/gpu-tests.xml; \
-	step $(GPU_PYTHON) -m hires_gan bench ops --out $(OUT)/ops.json; \
+	step $(GPU_BENCH) ops --out $(OUT)/ops.json; \
+	$(GPU_END)
+
+gpu-input:
+	@$(GPU_BEGIN); \
 	step $(GPU_PYTHON) -c "import nvidia.dali"; \
-	step $(GPU_PYTHON) -m hires_gan bench input --resolution 1024 --out $(OUT)/input.json; \
-	if [ -n "$(GPU_SHARDS)" ]; then step $(GPU_PYTHON) -m hires_gan bench train --data real --micro 8 \
-		--config configs/stylegan2_ffhq1024.yaml batch.size=8 data.shards=$(GPU_SHARDS) data.decoder=dali \
-		--out $(OUT)/train-real.json; \
+	step $(GPU_BENCH) input --resolution 1024 --out $(OUT)/input.json; \
+	real() { name=$$1; shift; step $(GPU_BENCH) train --data real --out $(OUT)/train-real-$$name.json "$$@" \
+		data.decoder=dali; }; \
+	if [ -n "$(GPU_SHARDS)" ]; then \
+		for size in 4 8; do \
+			real stylegan2-$$size --config configs/stylegan2_ffhq1024.yaml --micro $$size batch.size=$$size \
+			data.shards=$(GPU_SHARDS); \
+			real progressive-$$size --config configs/progressive_celebahq1024.yaml --micro $$size batch.size=$$size \
+			data.shards=$(GPU_SHARDS); done; \
 	else echo "== GPU_SHARDS names no shard set of 1024x1024: training on real images is not measured"; fi; \
-	step $(GPU_PYTHON) -m hires_gan bench scaling --config configs/stylegan2_ffhq1024.yaml --out $(OUT)/scaling.json; \
-	for size in 4 8 32; do step $(GPU_PYTHON) -m hires_gan bench train --config configs/stylegan2_ffhq1024.yaml \
-		--checkpoint $${TMPDIR:-/tmp} \
+	if [ -n "$(GPU_SHARDS)" ] && [ -n "$(GPU_SHARDS_B)" ]; then \
+		real munit --config configs/munit_faces1024.yaml --micro 1 --steps 16 batch.size=1 \
+		recipe.generator.content_downs=3 data.domains="{neutral: $(GPU_SHARDS), smiling: $(GPU_SHARDS_B)}"; \
+	else echo "== GPU_SHARDS and GPU_SHARDS_B name no two shard sets: MUNIT on real images is not measured"; fi; \
+	$(GPU_END)
+
+# Tracking is measured beside steps as long as those of the whole batch, with grids ten times as often as configured.
+GPU_STEP_MS = $(GPU_PYTHON) -c "import json, sys; print(json.load(open(sys.argv[1]))['results'][0]['average_ms_per_step'])"
+
+gpu-train:
+	@$(GPU_BEGIN); \
+	for name in stylegan2_ffhq1024 progressive_celebahq1024 munit_faces1024; do \
+		step $(GPU_BENCH) memory --config configs/$$name.yaml --out $(OUT)/memory-$$name.json; done; \
+	step $(GPU_BENCH) scaling --config configs/stylegan2_ffhq1024.yaml --out $(OUT)/scaling.json; \
+	for size in 4 8 32; do \
+		theirs=; case $$size in 4) theirs="$(REFERENCE_JSON_4)";; 8) theirs="$(REFERENCE_JSON_8)";; esac; \
+		[ $$size = 32 ] || [ -n "$$theirs" ] || \
+			echo "== not compared: REFERENCE_JSON_$$size names no file of what another program reached"; \
+		step $(GPU_BENCH) train --config configs/stylegan2_ffhq1024.yaml --checkpoint $${TMPDIR:-/tmp} \
+		$${theirs:+--reference-json "$$theirs"} \
 		batch.size=$$size --micro $$((size < 8 ? size : 8)) --profile --out $(OUT)/train-$$size.json; done; \
+	milliseconds=$$($(GPU_STEP_MS) $(OUT)/train-32.json) && \
+		step $(GPU_BENCH) tracking --step-ms $$milliseconds --batch 32 --kimg 6 --samples-every-kimg 4 \
+		--store sqlite --store server --out $(OUT)/tracking.json || \
+		{ echo "== failed: $(OUT)/train-32.json has no milliseconds of a step to measure tracking beside"; failed=yes; }; \
+	$(GPU_END)
+
+# What each lever of speed is worth, for each family; FAMILIES=munit measures one of them.
+FAMILIES ?= stylegan2 progressive munit
+LEVERS_stylegan2 = --config configs/stylegan2_ffhq1024.yaml batch.size=4 --micro 4
+LEVERS_progressive = --config configs/progressive_celebahq1024.yaml batch.size=4 --micro 4
+LEVERS_munit = --config configs/munit_faces1024.yaml batch.size=1 recipe.generator.content_downs=3 --micro 1 --steps 16
+EAGER = reference half native tf32 fused graphs fp16 recompute micro
+COMPILED = reference graphs compile-main compile-all
+levers_of = $(foreach family,$(FAMILIES),step $(GPU_BENCH) levers $(LEVERS_$(family)) $(2:%=--lever %) \
+	--out $(OUT)/levers-$(family)$(1).json;)
+
+gpu-levers:
+	@$(GPU_BEGIN); $(call levers_of,,$(EAGER)) $(GPU_END)
+
+gpu-compile:
+	@$(GPU_BEGIN); $(call levers_of,-compiled,$(COMPILED)) $(GPU_END)
+
+gpu-munit:
+	@$(GPU_BEGIN); \
 	for downs in 2 3 4; do for dial in reference fast; do \
-		step $(GPU_PYTHON) -m hires_gan bench train --config configs/munit_faces1024.yaml batch.size=1 --steps 16 \
+		step $(GPU_BENCH) train --config configs/munit_faces1024.yaml batch.size=1 --steps 16 \
 		recipe.generator.content_downs=$$downs performance=$$dial --out $(OUT)/munit-$$downs-$$dial.json; done; done; \
 	for downs in 3 4; do for nimg in 0 350000 800000; do \
-		step $(GPU_PYTHON) -m hires_gan bench train --steps 16 --stage-nimg $$nimg \
+		step $(GPU_BENCH) train --steps 16 --stage-nimg $$nimg \
 		--config configs/munit_faces1024.yaml batch.size=1 recipe.generator.content_downs=$$downs \
 		recipe.schedule="{start_resolution: 256, stable_kimg: 200, fade_kimg: 100}" \
 		--out $(OUT)/munit-$$downs-grown-$$nimg.json; done; done; \
-	test -z "$$failed"
+	$(GPU_END)
+
+gpu-evaluate:
+	@$(GPU_BEGIN); \
+	for metrics in fid fid,kid,precision,density; do \
+		step $(GPU_BENCH) evaluate --resolution 1024 --count 8192 --rounds 2 --metrics $$metrics \
+		--out $(OUT)/evaluate-$$metrics.json; done; \
+	$(GPU_END)
+
+# Both dials with two seeds or more, on a folder of images that GPU_IMAGES names; the same command goes on with what is
+# left, on the same kind of GPU and with the same commit.
+GPU_IMAGES ?=
+DIALS_SECONDS ?= 480
+DIALS_SEEDS ?= 0,1
+DIALS_RUNS ?=
+
+gpu-dials:
+	@$(GPU_BEGIN); \
+	if [ -n "$(GPU_IMAGES)" ]; then \
+		[ -f $(OUT)/dials-images/manifest.json ] || \
+		step $(GPU_PYTHON) -m hires_gan prepare $(GPU_IMAGES) --out $(OUT)/dials-images --resolution 128; \
+		step $(GPU_BENCH) dials --config configs/stylegan2_demo.yaml --seconds $(DIALS_SECONDS) \
+		--seeds $(DIALS_SEEDS) $(DIALS_RUNS:%=--runs %) --out $(OUT)/dials \
+		recipe.resolution=128 recipe.loss.path_length=2 batch.size=32 precision=bf16 run.total_kimg=25000 \
+		data.shards=$(OUT)/dials-images; \
+	else echo "== GPU_IMAGES names no folder of images: the dials' curves are not compared"; fi; \
+	$(GPU_END)
 
 clean:
 	rm -f hires_gan/ops/native_*.so hires_gan/ops/build.json

@@ -110,6 +110,87 @@ def bench_train_command(
         typer.echo(line)
 
 
+@app.command("memory")
+def bench_memory_command(
+    config: Annotated[Path, typer.Option(metavar="CONFIG", help="A YAML file; see configs/.")],
+    overrides: Overrides = None,
+    micro: Annotated[
+        list[int] | None, typer.Option(help="Images at once, several times if wanted; one and two groups, and its own.")
+    ] = None,
+    processes: Annotated[int, typer.Option(metavar="N", help="Divide a step's images among so many.")] = 1,
+    stage_nimg: Annotated[
+        int | None, typer.Option(help="So many images into the schedule; by default its last stage.")
+    ] = None,
+    all_stages: Annotated[bool, typer.Option("--all-stages", help="Measure every stage.")] = False,
+    out: Annotated[Path | None, typer.Option(help="A JSON file for the result.")] = None,
+) -> None:
+    """Measure what a step takes of the memory at most, and suggest how many images to compute at once."""
+    from hires_gan.config import load_configuration
+
+    plan = load_configuration(config, overrides or [])
+    from hires_gan.bench.memory import Request, bench_memory, lines
+
+    request = Request(tuple(micro or ()), processes, stage_nimg, all_stages, out)
+    for line in lines(bench_memory(plan, " ".join([config.name, *(overrides or [])]), request), plan):
+        typer.echo(line)
+
+
+@app.command("levers")
+def bench_levers_command(
+    config: Annotated[Path, typer.Option(metavar="CONFIG", help="A YAML file; see configs/.")],
+    overrides: Overrides = None,
+    micro: Annotated[int | None, typer.Option(help="Images at once; as in the configuration.")] = None,
+    lever: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Measure these rows alone, several times if wanted.")
+    ] = None,
+    data: Annotated[
+        Literal["synthetic", "real"], typer.Option(help="Random images on the device, or the configuration's.")
+    ] = "synthetic",
+    steps: Annotated[int | None, typer.Option(help="Timed steps of each row, as in `bench train`.")] = None,
+    seconds: Annotated[
+        float,
+        typer.Option(
+            help="How long a row may take, compiling included; as long again for the second call of one that compiles."
+        ),
+    ] = 900.0,
+    out: Annotated[Path | None, typer.Option(help="A JSON file for the result.")] = None,
+) -> None:
+    """Measure what each lever of speed is worth: float32 step by step first, then one more at a time."""
+    from hires_gan.config import load_configuration
+
+    plan = load_configuration(config, overrides or [])
+    from hires_gan.bench.levers import Request, bench_levers, table
+
+    request = Request(micro, tuple(lever or ()), data, steps, seconds, out)
+    for line in table(bench_levers(plan, config, overrides or [], request)):
+        typer.echo(line)
+
+
+@app.command("dials")
+def bench_dials_command(
+    config: Annotated[Path, typer.Option(metavar="CONFIG", help="A YAML file; see configs/.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder of runs, curves and the result.")],
+    overrides: Overrides = None,
+    seconds: Annotated[float | None, typer.Option(help="Each run trains so long; or --kimg.")] = None,
+    kimg: Annotated[float | None, typer.Option(help="Each run shows so many thousand images.")] = None,
+    seeds: Annotated[str, typer.Option(help="Of the runs of each dial; one does not tell how far apart two are.")] = (
+        "0,1"
+    ),
+    runs: Annotated[int | None, typer.Option(help="Train so many at most now; the same command goes on.")] = None,
+) -> None:
+    """Train `fast` and `reference` with the same seeds, and see whether their curves differ by more than chance."""
+    from hires_gan.bench.dials import Request, bench_dials, table
+    from hires_gan.config import load_configuration
+
+    if seconds is not None and kimg is not None:
+        raise UsageError(f"--seconds is {seconds:g} and --kimg {kimg:g}; one of them is allowed")
+    whole = [*(overrides or []), *([] if kimg is None else [f"run.total_kimg={kimg}"])]
+    load_configuration(config, whole)
+    limit = (480.0 if seconds is None else seconds) if kimg is None else None
+    for line in table(bench_dials(config, whole, Request(out, limit, numbers("--seeds", seeds), runs)), out):
+        typer.echo(line)
+
+
 @app.command("scaling")
 def bench_scaling_command(
     config: Annotated[Path, typer.Option(metavar="CONFIG", help="A YAML file; see configs/.")],
@@ -181,11 +262,11 @@ def bench_evaluate_command(
     out: Annotated[Path | None, typer.Option(help="A JSON file for the result.")] = None,
 ) -> None:
     """Measure what an evaluation costs beside its generator and its feature network."""
-    from hires_gan.bench.evaluation import FEATURES, Request, bench_evaluation
+    from hires_gan.bench.evaluation import Request, bench_evaluation
     from hires_gan.evaluation.catalogue import parse_metrics
 
     names = parse_metrics(metrics)
-    found = bench_evaluation(Request(resolution, count, names, features or FEATURES, rounds, device, out))
+    found = bench_evaluation(Request(resolution, count, names, features, rounds, device, out))
     alone, whole = min(found["alone"]), min(found["whole"])
     typer.echo(
         f"generator and feature network alone {alone:.1f} s, a whole evaluation {whole:.1f} s: {found['share']:+.1%}"

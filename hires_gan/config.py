@@ -16,6 +16,7 @@ from hires_gan.evaluation.settings import EvaluationSettings
 from hires_gan.recipes.settings import RecipeSettings
 from hires_gan.settings import Settings, at_resolution
 from hires_gan.tracking.settings import TrackingSettings
+from hires_gan.training.levers import Levers
 from hires_gan.training.settings import (
     BackendSettings,
     BatchSettings,
@@ -51,6 +52,9 @@ class Configuration(Settings):
     performance: Performance = "fast"
     """fast: on a GPU, CUDA graphs, fused optimizers, and TF32 where half precision is allowed; reference: neither."""
 
+    levers: Levers = Levers()
+    """What `performance` sets together, one by one; and torch.compile, which it leaves alone."""
+
     ops: OpsSettings = OpsSettings()
     """Which implementation computes the compiled ops."""
 
@@ -74,7 +78,12 @@ class Configuration(Settings):
 
     @model_validator(mode="after")
     def _blocks_fit_together(self) -> Self:
-        problems = [*_batch_problems(self), *_metric_problems(self), *_translation_problems(self)]
+        problems = [
+            *_batch_problems(self),
+            *_metric_problems(self),
+            *_translation_problems(self),
+            *_lever_problems(self),
+        ]
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -189,6 +198,15 @@ def _translation_problems(configuration: Configuration) -> Iterator[str]:
         yield (
             f"samples.styles is {configuration.samples.styles}, but {configuration.recipe.name} makes images from "
             "latents; set it to null"
+        )
+
+
+def _lever_problems(configuration: Configuration) -> Iterator[str]:
+    compiled = configuration.levers.compile or "none"
+    if configuration.run.deterministic and compiled != "none":
+        yield (
+            f"levers.compile is {compiled}, but run.deterministic is true: compiled kernels are chosen by timing, and "
+            "need not repeat bit for bit; set one of them otherwise"
         )
 
 

@@ -282,7 +282,7 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
         ("learning-rate=1", "learning-rate is unknown; did you mean recipe.generator_optimizer.learning_rate or "
          "recipe.discriminator_optimizer.learning_rate?"),
         ("samples.foo=1", "samples.foo is unknown; allowed here: every_kimg, count, styles"),
-        ("foo=1", "foo is unknown; allowed at the top: run, data, recipe, batch, precision, performance, ops, "
+        ("foo=1", "foo is unknown; allowed at the top: run, data, recipe, batch, precision, performance, levers, ops, "
          "backend, checkpoint, samples, ema, evaluation, tracking"),
         ("base=a.yaml", "base is a key of a file, not of an override"),
     ],
@@ -329,7 +329,7 @@ def test_all_errors_come_at_once_each_with_its_file_and_line_or_override(tmp_pat
         "(override recipe.resolution=3)",
         "samples.count is 0; allowed: a whole number above 0 (base.yaml, line 6)",
         "ema.x is unknown; allowed here: half_life_kimg, half_life_batches, rampup (override ema.x=1)",
-        "4 is unknown; allowed at the top: run, data, recipe, batch, precision, performance, ops, backend, "
+        "4 is unknown; allowed at the top: run, data, recipe, batch, precision, performance, levers, ops, backend, "
         "checkpoint, samples, ema, evaluation, tracking (a.yaml, line 5)",
     ]
 

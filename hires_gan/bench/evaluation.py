@@ -39,7 +39,8 @@ from hires_gan.inference.files import write_whole
 from hires_gan.recipes.families import build_recipe
 from hires_gan.recipes.stylegan2_settings import StyleGAN2Settings
 
-FEATURES = "hires_gan.bench.evaluation:inception"
+STAND_IN = "inception, with random weights"
+_SIDE = 299
 _REALS = 256
 
 
@@ -51,7 +52,7 @@ class Request:
         resolution: Of the images.
         count: How many are generated.
         metrics: Those that compare features.
-        features: The network, as for `hires-gan evaluate`.
+        features: The network, as for `hires-gan evaluate`; None for Inception's layers with random weights.
         rounds: How often each of the two is measured.
         device: Where; None: on a GPU if there is one.
         out: The JSON file; None for none.
@@ -60,7 +61,7 @@ class Request:
     resolution: int = 64
     count: int = 2048
     metrics: tuple[MetricName, ...] = ("fid",)
-    features: str = FEATURES
+    features: str | None = None
     rounds: int = 3
     device: str | None = None
     out: Path | None = None
@@ -92,26 +93,18 @@ class Costs:
         return min(self.whole) / min(self.alone) - 1
 
 
-class _At299(nn.Module):
-    """A network behind the resizing that Inception's features begin with."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.network(interpolate(images, (299, 299), mode="bilinear"))  # type: ignore[no-any-return]
-
-
-def inception() -> nn.Module:
-    """Inception v3 with random weights: the layers, the size of images and of features of FID's, and no file.
-
-    Returns:
-        From images `[n, 3, r, r]` in [-1, 1] to features `[n, 2048]`.
-    """
+def stand_in(device: torch.device) -> Extractor:
+    """Inception v3 with random weights: the layers, the size of images and of features of FID's, and no file."""
     network = torchvision.models.inception_v3(weights=None, init_weights=False, aux_logits=True)
     network.AuxLogits, network.fc = None, nn.Identity()
-    return _At299(network)
+    network.to(device).eval().requires_grad_(False)
+
+    def features(images: Tensor) -> tuple[Tensor, None]:
+        scaled = images.float() / 127.5 - 1
+        return network(interpolate(scaled, (_SIDE, _SIDE), mode="bilinear")), None
+
+    version = f"torchvision {torchvision.__version__}"
+    return Extractor(features, STAND_IN, version, "0" * 64, f"to {_SIDE}x{_SIDE}, bilinear", device, side=_SIDE)
 
 
 def measure(request: Request, device: torch.device) -> Costs:
@@ -121,7 +114,8 @@ def measure(request: Request, device: torch.device) -> Costs:
     recipe = build_recipe(settings, 8, torch.float32, 0, None)
     network = recipe.players["generator"].to(device).eval().requires_grad_(False)
     subject = Generated(recipe, network, 0, resolution)  # type: ignore[arg-type]
-    extractor = open_extractor(request.features, None, False, device)
+    own = request.features is None
+    extractor = stand_in(device) if own else open_extractor(str(request.features), None, False, device)
     alone: list[float] = []
     whole: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -130,7 +124,7 @@ def measure(request: Request, device: torch.device) -> Costs:
         for _ in range(request.rounds):
             alone.append(_seconds(lambda: _pass(subject, extractor, count), device))
             whole.append(_seconds(lambda: evaluator.measure(subject, CheckpointRecord(nimg=0), never), device))
-    return Costs(resolution, count, request.metrics, request.features, alone, whole)
+    return Costs(resolution, count, request.metrics, extractor.name, alone, whole)
 
 
 def _evaluator(folder: Path, request: Request, extractor: Extractor, device: torch.device) -> Evaluator:

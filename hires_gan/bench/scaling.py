@@ -22,6 +22,7 @@ from hires_gan.ops.selection import choose, explain, resolve
 from hires_gan.progress import say
 from hires_gan.recipes.protocol import Stage
 from hires_gan.training.launch import choose_float32, join_launch, make_deterministic
+from hires_gan.training.levers import pulled
 from hires_gan.training.settings import Plan
 from hires_gan.training.trainer import micro_batch
 from hires_gan.training.world import World
@@ -112,7 +113,7 @@ def _check(plan: Plan, request: Request) -> None:
 
 def _prepare(plan: Plan, world: World) -> None:
     """Set everything as for a run."""
-    choose_float32(plan.precision, plan.performance)
+    choose_float32(plan.precision, plan.performance, plan.levers)
     if plan.run.deterministic:
         make_deterministic()
     choose(plan.ops.backend, plan.ops.require_native, world.device)
@@ -150,9 +151,9 @@ def _check_names(seconds: dict[str, float], stand: Stand) -> None:
 
 
 def _is_recorded(plan: Plan, stage: Stage, request: Request) -> bool:
-    """Whether `train` records the phases there as CUDA graphs, so that buckets are sent behind them."""
+    """Whether `train` runs each phase there as a whole, such as a CUDA graph, and sends buckets behind it."""
     on_gpu = torch.cuda.is_available() or bool(request.seconds)
-    return on_gpu and plan.performance == "fast" and not stage.fade
+    return pulled(plan.levers, plan.performance, "cuda" if on_gpu else "cpu").whole and not stage.fade
 
 
 def slowest(costs: Sequence[Record]) -> StepCost:

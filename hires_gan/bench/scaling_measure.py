@@ -81,7 +81,7 @@ def _average(stand: Stand, calls: int) -> None:
 
 
 def _measure_phase(stand: Stand, phase: Phase, batch: Batch, calls: int) -> PhaseCost:
-    for _ in range(_RECORDING_CALLS if stand.backend.fast else 0):
+    for _ in range(_RECORDING_CALLS if stand.backend.pulled.whole else 0):
         stand.alone(phase, batch)
     whole = time_phase(stand, phase, batch, calls)
     gradients = gradients_of(stand, phase)

@@ -66,9 +66,10 @@ def measure_together(
         Measured times, and what the model predicts of them from the times of single messages.
     """
     say(f"the same phases on {world.size} processes")
-    backend = Backend(recipe_for(plan, images), world.device, plan.run.seed, plan.performance, world)
+    recipe, seed = recipe_for(plan, images), plan.run.seed
+    backend = Backend(recipe, world.device, seed, plan.performance, world, levers=plan.levers)
     backend.enter(dataclasses.replace(stand.place.stage, batch=world.size * len(batch)))
-    overlap = not (backend.fast and not stand.place.stage.fade)
+    overlap = not (backend.pulled.whole and not stand.place.stage.fade)
     messages = _messages(world, cost)
     phases = {}
     for own, phase in zip(stand.phases, backend.recipe.phases(stand.place.nimg), strict=True):

@@ -19,7 +19,7 @@ from hires_gan.errors import UsageError
 from hires_gan.ops.selection import choose, explain, resolve
 from hires_gan.progress import say
 from hires_gan.recipes.protocol import Stage
-from hires_gan.training.launch import choose_float32, join_launch, make_deterministic
+from hires_gan.training.launch import choose_float32, join_launch, make_deterministic, remark_on_levers
 from hires_gan.training.settings import BackendSettings, Plan
 from hires_gan.training.trainer import micro_batch
 
@@ -109,7 +109,8 @@ def _prepared(plan: Plan, request: Request) -> torch.device:
     device = join_launch(BackendSettings(name="single")).device
     if request.profile and device.type != "cuda":
         raise UsageError("--profile lists the kernels of a GPU, and torch finds none here; leave it out")
-    choose_float32(plan.precision, plan.performance)
+    choose_float32(plan.precision, plan.performance, plan.levers)
+    remark_on_levers(plan.levers, device)
     if plan.run.deterministic:
         make_deterministic()
     choose(plan.ops.backend, plan.ops.require_native, device)
@@ -146,12 +147,21 @@ def _place(plan: Plan, images: Images, request: Request) -> Place:
     return find_place(recipe_for(plan, images), request.stage_nimg)
 
 
+def check_micro(micro: int, stage: Stage) -> None:
+    """See that so many images can go through the networks at once.
+
+    Raises:
+        UsageError: They cannot.
+    """
+    if not 0 < micro <= stage.batch or (micro % stage.group and micro != stage.batch):
+        raise UsageError(
+            f"--micro is {micro}; a multiple of {stage.group} is allowed, up to the batch of {stage.batch}"
+        )
+
+
 def _micros(plan: Plan, stage: Stage, request: Request) -> tuple[int, ...]:
     for micro in request.micro:
-        if not 0 < micro <= stage.batch or (micro % stage.group and micro != stage.batch):
-            raise UsageError(
-                f"--micro is {micro}; a multiple of {stage.group} is allowed, up to the batch of {stage.batch}"
-            )
+        check_micro(micro, stage)
     return request.micro or (micro_batch(plan.batch, stage),)
 
 
@@ -177,6 +187,7 @@ def _settings(job: Job, place: Place) -> Record:
         "group": stage.group,
         "precision": plan.precision,
         "performance": plan.performance,
+        "levers": whole["levers"],
         "tf32": torch.backends.cuda.matmul.allow_tf32,
         "ops": resolve(job.device),
         "deterministic": plan.run.deterministic,

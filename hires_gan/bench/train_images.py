@@ -57,10 +57,10 @@ def open_images(plan: Plan, kind: Literal["synthetic", "real"], device: torch.de
             "recipe.labels is true, and --data synthetic has none; use --data real, or measure without: "
             "recipe.labels=false"
         )
-    return Images(kind, domains=_synthetic_domains(plan))
+    return Images(kind, domains=synthetic_domains(plan))
 
 
-def _synthetic_domains(plan: Plan) -> tuple[str, ...]:
+def synthetic_domains(plan: Plan) -> tuple[str, ...]:
     """Those of the configuration, or what pairs are called by default."""
     if not plan.recipe.translates:
         return (IMAGE,)

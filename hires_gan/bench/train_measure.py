@@ -25,6 +25,7 @@ from hires_gan.errors import Failure
 from hires_gan.progress import say
 from hires_gan.recipes.protocol import Batch, Phase, Stage
 from hires_gan.training.launch import DTYPES
+from hires_gan.training.memory_meter import is_out_of_memory
 from hires_gan.training.settings import Plan
 
 PHASE_CALLS = 4
@@ -95,11 +96,6 @@ def measure(job: Job, micro: int, rates: Rates) -> Record:
     return compare(result, recorded, updates, rates, matrix_dtype(DTYPES[job.plan.precision], job.device))
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the memory of a GPU or of the machine was exhausted: for the latter torch has no class of its own."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-
-
 @contextmanager
 def told_out_of_memory(micro: int, stage: Stage, remedy: str) -> Iterator[None]:
     """Turn an exhausted memory into a sentence.
@@ -136,6 +132,7 @@ def _timed(job: Job, micro: int) -> Record:
         say(f"micro-batch {micro}: {job.warmup} steps unmeasured, then {job.steps} timed")
         for _ in range(job.warmup):
             stand.step(feed)
+        _settle(stand, feed)
         timing = time_steps(stand, feed, job.steps)
         memory = peak_memory(job.device)
         saved = None if job.checkpoint is None else _checkpoint(job, stand, feed)
@@ -146,7 +143,20 @@ def _timed(job: Job, micro: int) -> Record:
     together = sum(phase["ms_per_step"] for phase in phases.values())
     average = together if job.steps % job.cycle else result["ms_per_step"]
     profile = _profile(stand, batch) if job.profile else None
-    return result | {"phases": phases, "average_ms_per_step": average, "profile": profile, "checkpoint": saved}
+    compiler = stand.backend.compiler
+    compiled = {"seconds": compiler.seconds, "refused": compiler.refused}
+    found = {"phases": phases, "average_ms_per_step": average, "compiled": compiled}
+    return result | found | {"profile": profile, "checkpoint": saved}
+
+
+def _settle(stand: Stand, feed: Supply) -> None:
+    """Forget what the warm-up took besides: calls that were recorded or compiled. What CUDA graphs hold stays reserved.
+
+    One step more takes the memory anew that steps need, so that no timed one asks the device for it.
+    """
+    if stand.device.type == "cuda":
+        _free(stand.device)
+        stand.step(feed)
 
 
 def _checkpoint(job: Job, stand: Stand, feed: Supply) -> Record:

@@ -60,7 +60,7 @@ def recipe_for(plan: Plan, images: Images) -> Recipe:
 
 def build_backend(recipe: Recipe, device: torch.device, plan: Plan) -> Backend:
     """What steps, as in a run."""
-    return Backend(recipe, device, plan.run.seed, plan.performance)
+    return Backend(recipe, device, plan.run.seed, plan.performance, levers=plan.levers)
 
 
 class Stand:

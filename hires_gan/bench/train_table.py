@@ -42,6 +42,11 @@ def _speed(result: Record, settings: Record) -> Iterator[str]:
     yield _line("waiting for data", f"{result['data_wait_share']:.1%}")
     memory = {name: size for name, size in result["memory"].items() if size is not None}
     yield _line("peak memory", ", ".join(f"{size / 2**30:.2f} GiB {name}" for name, size in memory.items()))
+    compiled = result["compiled"]
+    if compiled["seconds"]:
+        yield _line("compiled", ", ".join(f"{name} in {took:.0f} s" for name, took in compiled["seconds"].items()))
+    if compiled["refused"]:
+        yield _line("not compiled", "; ".join(f"{name} ({why})" for name, why in compiled["refused"].items()))
     if saved is not None:
         yield _line("checkpoint", _checkpoint(saved))
     yield _line("operations", f"{operations['flop_per_image'] / 1e9:.2f} GFLOP per image of an average step")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 SLICE = 0.2
 """Seconds between two looks."""
 STALL = 60.0
 """Seconds without a byte after which a connection, or a command, counts as failed."""
+Asked = Callable[[], bool]
+"""Whether somebody wants it to stop: asked again and again while something takes long."""
 
 
 class Stopped(Exception):  # noqa: N818 - it is no error: somebody has asked for it

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from hires_gan.evaluation.protocol import Record
 
-Protocol = Mapping[str, str]
-"""How a metric is taken, flat: `data.digest`, `parameters.subsets`; equal ones are of numbers that may be compared."""
 _FREE = (
     *("format", "value", "deviation", "better", "scale", "seeds", "caution"),
     *("checkpoint", "device", "versions", "date"),
 )
 """What was judged, when, by which versions and where, and with which random draws."""
-_FREE_WITHIN = ("data.name", "features.version")
+_FREE_WITHIN = ("data.name", "features.version", "features.random")
 """The data's digest and the feature network's checksum decide."""
+_DECODER = "data.decoder"
+"""Of it, the name: versions of libraries may differ."""
 _BETWEEN = " | "
 
 
 def protocol_of(records: Sequence[Record]) -> dict[str, str]:
-    """How one metric was taken, as text, for a store that knows nothing of records.
+    """How one metric was taken, flat and as text, for a store that knows nothing of records.
 
     Args:
         records: Of the metric; for a translation one for each direction. Where these differ, all values stand there.
@@ -65,4 +65,6 @@ def _protocol(record: Record) -> dict[str, Any]:
             kept |= {f"{key}.{name}": one for name, one in value.items()}
         else:
             kept[key] = value
+    if _DECODER in kept:
+        kept[_DECODER] = kept[_DECODER].split()[0]
     return {key: value for key, value in kept.items() if key not in _FREE_WITHIN and value is not None}

@@ -1,12 +1,25 @@
-"""The mean of one value per sample, the same however the samples were shared out."""
+"""The mean of one value per sample, the same however the samples were shared out; and what is to be said of none."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from torch import Tensor
 
 from hires_gan.errors import Failure
+
+
+class NotFinite(Failure):
+    """A metric comes out as no finite number: it is left out, and the others are taken."""
+
+
+def unless_not_finite(compute: Callable[[], float]) -> float | NotFinite:
+    """A number, or why there is none."""
+    try:
+        return compute()
+    except NotFinite as error:
+        return error
 
 
 def checked(values: Tensor, name: str) -> list[float]:
@@ -17,13 +30,14 @@ def checked(values: Tensor, name: str) -> list[float]:
         name: Of the metric, for errors.
 
     Raises:
-        Failure: If there are none, or one is not finite.
+        Failure: If there are none.
+        NotFinite: If one is not finite.
     """
     if not values.numel():
         raise Failure(f"{name} is a mean over samples, but there are none; give at least one")
     wrong = int((~values.isfinite()).sum())
     if wrong:
-        raise Failure(
+        raise NotFinite(
             f"{name} is not finite for {wrong} of {values.numel()} samples: the network gives images that are not "
             "finite; evaluate an earlier checkpoint"
         )
@@ -39,6 +53,7 @@ def exact_mean(values: Tensor, name: str) -> float:
         name: Of the metric, for errors.
 
     Raises:
-        Failure: If there are none, or one is not finite.
+        Failure: If there are none.
+        NotFinite: If one is not finite.
     """
     return math.fsum(checked(values, name)) / values.numel()

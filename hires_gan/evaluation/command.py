@@ -69,12 +69,12 @@ class Report:
     Attributes:
         saved: The checkpoint.
         result: The numbers, on the first process.
-        missing: The metrics that could not be computed, and why.
+        missing: The metrics that could not be computed, or came out as no finite number, and why.
     """
 
     saved: checkpoint.Checkpoint
     result: Result
-    missing: Mapping[MetricName, str]
+    missing: Mapping[str, str]
 
     def as_json(self) -> str:
         """For a file."""
@@ -92,46 +92,17 @@ class _Model:
     recipe: Recipe
 
 
-def evaluate(reference: str, request: Request, crew: Crew, device: torch.device) -> Report:
-    """Measure a checkpoint; all processes have to come here.
+def agreed_checkpoint(reference: str, crew: Crew) -> checkpoint.Checkpoint:
+    """A checkpoint, the same for all: a run that is training may write another one meanwhile.
 
     Args:
         reference: As for `inference.loading.find`.
-        request: What is asked for.
-        crew: The processes.
-        device: Where this one computes.
+        crew: The processes; all of them have to come here.
 
     Raises:
-        UsageError: If there is no such checkpoint, or what is asked for does not fit it or the data.
-        Failure: If something is damaged, or a metric cannot be computed.
+        UsageError: If there is no such checkpoint.
+        Failure: If it is damaged, or the processes find different ones.
     """
-    saved = _found(reference, crew)
-    model, data = in_step(crew, lambda: _opened(saved, request, device))
-    instruments = in_step(crew, lambda: open_instruments(request.metrics, request.sources, device, COMMAND_NAMES))
-    instruments.agree(crew)
-    for reason, names in instruments.reasons().items():
-        say(f"warning: {', '.join(names)} cannot be computed: {reason}")
-    settings, resolution = _settings(saved, request), model.settings.resolution
-    domains = saved.state["inference"].get("domains", data.names)  # in this order, whatever that of the data
-    reals = {name: Reals(data.only(name), settings, resolution, share=crew.neighbours) for name in domains}
-    result = _measure(model, request, reals, _Judge(model, request, instruments, crew))
-    return Report(saved, result, instruments.missing)
-
-
-def require_all(report: Report) -> None:
-    """Let it be known by the exit code that something is missing.
-
-    Raises:
-        Failure: If a metric that was asked for could not be computed.
-    """
-    if report.missing:
-        raise Failure(
-            f"{', '.join(report.missing)} could not be computed, for what is said above; what else was asked for was"
-        )
-
-
-def _found(reference: str, crew: Crew) -> checkpoint.Checkpoint:
-    """The checkpoint, the same for all: a run that is training may write another one meanwhile."""
     saved = in_step(crew, lambda: find(reference))
     first = crew.gathered([saved.nimg, saved.state["files"]])[0]
 
@@ -143,6 +114,42 @@ def _found(reference: str, crew: Crew) -> checkpoint.Checkpoint:
 
     in_step(crew, check)
     return saved
+
+
+def evaluate(saved: checkpoint.Checkpoint, request: Request, crew: Crew, device: torch.device) -> Report:
+    """Measure a checkpoint; all processes have to come here.
+
+    Args:
+        saved: The checkpoint, as `agreed_checkpoint` gives it.
+        request: What is asked for.
+        crew: The processes.
+        device: Where this one computes.
+
+    Raises:
+        UsageError: If what is asked for does not fit the checkpoint or the data.
+        Failure: If something is damaged, or a metric cannot be computed.
+    """
+    model, data = in_step(crew, lambda: _opened(saved, request, device))
+    instruments = in_step(crew, lambda: open_instruments(request.metrics, request.sources, device, COMMAND_NAMES))
+    instruments.agree(crew)
+    for reason, names in instruments.reasons().items():
+        say(f"warning: {', '.join(names)} cannot be computed: {reason}")
+    settings, resolution = _settings(saved, request), model.settings.resolution
+    domains = saved.state["inference"].get("domains", data.names)  # in this order, whatever that of the data
+    reals = {name: Reals(data.only(name), settings, resolution, share=crew.neighbours) for name in domains}
+    result = _measure(model, request, reals, _Judge(model, request, instruments, crew))
+    left_out = {name: reason for name, reason in result.not_finite.items() if "/" not in name}
+    return Report(saved, result, dict[str, str](instruments.missing.items()) | left_out)
+
+
+def require_all(report: Report) -> None:
+    """Let it be known by the exit code that something is missing.
+
+    Raises:
+        Failure: If a metric that was asked for could not be computed.
+    """
+    if report.missing:
+        raise Failure(f"{', '.join(report.missing)} could not be computed, for what is said above")
 
 
 def _opened(saved: checkpoint.Checkpoint, request: Request, device: torch.device) -> tuple[_Model, Domains]:

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
+from hires_gan.data.waiting import Asked, Stopped
 from hires_gan.errors import UsageError
+from hires_gan.evaluation.averages import NotFinite
 from hires_gan.evaluation.catalogue import METRICS, MetricName, Need
 from hires_gan.evaluation.coverage import density_and_coverage
 from hires_gan.evaluation.fidelity import fid, inception_score, kid, precision_recall
 from hires_gan.evaluation.moments import moments
 from hires_gan.evaluation.real_features import RealFeatures
 
-Found = dict[MetricName, tuple[float, float | None]]
-"""Values, and deviations of those that are means over parts."""
-
-
-Names = tuple[MetricName, MetricName]
-Pair = Callable[[Tensor, Tensor, torch.device], tuple[float, float]]
-_PAIRS: dict[Names, Pair] = {("precision", "recall"): precision_recall, ("density", "coverage"): density_and_coverage}
+Number = tuple[float, float | None]
+"""A value, and the deviation of one that is a mean over parts."""
+Found = dict[MetricName, Number | NotFinite]
 
 
 @dataclass(frozen=True)
@@ -48,18 +45,36 @@ class Sets:
         return self.reals
 
 
-def comparisons(metrics: Sequence[MetricName]) -> Iterator[Callable[[Sets], Found]]:
-    """What is to be computed for the metrics of features among these, those together that share their work."""
-    if "fid" in metrics:
-        yield _fid
-    if "kid" in metrics:
-        yield _kid
-    for pair, compute in _PAIRS.items():
-        wanted = [name for name in metrics if name in pair]
-        if wanted:
-            yield partial(_pair, pair, compute, wanted)
-    if "inception_score" in metrics:
-        yield _inception_score
+@dataclass(frozen=True)
+class Comparison:
+    """Metrics that share their work.
+
+    Attributes:
+        names: They.
+        compute: Gives a number for each, and asks meanwhile whether to stop.
+    """
+
+    names: tuple[MetricName, ...]
+    compute: Callable[[Sets, Asked], Sequence[Number]]
+
+    def __call__(self, sets: Sets, stopped: Asked) -> Found:
+        """Their numbers, or why there are none.
+
+        Raises:
+            Stopped: If `stopped` became true.
+            UsageError: If the sets do not have what is compared.
+        """
+        if stopped():
+            raise Stopped
+        try:
+            return dict(zip(self.names, self.compute(sets, stopped), strict=True))
+        except NotFinite as error:
+            return dict.fromkeys(self.names, error)
+
+
+def comparisons(metrics: Sequence[MetricName]) -> list[Comparison]:
+    """What is to be computed for the metrics of features among these."""
+    return [one for one in _COMPARISONS if not set(metrics).isdisjoint(one.names)]
 
 
 def of_features(metrics: Sequence[MetricName]) -> list[MetricName]:
@@ -67,25 +82,39 @@ def of_features(metrics: Sequence[MetricName]) -> list[MetricName]:
     return [name for name in metrics if METRICS[name].need == Need.FEATURES]
 
 
-def _fid(sets: Sets) -> Found:
-    return {"fid": (fid(sets.known.moments, moments(sets.features)), None)}
+def _fid(sets: Sets, stopped: Asked) -> list[Number]:
+    return [(fid(sets.known.moments, moments(sets.features, stopped), stopped), None)]
 
 
-def _kid(sets: Sets) -> Found:
-    found = kid(sets.known.features, sets.features)
-    return {"kid": (found.mean, found.deviation)}
+def _kid(sets: Sets, stopped: Asked) -> list[Number]:
+    found = kid(sets.known.features, sets.features, stopped)
+    return [(found.mean, found.deviation)]
 
 
-def _pair(names: Names, compute: Pair, wanted: Sequence[MetricName], sets: Sets) -> Found:
-    found = compute(sets.known.features, sets.features, sets.device)
-    return {name: (value, None) for name, value in zip(names, found, strict=True) if name in wanted}
+def _precision_recall(sets: Sets, stopped: Asked) -> list[Number]:
+    found = precision_recall(sets.known.features, sets.features, sets.device, stopped)
+    return [(value, None) for value in found]
 
 
-def _inception_score(sets: Sets) -> Found:
+def _density_coverage(sets: Sets, stopped: Asked) -> list[Number]:
+    found = density_and_coverage(sets.known.features, sets.features, sets.device, stopped=stopped)
+    return [(value, None) for value in found]
+
+
+def _inception_score(sets: Sets, stopped: Asked) -> list[Number]:
     if sets.logits is None:
         raise UsageError(
             "inception_score needs a feature network that also returns logits, as a pair with the features, and this "
             "one returns features alone; take another one, or leave inception_score out"
         )
-    found = inception_score(sets.logits)
-    return {"inception_score": (found.mean, found.deviation)}
+    found = inception_score(sets.logits, stopped)
+    return [(found.mean, found.deviation)]
+
+
+_COMPARISONS = (
+    Comparison(("fid",), _fid),
+    Comparison(("kid",), _kid),
+    Comparison(("precision", "recall"), _precision_recall),
+    Comparison(("density", "coverage"), _density_coverage),
+    Comparison(("inception_score",), _inception_score),
+)

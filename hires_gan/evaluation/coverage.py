@@ -6,42 +6,44 @@ average, divided by k. Coverage: the share of reals in whose surroundings there 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
+from hires_gan.data.waiting import Asked, never
 from hires_gan.errors import Failure, UsageError
 from hires_gan.evaluation.catalogue import check_count
 from hires_gan.evaluation.moments import check_alike, check_features
+from hires_gan.evaluation.neighbours import centred, distance_blocks, radii
 from hires_gan.evaluation.perceptual import exact_float32
 
 NEIGHBOURS = 5
 """k of the paper."""
-_ENTRIES = 2**25  # of the matrix of distances at a time: 134 MB in float32
 
 
 def density_and_coverage(
-    reals: Tensor, fakes: Tensor, device: torch.device | str = "cpu", neighbours: int = NEIGHBOURS
+    reals: Tensor,
+    fakes: Tensor,
+    device: torch.device | str = "cpu",
+    neighbours: int = NEIGHBOURS,
+    stopped: Asked = never,
 ) -> tuple[float, float]:
     """Density and coverage of fakes.
-
-    Rows of the matrix of distances are computed some at a time: beside the features on the device, a few hundred
-    megabytes, whatever the size of the sets. Distances are float32, from features whose common mean was taken off in
-    float64: without that, what is far from zero and close together would round to nothing.
 
     Args:
         reals: float32 `[n, d]`, n above `neighbours`.
         fakes: float32 `[m, d]`, m at least 1.
         device: Where distances are computed.
         neighbours: k.
+        stopped: Asked before each block of distances: for 50,000 images, all take minutes on a CPU.
 
     Returns:
         Density, from 0, about 1 for equal distributions; coverage, 0 to 1.
 
     Raises:
+        Stopped: If `stopped` became true.
         UsageError: If a set is too small.
-        Failure: If they are not finite, or of different dimensions.
+        Failure: If they are of different dimensions.
+        NotFinite: If they are not finite.
     """
     check_features(reals, "features of the reals")
     check_features(fakes, "features of the fakes")
@@ -51,47 +53,17 @@ def density_and_coverage(
         raise UsageError("density and coverage of no fakes cannot be computed; give at least one")
     if not 1 <= neighbours < len(reals):
         raise Failure(f"density with {neighbours} neighbours needs more reals than that, but there are {len(reals)}")
-    reals, fakes = _centred(reals, fakes, torch.device(device))
+    reals, fakes = centred(reals, fakes, torch.device(device))
     with exact_float32():
-        inside, covered = _counts(reals, fakes, _radii(reals, neighbours))
+        inside, covered = _counts(reals, fakes, radii(reals, neighbours, stopped), stopped)
     return inside / (neighbours * len(fakes)), covered / len(reals)
 
 
-def _centred(reals: Tensor, fakes: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    mean = torch.stack([part.double().sum(0) for part in torch.split(reals, 1024)]).sum(0) / len(reals)
-
-    def shifted(features: Tensor) -> Tensor:
-        return torch.cat([(part.double() - mean).float() for part in torch.split(features, 1024)]).to(device)
-
-    return shifted(reals), shifted(fakes)
-
-
-def _radii(reals: Tensor, neighbours: int) -> Tensor:
-    """Squared distance of each real to its k-th neighbour among the others, `[n]`."""
-    radii = []
-    for rows, distances in _distances(reals, reals):
-        own = torch.arange(rows.start, rows.stop, device=reals.device)
-        distances[own - rows.start, own] = torch.inf  # by its number: rounding could set another real before it
-        radii.append(distances.topk(neighbours, dim=1, largest=False).values[:, -1])
-    return torch.cat(radii)
-
-
-def _counts(reals: Tensor, fakes: Tensor, radii: Tensor) -> tuple[int, int]:
+def _counts(reals: Tensor, fakes: Tensor, reach: Tensor, stopped: Asked) -> tuple[int, int]:
     """Pairs of a real and a fake in its surroundings, and reals that have one."""
     inside = covered = 0
-    for rows, distances in _distances(reals, fakes):
-        within = distances < radii[rows, None]
+    for rows, distances in distance_blocks(reals, fakes, stopped):
+        within = distances < reach[rows, None]
         inside += int(within.sum())
         covered += int(within.any(dim=1).sum())
     return inside, covered
-
-
-def _distances(a: Tensor, b: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Squared distances of some rows of `a` to all of `b`, until all were there: `[rows, len(b)]`, at least 0."""
-    squares = b.square().sum(1)
-    step = max(1, _ENTRIES // len(b))
-    for start in range(0, len(a), step):
-        part = a[start : start + step]
-        products = torch.addmm(squares[None, :], part, b.T, alpha=-2)
-        products += part.square().sum(1)[:, None]
-        yield slice(start, start + len(part)), products.clamp_(min=0)

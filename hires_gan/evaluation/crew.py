@@ -7,15 +7,21 @@ number of processes, the same chunks are computed, and the results are the same.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
-from hires_gan.data.waiting import Stopped
+from hires_gan.data.waiting import Asked, Stopped
+from hires_gan.errors import Failure
+from hires_gan.evaluation.memory import telling_no_room
 
 T = TypeVar("T")
+
+SIGN = 2.0
+"""Seconds between two signs of life of a process for which the others wait."""
 
 
 class Crew(Protocol):
@@ -82,14 +88,81 @@ def in_step(crew: Crew, work: Callable[[], T]) -> T:
 
     Raises:
         Stopped: If it was raised in any of them.
-        UsageError, Failure: If any of them failed, on the first process; on the others what ends them without a word.
+        UsageError, Failure: If any of them failed, or its GPU had no room, on the first process; on the others what
+            ends them without a word.
     """
     done: list[T] = []
-    with crew.together(), contextlib.suppress(Stopped):
+    with crew.together(), contextlib.suppress(Stopped), telling_no_room():
         done.append(work())
     if crew.any(not done):
         raise Stopped
     return done[0]
+
+
+def by_first(crew: Crew, work: Callable[[Asked], T], stopped: Asked) -> T | None:
+    """Do what only the first process does, while the others wait for it, however long it takes.
+
+    Whenever `SIGN` seconds have passed, the first one meets the others from within the question whether to stop. So
+    none of them waits at one go for longer than the work takes between two such questions, and a stop that any of them
+    hears is obeyed as soon.
+
+    Args:
+        crew: The processes; all have to come here.
+        work: The first one's; it asks again and again whether to stop, and raises `Stopped` then. It meets none of the
+            others but by asking, and asks in the thread in which it was called.
+        stopped: Whether to stop, as this process knows it.
+
+    Returns:
+        What came of it, on the first process; None on the others.
+
+    Raises:
+        Stopped: If `stopped` became true in any of them.
+        UsageError, Failure: As `in_step` does.
+    """
+    meetings = _Meetings(crew, stopped)
+    return in_step(crew, lambda: meetings.lead(work) if crew.first else meetings.follow())
+
+
+class _Meetings:
+    """Those of one piece of work of the first process; the last one is when it is over."""
+
+    def __init__(self, crew: Crew, stopped: Asked) -> None:
+        self._crew, self._stopped = crew, stopped
+        self._last, self._over = time.monotonic(), False
+
+    def lead(self, work: Callable[[Asked], T]) -> T:
+        """Work, and meet the others meanwhile, and once more at the end."""
+        try:
+            with telling_no_room():
+                found = work(self._asked)
+        except (Stopped, Failure):  # with anything else this process ends, which the others notice
+            self._end()
+            raise
+        self._end()
+        return found
+
+    def _asked(self) -> bool:
+        if self._over or time.monotonic() - self._last < SIGN:
+            return self._over or self._stopped()
+        self._over = self._crew.any(self._stopped())
+        self._last = time.monotonic()
+        return self._over
+
+    def _end(self) -> None:
+        if not self._over:
+            self._crew.any(True)
+
+    def follow(self) -> None:
+        """Meet the first one until its work is over.
+
+        Raises:
+            Stopped: If this process is to stop.
+        """
+        wanted = self._stopped()
+        while not self._crew.any(wanted):
+            wanted = self._stopped()
+        if wanted:
+            raise Stopped
 
 
 def chunks(count: int, length: int) -> list[range]:

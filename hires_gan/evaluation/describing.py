@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from hires_gan.data.waiting import Stopped
+from hires_gan.data.waiting import Asked, Stopped
+from hires_gan.evaluation.averages import NotFinite
 from hires_gan.evaluation.crew import Crew, gathered_in_order
 from hires_gan.evaluation.features import Extractor
 from hires_gan.evaluation.preservation import content_preservation
 from hires_gan.evaluation.reals import CHUNK
-from hires_gan.evaluation.subjects import Asked, Shown
+from hires_gan.evaluation.subjects import Shown
 from hires_gan.evaluation.swd import Descriptors
 from hires_gan.networks.vgg import VGG16Features
 from hires_gan.progress import ProgressBar
@@ -39,6 +40,7 @@ class Description:
         self._features: list[Tensor] = []
         self._logits: list[Tensor] = []
         self._preserved: list[Tensor] = []
+        self._not_finite: NotFinite | None = None
 
     @property
     def count(self) -> int:
@@ -59,13 +61,35 @@ class Description:
         images = shown.images[: max(0, self.described - chunk.start)]
         if not len(images):
             return
-        if self._extractor is not None:
-            found = self._extractor(images)
-            self._features.append(found.features)
-            self._logits += [] if found.logits is None else [found.logits]
+        self._describe(images)
         if self._content is not None and shown.inputs is not None:
             inputs = shown.inputs[: len(images)]
             self._preserved.append(content_preservation(_scaled(inputs, images.device), _scaled(images), self._content))
+
+    def _describe(self, images: Tensor) -> None:
+        if self._extractor is None or self._not_finite is not None:
+            return
+        try:
+            found = self._extractor(images)
+        except NotFinite as error:
+            self._not_finite = error
+            return
+        self._features.append(found.features)
+        self._logits += [] if found.logits is None else [found.logits]
+
+    def check_finite(self) -> None:
+        """Make sure that all features which this process took were finite.
+
+        Raises:
+            NotFinite: If not; none were taken of later images then.
+        """
+        if self._not_finite is not None:
+            raise self._not_finite
+
+    def lack(self, crew: Crew) -> NotFinite | None:
+        """Why there are no features, as any process found; all have to come here."""
+        reasons = crew.gathered(None if self._not_finite is None else str(self._not_finite))
+        return next((NotFinite(reason) for reason in reasons if reason is not None), None)
 
     def features(self, crew: Crew) -> Tensor | None:
         """The features of all images, on the first process: float32 `[n, d]`; all have to come here."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from hires_gan.data.advice import available_memory
-from hires_gan.data.waiting import Stopped
+from hires_gan.data.waiting import Asked, Stopped
 from hires_gan.errors import Failure, UsageError
-from hires_gan.evaluation.averages import exact_mean
+from hires_gan.evaluation.averages import NotFinite, exact_mean, unless_not_finite
 from hires_gan.evaluation.catalogue import METRICS, MetricName, Need, check_count
-from hires_gan.evaluation.comparing import Found, Sets, comparisons, of_features
-from hires_gan.evaluation.crew import Alone, Crew, in_step, own_chunks
+from hires_gan.evaluation.comparing import Comparison, Found, Number, Sets, comparisons, of_features
+from hires_gan.evaluation.crew import Alone, Crew, by_first, in_step, own_chunks
 from hires_gan.evaluation.describing import Description, describe
 from hires_gan.evaluation.instruments import Instruments, weights_of
 from hires_gan.evaluation.moments import moments
@@ -25,10 +25,10 @@ from hires_gan.evaluation.preservation import LAYER
 from hires_gan.evaluation.protocol import QUANTISATION, CheckpointRecord, make_record
 from hires_gan.evaluation.real_features import FeatureCache, RealFeatures, RealsKey
 from hires_gan.evaluation.reals import CHUNK, Reals
-from hires_gan.evaluation.results import Measured, Result
-from hires_gan.evaluation.sampled import Parameters, sampling
+from hires_gan.evaluation.results import LeftOut, Measured, Result, left_out
+from hires_gan.evaluation.sampled import Parameters, Sampling, sampling
 from hires_gan.evaluation.similarity import scales_at
-from hires_gan.evaluation.subjects import Asked, Shown, Subject, Translated
+from hires_gan.evaluation.subjects import Shown, Subject, Translated
 from hires_gan.evaluation.swd import (
     DIRECTIONS,
     LOWEST_RESOLUTION,
@@ -40,7 +40,7 @@ from hires_gan.evaluation.swd import (
     mean_distance,
     memory_needed,
 )
-from hires_gan.progress import ProgressBar
+from hires_gan.progress import ProgressBar, say
 
 _SWD: Parameters = {"patches": PATCHES_PER_IMAGE, "patch_size": PATCH_SIZE, "directions": DIRECTIONS}
 
@@ -146,10 +146,12 @@ class Evaluator:
                 the measurement is given up once it is true.
 
         Returns:
-            The numbers, on the first process; None if it was given up.
+            The numbers, on the first process, and which metrics came out as none that is finite; None if it was given
+            up.
 
         Raises:
-            Failure: If the host has too little memory for so many images, or a metric cannot be computed.
+            UsageError: If the feature network does not give what a metric needs.
+            Failure: If the host has too little memory for so many images, or images cannot be read.
         """
         try:
             return Result.of(_Evaluation(self, subject, checkpoint, stopped).measured())
@@ -166,13 +168,14 @@ class Evaluator:
         patches = None
         if "swd" in self.metrics and self._patches is None:
             patches = in_step(self.crew, self.new_patches)
-        wanted = bool(of_features(self.metrics)) and not self._described and not self._read()
+        wanted = bool(of_features(self.metrics)) and not self._described and not self._read(stopped)
         extractor = self.instruments.extractor if wanted else None
         description = Description(patches, extractor, self.counts.reals)
         if description.count:
             chunks = own_chunks(description.count, CHUNK, self.crew)
             images = (Shown(part) for part in self.reals.chunks(chunks, stopped))
             in_step(self.crew, lambda: describe("describing reals", description, chunks, images, stopped))
+            in_step(self.crew, description.check_finite)
         if wanted:
             self._keep(description.features(self.crew), stopped)
         self._patches = patches or self._patches
@@ -200,23 +203,27 @@ class Evaluator:
         """Those of the reals, on the first process."""
         return self._real
 
-    def _read(self) -> bool:
+    def _read(self, stopped: Asked) -> bool:
         """Whether the features of the reals were kept, by an earlier evaluation."""
-
-        def read() -> RealFeatures | None:
-            return FeatureCache(self._cache).read(self._key()) if self.crew.first else None
-
-        self._real = in_step(self.crew, read)
+        self._real = by_first(self.crew, lambda asked: FeatureCache(self._cache).read(self._key(), asked), stopped)
         self._described = self.crew.any(self._real is not None)
         return self._described
 
     def _keep(self, features: Tensor | None, stopped: Asked) -> None:
-        def keep() -> None:
-            if features is not None:
-                self._real = RealFeatures(features, None, moments(features))
-                FeatureCache(self._cache).write(self._key(), self._real, stopped)
+        replaced = sum(self.crew.gathered(self.reals.replaced(self.counts.reals)))
 
-        in_step(self.crew, keep)
+        def keep(asked: Asked) -> None:
+            assert features is not None, "the first process has those of all"
+            self._real = RealFeatures(features, moments(features, asked))
+            if replaced:
+                say(
+                    f"features of reals are not kept: {replaced} of the {self.counts.reals:,} images are corrupt, and "
+                    "others stand in their places; once the shards are mended they are"
+                )
+            else:
+                FeatureCache(self._cache).write(self._key(), self._real, asked)
+
+        by_first(self.crew, keep, stopped)
         self._described = True
 
     def _key(self) -> RealsKey:
@@ -248,12 +255,14 @@ class _Evaluation:
         if isinstance(subject, Translated):
             self.data = self.data.model_copy(update={"source": subject.source})
 
-    def measured(self) -> list[Measured]:
+    def measured(self) -> list[Measured | LeftOut]:
         """All metrics, in the order in which they were asked for; none on any process but the first."""
         self.own.describe_reals(self.stopped)
         fakes = self._fakes()
         found = [*self._patched(fakes), *self._featured(fakes), *self._preserved(fakes), *self._sampled()]
-        return sorted(found, key=lambda one: self.metrics.index(one.record.metric)) if self.crew.first else []
+        for reason, names in left_out(found).items():
+            say(f"warning: left out of this evaluation: {', '.join(names)}: {reason}")
+        return sorted(found, key=lambda one: self.metrics.index(one.metric))
 
     def _fakes(self) -> Description:
         extractor = self.own.instruments.extractor if self._wanted(Need.FEATURES, Need.LOGITS) else None
@@ -270,75 +279,80 @@ class _Evaluation:
     def _wanted(self, *needs: Need) -> list[MetricName]:
         return [name for name in self.metrics if METRICS[name].need in needs]
 
-    def _patched(self, fakes: Description) -> list[Measured]:
+    def _patched(self, fakes: Description) -> list[Measured | LeftOut]:
         if fakes.patches is None:
             return []
         levels: dict[int, float] = {}
         with ProgressBar("comparing", len(fakes.patches.resolutions), "levels", lasting=False) as bar:
             for resolution in fakes.patches.resolutions:
-                levels[resolution] = self._level(fakes.patches, resolution)
+                levels[resolution] = self._level(fakes.patches, resolution) or 0.0
                 bar.advance()
         count = self.counts.patched
         details = {str(resolution): distance for resolution, distance in levels.items()}
         return self._record("swd", mean_distance(levels), count, reals=count, parameters=_SWD, details=details)
 
-    def _level(self, fakes: Descriptors, resolution: int) -> float:
+    def _level(self, fakes: Descriptors, resolution: int) -> float | None:
         """The distance at one level, on the first process."""
         real, fake = self.own.real_patches.gathered(resolution), fakes.gathered(resolution)
 
-        def compare() -> float:
-            if real is None or fake is None:
-                return 0.0
-            return compared(real, fake, self.own.device, self.stopped)
+        def compare(stopped: Asked) -> float:
+            assert real is not None and fake is not None, "the first process has those of all"
+            return compared(real, fake, self.own.device, stopped)
 
-        return in_step(self.crew, compare)
+        return by_first(self.crew, compare, self.stopped)
 
-    def _featured(self, fakes: Description) -> list[Measured]:
+    def _featured(self, fakes: Description) -> list[Measured | LeftOut]:
         wanted = self._wanted(Need.FEATURES, Need.LOGITS)
         if not wanted:
             return []
+        lack = fakes.lack(self.crew)
+        if lack is not None:
+            return [one for name in wanted for one in self._feature(name, lack)]
         features = fakes.features(self.crew)
         logits = fakes.logits(self.crew) if "inception_score" in wanted else None
         sets = None if features is None else Sets(self.own.real_features, features, logits, self.own.device)
         found: Found = {}
-        groups = list(comparisons(wanted))
+        groups = comparisons(wanted)
         with ProgressBar("comparing features", len(groups), "metrics", lasting=False) as bar:
             for compare in groups:
-                found |= in_step(self.crew, partial(self._compared, compare, sets))
+                found |= by_first(self.crew, partial(self._compared, compare, sets), self.stopped) or {}
                 bar.advance()
-        return [one for name, (value, deviation) in found.items() for one in self._feature(name, value, deviation)]
+        return [one for name in wanted if name in found for one in self._feature(name, found[name])]
 
-    def _compared(self, compare: Callable[[Sets], Found], sets: Sets | None) -> Found:
-        if self.stopped():
-            raise Stopped
-        return {} if sets is None else compare(sets)
+    def _compared(self, compare: Comparison, sets: Sets | None, stopped: Asked) -> Found:
+        assert sets is not None, "the first process has the features of all"
+        return compare(sets, stopped)
 
-    def _feature(self, name: MetricName, value: float, deviation: float | None) -> list[Measured]:
+    def _feature(self, name: MetricName, number: Number | NotFinite) -> list[Measured | LeftOut]:
+        value, deviation = (number, None) if isinstance(number, NotFinite) else number
         reals = self.counts.reals if METRICS[name].need == Need.FEATURES else None
         return self._record(name, value, self.counts.fakes, reals=reals, deviation=deviation, featured=True)
 
-    def _preserved(self, fakes: Description) -> list[Measured]:
+    def _preserved(self, fakes: Description) -> list[Measured | LeftOut]:
         content = self.own.instruments.content
         if "content_preservation" not in self.metrics or content is None:
             return []
         rows = fakes.preserved(self.crew)
-        value = in_step(self.crew, lambda: 0.0 if rows is None else exact_mean(rows, "content_preservation"))
+        value = in_step(self.crew, lambda: _mean(rows, "content_preservation"))
         parameters: Parameters = {"layer": LAYER, "vgg16": weights_of(content), "reduced_to": FEATURES_SIDE}
         return self._record("content_preservation", value, self.counts.fakes, parameters=parameters)
 
-    def _sampled(self) -> list[Measured]:
+    def _sampled(self) -> list[Measured | LeftOut]:
         """The metrics of single samples."""
-        found: list[Measured] = []
+        found: list[Measured | LeftOut] = []
         for name in self._wanted(Need.IMAGES, Need.GENERATOR, Need.TRANSLATOR):
             if name == "content_preservation":
                 continue
-            how = sampling(name, self.subject, self.counts.fakes, self.own.instruments, self.stopped)
+            how = in_step(self.crew, partial(self._sampling, name))
             value = how.measure(self.crew, self.stopped)
             quantisation = QUANTISATION if how.quantised else None
             found += self._record(
                 name, value, how.count, parameters=how.parameters, seeds=how.seeds, quantisation=quantisation
             )
         return found
+
+    def _sampling(self, name: MetricName) -> Sampling:
+        return sampling(name, self.subject, self.counts.fakes, self.own.instruments, self.stopped)
 
     def _inputs(self) -> Parameters:
         """What was translated."""
@@ -350,7 +364,7 @@ class _Evaluation:
     def _record(
         self,
         name: MetricName,
-        value: float,
+        value: float | NotFinite,
         fakes: int,
         *,
         reals: int | None = None,
@@ -360,10 +374,12 @@ class _Evaluation:
         details: dict[str, float] | None = None,
         seeds: dict[str, int] | None = None,
         quantisation: str | None = QUANTISATION,
-    ) -> list[Measured]:
-        """One number as it is kept; nothing on any process but the first."""
+    ) -> list[Measured | LeftOut]:
+        """One number as it is kept, or why there is none; nothing on any process but the first."""
         if not self.crew.first:
             return []
+        if isinstance(value, NotFinite):
+            return [LeftOut(name, str(value))]
         record = make_record(
             name,
             value,
@@ -380,6 +396,11 @@ class _Evaluation:
             device=self.own.device,
         )
         return [Measured(record, details or {})]
+
+
+def _mean(rows: Tensor | None, name: MetricName) -> float | NotFinite:
+    """The mean over samples, or why there is none; 0 on all processes but the first, which has them."""
+    return unless_not_finite(lambda: 0.0 if rows is None else exact_mean(rows, name))
 
 
 def check_metrics(metrics: Sequence[MetricName], counts: Counts, resolution: int, options: Options) -> None:

@@ -14,11 +14,12 @@ import torch
 from hires_gan.errors import Failure, UsageError
 from hires_gan.evaluation.catalogue import METRICS, MetricName, Need
 from hires_gan.evaluation.crew import Crew
-from hires_gan.evaluation.features import INCEPTION, Extractor, open_extractor
+from hires_gan.evaluation.features import INCEPTION, PUBLISHED, VGG16, Extractor, open_extractor
 from hires_gan.evaluation.perceptual import LPIPS, open_lpips
 from hires_gan.evaluation.weights import COMMAND, CONFIGURATION, state_checksum
 from hires_gan.networks.published import OptionNames
 from hires_gan.networks.vgg import VGG16Features, obtain_vgg
+from hires_gan.progress import say
 
 T = TypeVar("T")
 
@@ -28,8 +29,8 @@ class Sources:
     """Where networks and weights come from.
 
     Attributes:
-        features: `inception`, or `package.module:factory`.
-        weights: The file of the feature network's weights; None for torch hub's cache.
+        features: `inception`, `vgg16`, or `package.module:factory`.
+        weights: The file of the feature network's weights; None for torch hub's cache, and for vgg16 for `vgg`.
         vgg: That of VGG16, for path lengths and content preservation.
         alexnet: That of AlexNet, for the diversity of translations.
         download: Whether published weights may be fetched.
@@ -40,6 +41,11 @@ class Sources:
     vgg: Path | None = None
     alexnet: Path | None = None
     download: bool = False
+
+    @property
+    def features_file(self) -> Path | None:
+        """The file that is named for the feature network."""
+        return self.vgg if self.features == VGG16 and self.weights is None else self.weights
 
 
 @dataclass(frozen=True)
@@ -102,9 +108,11 @@ def open_instruments(
     """Open what metrics need, and nothing else.
 
     Weights that are looked for in torch hub's cache, or fetched, may be missing; those that are named have to be there.
+    A feature network whose weights are random is said to be one.
 
     Raises:
-        UsageError: If a feature network or a file that was named cannot be used.
+        UsageError: If a feature network or a file that was named cannot be used, or a metric takes logits that the
+            network does not give.
         Failure: If a factory fails.
     """
     found = Instruments()
@@ -124,10 +132,11 @@ def open_instruments(
     preserving: list[MetricName] = [name for name in of[Need.TRANSLATOR] if name == "content_preservation"]
     diverse = [name for name in of[Need.TRANSLATOR] if name not in preserving]
     vgg, alexnet, download = sources.vgg, sources.alexnet, sources.download
+    _check_logits(of[Need.LOGITS], sources, names)
     found.extractor = attempt(
         of[Need.FEATURES] + of[Need.LOGITS],
         lambda: _extractor(sources, device, names),
-        sources.features != INCEPTION or sources.weights is not None,
+        sources.features not in PUBLISHED or sources.features_file is not None,
     )
     found.path = attempt(
         of[Need.GENERATOR], lambda: open_lpips("vgg", vgg, download, names.vgg, device), vgg is not None
@@ -140,9 +149,25 @@ def open_instruments(
     return found
 
 
+def _check_logits(metrics: list[MetricName], sources: Sources, names: SourceNames) -> None:
+    """Say of a published network without logits what else would be said of it when all images are made."""
+    if metrics and sources.features == VGG16:
+        raise UsageError(
+            f"{', '.join(metrics)} needs the logits of a classifier, and {names.features} is {VGG16}, of which "
+            f"features alone are taken; take {INCEPTION}, or leave {', '.join(metrics)} out"
+        )
+
+
 def _extractor(sources: Sources, device: torch.device, names: SourceNames) -> Extractor:
-    download = sources.download and sources.features == INCEPTION  # else it is for the other networks
-    return open_extractor(sources.features, sources.weights, download, device, names.weights, names.features)
+    download = sources.download and sources.features in PUBLISHED  # else it is for the other networks
+    options = names.vgg if sources.features == VGG16 and sources.weights is None else names.weights
+    found = open_extractor(sources.features, sources.features_file, download, device, options, names.features)
+    if found.random is not None:
+        say(
+            f"warning: the weights of {found.name} are random ones, {found.random} among them: its factory makes "
+            f"others with every seed, and numbers from them mean little; name a file with {names.weights.weights}"
+        )
+    return found
 
 
 def _require_torchmetrics() -> None:

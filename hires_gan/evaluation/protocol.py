@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 
 from hires_gan import __version__
-from hires_gan.errors import Failure
+from hires_gan.evaluation.averages import NotFinite
 from hires_gan.evaluation.catalogue import METRICS, MetricName, Need, caution
 from hires_gan.evaluation.coverage import NEIGHBOURS
 from hires_gan.evaluation.features import Extractor
@@ -37,7 +37,7 @@ class DataRecord(Settings):
         column: Where in the shards the images lie: `image`, or `image.64` for a stored level.
         filter: That resized them when the shards were made.
         order_seed: The reals are the first ones of this order.
-        decoder: And its version: `torchvision 0.26.0`.
+        decoder: And its version: `torchvision 0.26.0`; by the name alone, numbers are told apart.
     """
 
     digest: str
@@ -54,16 +54,18 @@ class FeaturesRecord(Settings):
     """The feature network.
 
     Attributes:
-        name: `inception`, or `package.module:factory`.
+        name: `inception`, `vgg16`, or `package.module:factory`.
         version: The package that brings it, and its version.
-        checksum: sha256 of its weights.
+        checksum: sha256 of its weights, or of weights and source (`own_network`).
         resize: How it changes the size of images.
+        random: A weight that the factory draws at random; None where none is known.
     """
 
     name: str
     version: str
     checksum: str
     resize: str
+    random: str | None = None
 
 
 class CheckpointRecord(Settings):
@@ -72,7 +74,7 @@ class CheckpointRecord(Settings):
     Attributes:
         nimg: Images shown in its training.
         sha256: Of the file of the averaged generator's weights; None while it is in training and not written.
-        precision: In which its networks compute: `bf16`; None in records of versions that did not keep it.
+        precision: In which the network computed what was judged: `bf16`; None in older records.
     """
 
     nimg: int = Field(ge=0)
@@ -182,10 +184,10 @@ def make_record(
         device: What computed.
 
     Raises:
-        Failure: If the value is not finite.
+        NotFinite: If the value is not finite.
     """
     if not abs(value) < float("inf"):
-        raise Failure(f"{name} is {value}, and no such number is recorded; look at the images that it was taken from")
+        raise NotFinite(f"{name} is {value}, and no such number is recorded; look at the images that it was taken from")
     metric = METRICS[name]
     return Record(
         metric=name,
@@ -238,12 +240,16 @@ def _kernel() -> dict[str, int | None]:
 def features_record(extractor: Extractor) -> FeaturesRecord:
     """What is recorded of a feature network."""
     return FeaturesRecord(
-        name=extractor.name, version=extractor.version, checksum=extractor.checksum, resize=extractor.resize
+        name=extractor.name,
+        version=extractor.version,
+        checksum=extractor.checksum,
+        resize=extractor.resize,
+        random=extractor.random,
     )
 
 
 def checkpoint_record(state: Mapping[str, Any]) -> CheckpointRecord:
-    """What is recorded of a checkpoint.
+    """What is recorded of a checkpoint that is read to be judged: then it computes in float32, or in float64.
 
     Args:
         state: What its `state.json` holds.
@@ -251,7 +257,7 @@ def checkpoint_record(state: Mapping[str, Any]) -> CheckpointRecord:
     return CheckpointRecord(
         nimg=state["nimg"],
         sha256=state["files"].get("generator.average.safetensors"),
-        precision=state["configuration"].get("precision"),
+        precision="fp64" if state["configuration"]["precision"] == "fp64" else "fp32",
     )
 
 

@@ -1,6 +1,6 @@
 """The features of reals, kept for the next time: by what they are of, not by where it lies.
 
-Two files in a folder: `<key>.safetensors` with features, logits and moments, and `<key>.json`, written last, with what
+Two files in a folder: `<key>.safetensors` with features and moments, and `<key>.json`, written last, with what
 the key was made from and the sha256 of the other. Each appears whole or not at all. The key is the sha256 of everything
 that decides a feature: the data's digest, which images, at which size and how decoded, and the network with its
 weights. Features of 50,000 images take 0.4 GB with FID's Inception. Nothing is ever deleted but what is damaged: delete
@@ -10,9 +10,9 @@ the folder, or files in it, to have the room back.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,14 @@ from torch import Tensor
 
 from hires_gan.data.cache_locks import locked
 from hires_gan.data.demo import cache_folder
-from hires_gan.data.waiting import Stopped, never
+from hires_gan.data.waiting import Asked, Stopped, never
 from hires_gan.data.writer import PARTIAL, write_atomically
 from hires_gan.errors import Failure
+from hires_gan.evaluation.beside import beside
 from hires_gan.evaluation.moments import Moments
 from hires_gan.progress import say
 
-FORMAT = 1
+FORMAT = 2
 """Of the files; part of the key, so that another version makes its own."""
 
 
@@ -78,12 +79,10 @@ class RealFeatures:
 
     Attributes:
         features: float32 `[n, d]`, on the CPU.
-        logits: float32 `[n, k]`, or None.
         moments: Of the features.
     """
 
     features: Tensor
-    logits: Tensor | None
     moments: Moments
 
 
@@ -96,105 +95,114 @@ class FeatureCache:
     Args:
         folder: Where; None for the user's cache. It is made when something is kept.
 
-    Raises:
-        Failure: If there is no user's cache.
+    Attributes:
+        folder: None for a user who has no cache: then nothing is kept, which is said once.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        self.folder = cache_folder() / "features" if folder is None else folder
+        self.folder = _users_folder() if folder is None else folder
 
-    def read(self, key: RealsKey) -> RealFeatures | None:
-        """What is kept for a key; None if there is nothing, or it is damaged, which is said."""
-        description, tensors = self._paths(key)
-        try:
-            expected = json.loads(description.read_bytes())
-            data = tensors.read_bytes()
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
-            say(f"warning: features of reals in {description} cannot be read ({error}): they are made anew")
-            return None
-        problem = _problem(expected, data, key)
-        if problem is not None:
-            say(f"warning: features of reals in {tensors} {problem}: they are made anew")
-            return None
-        return _unpacked(load(data))
+    def read(self, key: RealsKey, stopped: Asked = never) -> RealFeatures | None:
+        """What is kept for a key; None if there is nothing, or it is damaged, which is said.
 
-    def write(self, key: RealsKey, reals: RealFeatures, stopped: Callable[[], bool] = never) -> None:
+        Args:
+            key: What it is of.
+            stopped: Asked while it is read and its sha256 taken: hundreds of megabytes, maybe over a network.
+
+        Raises:
+            Stopped: If `stopped` became true.
+        """
+        folder = self.folder
+        return None if folder is None else beside(lambda: _read(folder, key), stopped)
+
+    def write(self, key: RealsKey, reals: RealFeatures, stopped: Asked = never) -> None:
         """Keep features.
 
         Args:
             key: What they are of.
             reals: The features, as many as the key says.
-            stopped: Asked while another process writes the same.
+            stopped: Asked while another process writes the same, and while this one writes.
 
         Raises:
-            Stopped: If `stopped` became true.
+            Stopped: If `stopped` became true; what was begun may still be kept.
             Failure: If there are more or fewer than the key says.
         """
         _check_count(key, reals)
-        with self._locked(key, stopped):
-            self._write(key, reals)
+        folder = self.folder
+        if folder is not None:
+            lock = _locked(folder, key, stopped)
+            beside(lambda: _write(folder, key, reals, lock), stopped)
 
-    def obtain(
-        self, key: RealsKey, make: Callable[[], RealFeatures], stopped: Callable[[], bool] = never
-    ) -> RealFeatures:
-        """What is kept for a key, else what `make` makes, which is kept from then on.
 
-        Of several processes that ask at once, one makes them, and the others wait for it.
+def _users_folder() -> Path | None:
+    try:
+        return cache_folder() / "features"
+    except Failure as problem:
+        _say_once(f"warning: features of reals are made anew each time: {problem}")
+        return None
 
-        Args:
-            key: What the features are of.
-            make: Computes them, in order.
-            stopped: Asked while another process makes them.
 
-        Raises:
-            Stopped: If `stopped` became true, or `make` was stopped.
-            Failure: If `make` gives more or fewer than the key says.
-        """
-        found = self.read(key) if self._paths(key)[0].is_file() else None
-        if found is not None:
-            return found
-        with self._locked(key, stopped) as had_to_wait:
-            found = self.read(key) if had_to_wait else None
-            if found is None:
-                found = make()
-                _check_count(key, found)
-                self._write(key, found)
-        return found
+@functools.cache
+def _say_once(text: str) -> None:
+    say(text)
 
-    def _paths(self, key: RealsKey) -> tuple[Path, Path]:
-        digest = key.digest()
-        return self.folder / f"{digest}.json", self.folder / f"{digest}.safetensors"
 
-    @contextlib.contextmanager
-    def _locked(self, key: RealsKey, stopped: Callable[[], bool]) -> Iterator[bool]:
-        """Hold the lock of a key, or go on without where there can be none; yields whether another held it first."""
+def _paths(folder: Path, key: RealsKey) -> tuple[Path, Path]:
+    digest = key.digest()
+    return folder / f"{digest}.json", folder / f"{digest}.safetensors"
 
-        def give_up_if_stopped() -> None:
-            if stopped():
-                raise Stopped
 
-        with contextlib.ExitStack() as stack:
-            had_to_wait = False
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                had_to_wait = stack.enter_context(locked(self.folder / f".{key.digest()}.lock", give_up_if_stopped))
-            except OSError as error:
-                say(f"warning: {self.folder} cannot be locked ({error.strerror}): others may make the same features")
-            yield had_to_wait
+def _read(folder: Path, key: RealsKey) -> RealFeatures | None:
+    description, tensors = _paths(folder, key)
+    try:
+        expected = json.loads(description.read_bytes())
+        data = tensors.read_bytes()
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        say(f"warning: features of reals in {description} cannot be read ({error}): they are made anew")
+        return None
+    problem = _problem(expected, data, key)
+    if problem is not None:
+        say(f"warning: features of reals in {tensors} {problem}: they are made anew")
+        return None
+    return _unpacked(load(data))
 
-    def _write(self, key: RealsKey, reals: RealFeatures) -> None:
-        description, tensors = self._paths(key)
-        data = save(_packed(reals))
-        about = {"format": FORMAT, "key": asdict(key), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+def _locked(folder: Path, key: RealsKey, stopped: Asked) -> contextlib.ExitStack:
+    """The lock of a key, held until the stack is closed, or nothing where there can be none.
+
+    Raises:
+        Stopped: If `stopped` became true before it was free.
+    """
+
+    def give_up_if_stopped() -> None:
+        if stopped():
+            raise Stopped
+
+    with contextlib.ExitStack() as stack:
         try:
-            for left in self.folder.glob(f".{tensors.name}.*{PARTIAL}"):  # by a process that was killed
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(folder / f".{key.digest()}.lock", give_up_if_stopped))
+        except OSError as error:
+            say(f"warning: {folder} cannot be locked ({error.strerror}): others may write the same features")
+        return stack.pop_all()
+
+
+def _write(folder: Path, key: RealsKey, reals: RealFeatures, lock: contextlib.ExitStack) -> None:
+    """Write the files, and give the lock back: whoever waited for this may have gone on meanwhile."""
+    description, tensors = _paths(folder, key)
+    with lock:
+        data = save(_packed(reals))
+        digest = hashlib.sha256(data).hexdigest()
+        about = {"format": FORMAT, "key": asdict(key), "bytes": len(data), "sha256": digest}
+        try:
+            for left in folder.glob(f".{tensors.name}.*{PARTIAL}"):  # by a process that was killed
                 left.unlink(missing_ok=True)
             write_atomically(tensors, data)
             write_atomically(description, json.dumps(about, indent=1, sort_keys=True).encode())
         except OSError as error:
-            say(f"warning: features of reals cannot be kept in {self.folder} ({error.strerror})")
+            say(f"warning: features of reals cannot be kept in {folder} ({error.strerror})")
             return
         say(f"features of {key.count:,} reals are kept in {tensors} ({len(data) / 2**20:,.0f} MiB)")
 
@@ -216,16 +224,15 @@ def _check_count(key: RealsKey, reals: RealFeatures) -> None:
 
 def _packed(reals: RealFeatures) -> dict[str, Tensor]:
     moments = reals.moments
-    tensors = {
+    return {
         "features": reals.features.contiguous(),
         "moments.count": torch.tensor(moments.count),
         "moments.mean": torch.from_numpy(moments.mean),
         "moments.scatter": torch.from_numpy(np.ascontiguousarray(moments.scatter)),
     }
-    return tensors if reals.logits is None else {**tensors, "logits": reals.logits.contiguous()}
 
 
 def _unpacked(tensors: dict[str, Tensor]) -> RealFeatures:
     mean, scatter = tensors["moments.mean"].numpy(), tensors["moments.scatter"].numpy()
     moments = Moments(int(tensors["moments.count"]), mean, scatter)
-    return RealFeatures(tensors["features"], tensors.get("logits"), moments)
+    return RealFeatures(tensors["features"], moments)

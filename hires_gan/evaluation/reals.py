@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 
 from torch import Tensor
@@ -10,9 +10,10 @@ from torch import Tensor
 from hires_gan.data.domains import Domains, in_one_set
 from hires_gan.data.loader import Loader, Request
 from hires_gan.data.opening import resolve_lanes
-from hires_gan.data.replacement import CorruptRows
+from hires_gan.data.replacement import CorruptRows, Report
 from hires_gan.data.settings import DataSettings
 from hires_gan.data.shards import ShardSet
+from hires_gan.data.waiting import Asked
 from hires_gan.evaluation.crew import chunks
 from hires_gan.evaluation.protocol import DataRecord
 
@@ -20,6 +21,19 @@ CHUNK = 64
 """Images that are decoded, described and shared out at a time; a multiple of what a feature network takes at once."""
 ORDER_SEED = 0
 """They are the first ones of the order of this seed, so that runs can be compared."""
+
+
+class _Noted(CorruptRows):
+    """Counts corrupt rows elsewhere, and notes in place of which images others were shown."""
+
+    def __init__(self, counted: CorruptRows) -> None:
+        self.counted = counted
+        self.replaced: set[int] = set()
+
+    def add(self, report: Report) -> None:
+        """Note, and count."""
+        self.replaced.update(number for _, number in report.shown)
+        self.counted.add(report)
 
 
 class Reals:
@@ -46,14 +60,18 @@ class Reals:
     ) -> None:
         self._images = in_one_set(images) if isinstance(images, ShardSet) else images
         self.data, self.resolution = data, resolution
-        self._corrupt = CorruptRows(data.max_corrupt) if corrupt is None else corrupt
+        self._corrupt = _Noted(CorruptRows(data.max_corrupt) if corrupt is None else corrupt)
         self._share = share
 
     def __len__(self) -> int:
         """How many there are."""
         return len(self._images.sources[0].shards)
 
-    def first(self, count: int, stopped: Callable[[], bool]) -> Iterator[Tensor]:
+    def replaced(self, count: int) -> int:
+        """In place of how many of the first `count` images this process was given others, since they are corrupt."""
+        return sum(number < count for number in self._corrupt.replaced)
+
+    def first(self, count: int, stopped: Asked) -> Iterator[Tensor]:
         """The first `count` images, in parts of `CHUNK`: uint8 `[n, 3, r, r]`, valid until the next part is asked for.
 
         Args:
@@ -66,7 +84,7 @@ class Reals:
         """
         yield from self.chunks(chunks(count, CHUNK), stopped)
 
-    def chunks(self, wanted: Sequence[range], stopped: Callable[[], bool]) -> Iterator[Tensor]:
+    def chunks(self, wanted: Sequence[range], stopped: Asked) -> Iterator[Tensor]:
         """The images of some numbers: uint8 `[n, 3, r, r]` for each range, valid until the next one is asked for.
 
         Args:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from hires_gan.evaluation.catalogue import MetricName
 from hires_gan.evaluation.protocol import Record
 
 
@@ -22,6 +23,11 @@ class Measured:
     details: Mapping[str, float] = field(default_factory=dict)
 
     @property
+    def metric(self) -> MetricName:
+        """Its name."""
+        return self.record.metric
+
+    @property
     def values(self) -> dict[str, float]:
         """By name: `swd`, `swd/64`; `kid`, `kid/deviation`."""
         name, deviation = self.record.metric, self.record.deviation
@@ -30,22 +36,53 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """A number that came out as no finite one, and was left out.
+
+    Attributes:
+        metric: Its name.
+        reason: A clause.
+    """
+
+    metric: MetricName
+    reason: str
+
+
+def left_out(found: Sequence[Measured | LeftOut]) -> dict[str, list[MetricName]]:
+    """The metrics that were, by the reason."""
+    reasons: dict[str, list[MetricName]] = {}
+    for one in found:
+        if isinstance(one, LeftOut):
+            reasons.setdefault(one.reason, []).append(one.metric)
+    return reasons
+
+
+@dataclass(frozen=True)
 class Result:
     """All numbers of an evaluation; on the first process alone, empty on the others.
 
     Attributes:
-        values: By name, with details.
+        values: By name, with details; all of them finite.
         records: One for each metric, of a translation for each metric and direction.
+        not_finite: The metrics that came out as no finite number, by the same names, and why.
     """
 
     values: dict[str, float]
     records: tuple[Record, ...]
+    not_finite: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, found: Sequence[Measured]) -> Result:
+    def of(cls, found: Sequence[Measured | LeftOut]) -> Result:
         """What was measured of one subject."""
-        values = {name: value for one in found for name, value in one.values.items()}
-        return cls(values, tuple(one.record for one in found))
+        measured = [one for one in found if isinstance(one, Measured)]
+        values = {name: value for one in measured for name, value in one.values.items()}
+        left: dict[str, str] = {one.metric: one.reason for one in found if isinstance(one, LeftOut)}
+        return cls(values, tuple(one.record for one in measured), left)
+
+    @property
+    def whole(self) -> tuple[Record, ...]:
+        """How the metrics were taken that have a value: of a translation those that lapsed in no direction."""
+        return tuple(record for record in self.records if record.metric not in self.not_finite)
 
     def records_of(self, metric: str) -> tuple[Record, ...]:
         """How a metric was taken."""
@@ -54,17 +91,25 @@ class Result:
     def as_json(self) -> str:
         """For a file."""
         records = [record.model_dump(mode="json") for record in self.records]
-        return json.dumps({"values": self.values, "records": records}, indent=1) + "\n"
+        found = {"values": self.values, "not_finite": dict(self.not_finite), "records": records}
+        return json.dumps(found, indent=1) + "\n"
 
 
 def of_directions(results: Mapping[str, Result]) -> Result:
     """The results of all directions of a translation as one: for each metric its mean, under the metric's own name.
 
     Args:
-        results: By the direction's name, such as `a_to_b`.
+        results: By the direction's name, such as `a_to_b`; a metric that is missing in one of them has no mean.
     """
     values = [_of_direction(result.values, direction) for direction, result in results.items()]
-    return Result(_with_means(values), tuple(record for result in results.values() for record in result.records))
+    left = {
+        f"{metric}/{direction}": reason
+        for direction, result in results.items()
+        for metric, reason in result.not_finite.items()
+    }
+    without_mean = {name.partition("/")[0]: reason for name, reason in left.items()}
+    records = tuple(record for result in results.values() for record in result.records)
+    return Result(_with_means(values, without_mean), records, without_mean | left)
 
 
 def _of_direction(values: Mapping[str, float], direction: str) -> dict[str, float]:
@@ -76,11 +121,11 @@ def _of_direction(values: Mapping[str, float], direction: str) -> dict[str, floa
     return named
 
 
-def _with_means(directions: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """All values, and for each metric the mean of its values over the directions."""
+def _with_means(directions: Sequence[Mapping[str, float]], without: Container[str]) -> dict[str, float]:
+    """All values, and for each metric, but some, the mean of its values over the directions."""
     every = {name: value for values in directions for name, value in values.items()}
     whole = [name for name in every if name.count("/") == 1]
-    metrics = dict.fromkeys(name.partition("/")[0] for name in whole)
+    metrics = [name for name in dict.fromkeys(name.partition("/")[0] for name in whole) if name not in without]
     means = {
         metric: sum(every[name] for name in whole if name.startswith(f"{metric}/")) / len(directions)
         for metric in metrics

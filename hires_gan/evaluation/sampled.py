@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hires_gan.data.waiting import Stopped
-from hires_gan.evaluation.averages import exact_mean
+from hires_gan.data.waiting import Asked, Stopped
+from hires_gan.evaluation.averages import NotFinite, exact_mean, unless_not_finite
 from hires_gan.evaluation.catalogue import METRICS, MetricName, Need
 from hires_gan.evaluation.crew import Crew, gathered_in_order, in_step, own_chunks
 from hires_gan.evaluation.diversity import PROTOCOLS
@@ -20,7 +20,7 @@ from hires_gan.evaluation.path_length import SEED as PATHS_SEED
 from hires_gan.evaluation.perceptual import FEATURES_SIDE, at_once
 from hires_gan.evaluation.similarity import PAIRS, draw_pairs, pair_similarities, scales_at
 from hires_gan.evaluation.similarity import SEED as PAIRS_SEED
-from hires_gan.evaluation.subjects import Asked, Generated, Subject, Translated
+from hires_gan.evaluation.subjects import Generated, Subject, Translated
 from hires_gan.progress import ProgressBar
 
 _INPUTS_AT_ONCE = 4  # read together, to be translated often each
@@ -52,15 +52,15 @@ class Sampling:
     seeds: dict[str, int]
     quantised: bool = False
 
-    def measure(self, crew: Crew, stopped: Asked) -> float:
-        """The metric, on the first process; 0 on the others.
+    def measure(self, crew: Crew, stopped: Asked) -> float | NotFinite:
+        """The metric, or why there is none, on the first process; 0 on the others.
 
         Raises:
             Stopped: If `stopped` became true in any of the processes.
         """
         chunks = own_chunks(self.count, self.length, crew)
         rows = gathered_in_order(in_step(crew, lambda: self._rows(chunks, stopped)), self.count, self.length, crew)
-        return in_step(crew, lambda: 0.0 if rows is None else self.mean(rows, self.name))
+        return in_step(crew, lambda: unless_not_finite(lambda: 0.0 if rows is None else self.mean(rows, self.name)))
 
     def _rows(self, chunks: list[range], stopped: Asked) -> Tensor:
         found = [torch.empty(0, dtype=torch.float64)]

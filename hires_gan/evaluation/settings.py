@@ -30,13 +30,15 @@ class EvaluationSettings(Settings):
     """How many reals, the first ones of a fixed order; null: all. swd takes as many as fakes."""
 
     features: Annotated[str, Field(min_length=1)] = "inception"
-    """The feature network of FID and its like: inception, or package.module:factory of an installed package."""
+    """The feature network of FID and its like: inception; vgg16, with which precision and recall are published; or
+    package.module:factory of an installed package."""
 
     weights: HomePath | None = None
-    """The file of its weights; null: torch hub's cache, or those that the factory brings."""
+    """The file of its weights; null: torch hub's cache (for vgg16, `vgg`), or those that the factory brings."""
 
     vgg: HomePath | None = None
-    """The file of torchvision's VGG16 weights, for ppl_* and content_preservation; null: torch hub's cache."""
+    """The file of torchvision's VGG16 weights, for ppl_*, content_preservation and features: vgg16; null: torch hub's
+    cache."""
 
     alexnet: HomePath | None = None
     """The file of torchvision's AlexNet weights, for lpips_diversity_*; null: torch hub's cache."""

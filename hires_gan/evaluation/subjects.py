@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from hires_gan.data.waiting import Stopped, never
+from hires_gan.data.waiting import Asked, Stopped, never
 from hires_gan.evaluation.diversity import DiversityProtocol, lpips_diversity
 from hires_gan.evaluation.path_length import PATHS, PathLength
 from hires_gan.evaluation.perceptual import PairDistance
@@ -26,9 +26,6 @@ from hires_gan.recipes.protocol import Generates, LabelDistribution, Translates
 PIXELS_AT_ONCE = 4 * 1024 * 1024
 """That many pass through a network at once where nothing else is said."""
 _MOST_AT_ONCE = 64
-
-Asked = Callable[[], bool]
-"""Whether somebody wants it to stop."""
 
 
 class Draws(Generates, Protocol):

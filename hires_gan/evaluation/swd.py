@@ -8,13 +8,13 @@ channel that is brighter or of more contrast throughout a set goes unseen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from hires_gan.data.waiting import Stopped, never
+from hires_gan.data.waiting import Asked, Stopped, never
 from hires_gan.errors import Failure
 from hires_gan.evaluation.crew import Alone, Crew, gathered_in_order, own_chunks
 from hires_gan.evaluation.reals import CHUNK
@@ -211,15 +211,6 @@ class Descriptors:
         length = CHUNK * PATCHES_PER_IMAGE
         return gathered_in_order(rows, self.count * PATCHES_PER_IMAGE, length, self._crew)
 
-    def level(self, resolution: int) -> Tensor:
-        """The normalised patches of a level of a set that one process has: float32 `[count * 128, 147]` on the device.
-
-        Raises:
-            Failure: Not all of the set's images were added yet.
-        """
-        self.check_complete()
-        return _normalised(self._patches[resolution].to(self.device))
-
 
 def _directions() -> Tensor:
     """Unit vectors, float64 `[512, 147]`, uniform on the sphere."""
@@ -248,18 +239,6 @@ def _sorted_projections(patches: Tensor, directions: Tensor) -> Tensor:
     return sort(patches, directions)
 
 
-def _distance(real: Tensor, fake: Tensor, stopped: Callable[[], bool]) -> float:
-    """Mean absolute difference of the sorted projections of two normalised levels, times 1,000."""
-    directions = _directions().to(real.device)
-    total = 0.0
-    for part in torch.split(directions, max(1, _PROJECTIONS_AT_ONCE // len(real))):
-        if stopped():
-            raise Stopped
-        difference = _sorted_projections(real, part) - _sorted_projections(fake, part)
-        total += float(difference.abs_().sum(dtype=torch.float64))
-    return 1000 * total / (DIRECTIONS * len(real))
-
-
 def memory_needed(resolution: int, count: int, sets: int, crew: Crew = _ALONE) -> int:
     """Bytes of host memory for the descriptors of that many sets, and for comparing one level of them on the CPU.
 
@@ -276,64 +255,39 @@ def memory_needed(resolution: int, count: int, sets: int, crew: Crew = _ALONE) -
     return (held + compared) * PATCHES_PER_IMAGE * VALUES * 4
 
 
-def compared(
-    real: Tensor, fake: Tensor, device: torch.device | str = "cpu", stopped: Callable[[], bool] = never
-) -> float:
-    """The distance at one level, from the patches of both sets, times 1,000: 0 for equal sets, the smaller the closer.
+def compared(real: Tensor, fake: Tensor, device: torch.device | str = "cpu", stopped: Asked = never) -> float:
+    """The distance at one level, from the patches of both sets: the mean absolute difference of sorted projections.
+
+    Times 1,000; 0 for equal sets, the smaller the closer. It takes both sets' patches of the level, normalised, and
+    what is being sorted, on the device: 2 GB for 8,192 images each.
 
     Args:
         real: What `Descriptors.gathered` gave: float32 `[n * 128, 147]`.
         fake: Likewise, as many.
         device: Where it is computed.
-        stopped: Asked between some of the directions and the next ones: on a CPU, a level may take minutes.
+        stopped: Asked before each set is normalised, and between some of the directions and the next ones: on a CPU, a
+            level may take minutes.
 
     Raises:
         Stopped: If `stopped` became true.
     """
-    return _distance(_normalised(real.to(device)), _normalised(fake.to(device)), stopped)
+    real, fake = (_normalised(patches.to(device)) for patches in _asking((real, fake), stopped))
+    total = 0.0
+    parts = torch.split(_directions().to(device), max(1, _PROJECTIONS_AT_ONCE // len(real)))
+    for part in _asking(parts, stopped):
+        difference = _sorted_projections(real, part) - _sorted_projections(fake, part)
+        total += float(difference.abs_().sum(dtype=torch.float64))
+    return 1000 * total / (DIRECTIONS * len(real))
 
 
-def level_distance(real: Descriptors, fake: Descriptors, resolution: int, stopped: Callable[[], bool] = never) -> float:
-    """The distance at one level of the pyramid, between sets that one process has, as `compared` gives it.
-
-    Beside the descriptors it needs the two sets' normalised patches of the level and what is being sorted, on the
-    device: 2 GB for 8,192 images each.
-
-    Args:
-        real: The one set.
-        fake: The other.
-        resolution: One of their `resolutions`.
-        stopped: Asked between some of the directions and the next ones.
-
-    Raises:
-        Stopped: If `stopped` became true.
-        Failure: The sets differ in resolution or in size, or are not complete.
-    """
-    if real.resolution != fake.resolution:
-        raise Failure(
-            f"The sliced Wasserstein distance compares images of one resolution, but the real ones are "
-            f"{real.resolution} and the generated ones {fake.resolution} pixels wide."
-        )
-    if real.count != fake.count:
-        raise Failure(
-            f"The sliced Wasserstein distance compares sets of equal size, but there are {real.count} real and "
-            f"{fake.count} generated images; take as many of each."
-        )
-    return _distance(real.level(resolution), fake.level(resolution), stopped)
-
-
-def sliced_wasserstein(real: Descriptors, fake: Descriptors) -> dict[int, float]:
-    """`level_distance` at each level of the pyramid.
-
-    Returns:
-        Distance by the level's resolution, from 16 up.
-
-    Raises:
-        Failure: The sets differ in resolution or in size, or are not complete.
-    """
-    return {resolution: level_distance(real, fake, resolution) for resolution in real.resolutions}
+def _asking(parts: Iterable[Tensor], stopped: Asked) -> Iterator[Tensor]:
+    """These, asking before each of them whether to stop."""
+    for part in parts:
+        if stopped():
+            raise Stopped
+        yield part
 
 
 def mean_distance(distances: Mapping[int, float]) -> float:
-    """The sliced Wasserstein distance as one number: the mean over the levels of `sliced_wasserstein`."""
+    """The sliced Wasserstein distance as one number: the mean over the levels."""
     return sum(distances.values()) / len(distances)

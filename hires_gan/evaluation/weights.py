@@ -1,4 +1,4 @@
-"""The weights of the feature network of FID: at hand, in torch hub's cache, or downloaded; and checked each time."""
+"""The weights of feature networks: at hand, in torch hub's cache, or downloaded; and checked each time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from torch import Tensor
 
 from hires_gan.errors import Failure, UsageError
 from hires_gan.evaluation.fidelity import torch_fidelity
-from hires_gan.networks.published import OptionNames, published_tensors, read_tensors
+from hires_gan.networks.published import OptionNames, PublishedWeights, published_tensors, read_tensors
+from hires_gan.networks.vgg import VGG_SHA256, VGG_URL
 from hires_gan.progress import say
 
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -97,6 +98,21 @@ def load_inception(path: Path, names: OptionNames) -> tuple[dict[str, Tensor], s
     """
     what = f"the published {INCEPTION_FILES[0]}"
     return published_tensors(path, INCEPTION_SHA256, what, names), INCEPTION_SHA256
+
+
+def load_vgg16(path: Path | None, download: bool, names: OptionNames) -> tuple[dict[str, Tensor], str]:
+    """The tensors of torchvision's VGG16, all of its layers, and the sha256 of their file; nothing in it executes.
+
+    Args:
+        path: The file; None for torch hub's cache.
+        download: Whether it may be fetched (528 MB) into the cache if it is not there; without effect beside a path.
+        names: What these two options are called.
+
+    Raises:
+        UsageError: If there is none, or it is another file.
+        Failure: If the download fails.
+    """
+    return PublishedWeights("VGG16", VGG_URL, VGG_SHA256).obtain(path, download, names), VGG_SHA256
 
 
 def load_state(path: Path, option: str) -> dict[str, Tensor]:

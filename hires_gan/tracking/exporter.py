@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 
 from hires_gan.errors import Failure
 from hires_gan.progress import say
+from hires_gan.tracking.names import EVALUATION
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ FAMILIES: Mapping[str, Family] = {
     "speed/data_wait": Family("data_wait_ratio", "The share of the training time spent waiting for data, 0 to 1."),
     "loss/": Family("loss", "Mean since the last log.", "name"),
     "statistics/": Family("statistic", "What the recipe watches beside its losses, mean since the last log.", "name"),
-    "evaluation/": Family("evaluation", "The last value of a metric of the averaged network.", "name"),
+    EVALUATION: Family("evaluation", "The last value of a metric of the averaged network.", "name"),
     "schedule/resolution": Family("resolution", "Pixels a side that are trained now."),
     "schedule/batch": Family("batch_size", "Images in a step, of all processes together."),
     "schedule/learning_rate_": Family("learning_rate", "Of each player's optimizer.", "player"),

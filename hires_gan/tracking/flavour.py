@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import os
+import json
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from hires_gan.checkpoint import STATE
+from hires_gan.data.cache_locks import locked
+from hires_gan.data.demo import cache_folder
 from hires_gan.errors import Failure
+from hires_gan.progress import say
 from hires_gan.tracking.card import ModelCard
+from hires_gan.tracking.names import EVALUATION
 from hires_gan.tracking.registry import newest, register
 from hires_gan.tracking.settings import TrackingSettings
 from hires_gan.tracking.store import load_mlflow, open_store, reason, redact, resolve_uri, sqlite_path
 
 FLAVOUR = "hires_gan"
-EVALUATION = "evaluation/"
-"""What the names of a run's evaluation metrics begin with."""
 
 
 def log_model(client: Any, run_id: str, checkpoint_dir: Path, card: ModelCard) -> None:
@@ -115,16 +120,20 @@ def _write_configuration(folder: Path, card: ModelCard) -> None:
 def fetch_model(uri: str, tracking_uri: str | None = None) -> Path:
     """Download a model of our flavour into the user's cache.
 
+    Processes may ask at once: one of them downloads, and the others wait for it. What lies in the cache is checked by
+    the sums that the checkpoint keeps, and fetched again if it is damaged.
+
     Args:
         uri: `models:/NAME/VERSION`, `models:/NAME/latest`, `models:/NAME@ALIAS`, `models:/MODEL_ID` or
             `runs:/RUN/PATH`.
         tracking_uri: the store; None takes MLFLOW_TRACKING_URI, else the store of `./runs`.
 
     Returns:
-        The checkpoint directory in it. A complete earlier download of the same model is used again.
+        The checkpoint directory in it. A whole earlier download of the same model is used again.
 
     Raises:
-        Failure: no such store, model or run, or a model of another flavour.
+        Failure: no such store, model or run; a model that is not logged to its end, damaged, or of another flavour; a
+            cache that cannot be written.
     """
     store = tracking_uri or resolve_uri(TrackingSettings(), Path("runs"))
     path = sqlite_path(store)
@@ -134,20 +143,18 @@ def fetch_model(uri: str, tracking_uri: str | None = None) -> Path:
     try:
         location = _location(client, uri)
         folder = _cache() / hashlib.sha256(f"{store} {location}".encode()).hexdigest()[:32]
-        if location == uri or not folder.exists():  # a run's own folder may still change
-            _download(location, store, folder)
+        return _fetched(uri, location, store, folder)
     except Failure:
         raise
     except Exception as problem:
         raise Failure(f"{uri} cannot be fetched from MLflow at {redact(store)} ({reason(problem)})") from problem
-    return _checkpoint_in(folder, uri)
 
 
 def _location(client: Any, uri: str) -> str:
-    """Where the artifacts of a model lie; for what is no logged model of a run, the URI itself."""
+    """Where the artifacts of a model lie, which never change; for what is no logged model of a run, the URI itself."""
     if run := re.fullmatch(r"runs:/(?P<id>\w+)/(?P<name>[^'/]+)", uri):
         model = _find_model(client, run["id"], run["name"])
-        return uri if model is None else str(model.artifact_location)
+        return uri if model is None else _ready(uri, model).artifact_location
     parts = re.fullmatch(r"models:/(?P<name>[^/@]+)(?:/(?P<version>\d+|latest)|@(?P<alias>[^/@]+))?", uri)
     if parts is None:
         raise Failure(
@@ -159,25 +166,141 @@ def _location(client: Any, uri: str) -> str:
     if version == "latest":
         version = newest(client, name)
     if version is None:
-        return str(client.get_logged_model(name).artifact_location)
+        return str(_ready(uri, client.get_logged_model(name)).artifact_location)
+    _ready(uri, client.get_model_version(name, version))
     return str(client.get_model_version_download_uri(name, version))
 
 
+def _ready(uri: str, model: Any) -> Any:
+    """A logged model or a version of a registered one, if all of it is there.
+
+    Raises:
+        Failure: it is still being logged, or that was given up.
+    """
+    if str(model.status) != "READY":
+        raise Failure(
+            f"{uri} is {model.status} in MLflow, not READY: not all of its files are there; wait for the run that logs "
+            f"it, run that run's command again if it has ended, or take another model"
+        )
+    return model
+
+
+def _fetched(uri: str, location: str, store: str, folder: Path) -> Path:
+    """The checkpoint of a model: of the copy that is kept, if it is whole, else of one that is made now.
+
+    A run's own folder may change: it is downloaded each time, and each state of it has a copy by itself, which nobody
+    replaces while others read it.
+    """
+    changes = location == uri
+    found = None if changes else _kept(folder, uri)  # without the lock: ranks need not wait for each other to read
+    if found is None:
+        with _held(folder, uri):
+            found = None if changes else _kept(folder, uri)
+            if found is None:
+                found = _download(uri, location, store, folder, changes)
+    return found
+
+
+def _kept(folder: Path, uri: str) -> Path | None:
+    """The checkpoint of a copy; None if there is none, or it is damaged."""
+    try:
+        return _whole(folder, uri) if folder.is_dir() else None
+    except (Failure, OSError):
+        return None
+
+
+@contextlib.contextmanager
+def _held(folder: Path, uri: str) -> Iterator[None]:
+    """Hold the lock of a model's place in the cache; it ends with its process, however that ends."""
+    told: list[bool] = []
+
+    def wait() -> None:
+        if not told:
+            say(f"waiting for another process that fetches {uri}")
+            told.append(True)
+
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(folder.with_name(f".{folder.name}.lock"), wait))
+        except OSError as problem:
+            raise Failure(
+                f"{uri} cannot be kept in {folder.parent} ({problem.strerror}): set XDG_CACHE_HOME to a folder that "
+                f"can be written and has POSIX locks"
+            ) from problem
+        yield
+
+
 def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hires_gan" / "models"
+    return cache_folder() / "models"
 
 
-def _download(location: str, store: str, folder: Path) -> None:
-    """Download beside the place, then move there, so that the cache holds only whole models."""
+def _download(uri: str, location: str, store: str, folder: Path, changes: bool) -> Path:
+    """Download beside the place and move there what is whole; who holds the lock does this alone.
+
+    Raises:
+        Failure: what was downloaded is damaged, or of another flavour; nothing of it is kept.
+    """
     from mlflow.artifacts import download_artifacts
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        place = str(Path(scratch) / "model")
-        found = download_artifacts(artifact_uri=location, dst_path=place, tracking_uri=store)
-        if folder.exists():
-            shutil.rmtree(folder)
-        Path(found).rename(folder)
+    if folder.exists():
+        say(f"warning: the copy of {uri} in {folder} is damaged: it is fetched again")
+    scratch = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
+    try:
+        place = str(scratch / "model")
+        found = Path(download_artifacts(artifact_uri=location, dst_path=place, tracking_uri=store))
+        name = _whole(found, uri).name
+        if changes:
+            folder = folder.with_name(f"{folder.name}-{_digest(found)[:16]}")
+        _put(found, folder, scratch)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return (folder / name).resolve()
+
+
+def _put(found: Path, folder: Path, scratch: Path) -> None:
+    """Let a whole copy take its place, unless it is there already."""
+    if _kept(folder, str(folder)) is not None:
+        return
+    if folder.exists():
+        folder.rename(scratch / "damaged")
+    found.rename(folder)
+
+
+def _digest(folder: Path) -> str:
+    """The sha256 of all files in a folder and of their names."""
+    digest = hashlib.sha256()
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(f"{file.relative_to(folder)} {_sum(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def _whole(folder: Path, uri: str) -> Path:
+    """The checkpoint directory that the MLmodel file names, if its files are those that were written.
+
+    Raises:
+        Failure: the model is of another flavour, or damaged.
+    """
+    found = _checkpoint_in(folder, uri)
+    try:
+        files = json.loads((found / STATE).read_text(encoding="utf-8")).get("files", {})
+        wrong = [name for name, expected in files.items() if _sum(found / name) != expected]
+    except (OSError, ValueError, AttributeError) as problem:
+        raise Failure(
+            f"{uri} is damaged ({reason(problem)}): take another version, or the run's own folder"
+        ) from problem
+    if wrong:
+        raise Failure(
+            f"{uri} is damaged: {', '.join(wrong)} in it is not what was written (the sha256 differs): take another "
+            f"version, or the run's own folder"
+        )
+    return found
+
+
+def _sum(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _checkpoint_in(folder: Path, uri: str) -> Path:

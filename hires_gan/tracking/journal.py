@@ -18,7 +18,7 @@ from hires_gan.errors import Failure
 from hires_gan.progress import say
 
 Entry = dict[str, Any]
-"""One line: {time, nimg, metrics} | {time, nimg, image, files, raw} | {artifact, folder} | {model, ...}."""
+"""One line: {time, nimg, metrics, protocols?} | {time, nimg, image, files, raw} | {artifact, folder} | {model, ...}."""
 
 
 @dataclass(frozen=True)

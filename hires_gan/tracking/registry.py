@@ -9,6 +9,7 @@ from typing import Any
 
 from hires_gan.progress import say
 from hires_gan.tracking.card import ModelCard
+from hires_gan.tracking.store import if_known
 
 BEST = "best"
 """The alias of the best version: `models:/NAME@best`. The newest one is `models:/NAME/latest`, by MLflow's own rule."""
@@ -26,6 +27,8 @@ def register(client: Any, run_id: str, model: Any, card: ModelCard, values: Mapp
         values: its evaluation, as metrics of the run are called.
     """
     assert card.register_as is not None, "the card names no model to register"
+    if card.value is not None:  # a store that went past it keeps what was measured there first, maybe otherwise
+        values = {**values, card.watched: card.value}
     version = _find(client, card.register_as, model) or _create(client, run_id, model, card, values)
     if card.is_best:
         _mark_best(client, card, version)
@@ -90,25 +93,22 @@ def _mark_best(client: Any, card: ModelCard, version: Any) -> None:
     holder = _holder(client, name)
     if holder is not None and holder.version == version.version:
         return
-    if holder is not None and holder.tags.get(_COMPARED) == card.compared and not _beats(card, version, holder):
+    if holder is not None and _is_alike(card, holder) and not _beats(card, version, holder):
         say(f"models:/{name}@{BEST} stays version {holder.version}: {_contest(card, holder, version)}")
         return
     client.set_registered_model_alias(name, BEST, version.version)
     if holder is not None:
-        same = holder.tags.get(_COMPARED) == card.compared
-        why = _contest(card, version, holder) if same else "the two were measured in different ways"
+        why = _contest(card, version, holder) if _is_alike(card, holder) else "the two were not measured alike"
         say(f"models:/{name}@{BEST} is now version {version.version}, and was {holder.version}: {why}")
 
 
-def _holder(client: Any, name: str) -> Any:
-    from mlflow.exceptions import MlflowException
+def _is_alike(card: ModelCard, holder: Any) -> bool:
+    """Whether the values of two versions may be compared: where nothing says so, they may not."""
+    return bool(card.compared) and holder.tags.get(_COMPARED) == card.compared
 
-    try:
-        return client.get_model_version_by_alias(name, BEST)
-    except MlflowException as problem:
-        if problem.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise
-        return None
+
+def _holder(client: Any, name: str) -> Any:
+    return if_known(lambda: client.get_model_version_by_alias(name, BEST))
 
 
 def _beats(card: ModelCard, version: Any, holder: Any) -> bool:

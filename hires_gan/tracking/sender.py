@@ -13,6 +13,7 @@ from hires_gan.tracking.card import ModelCard
 from hires_gan.tracking.flavour import log_model
 from hires_gan.tracking.journal import Batch, Entry, Journal
 from hires_gan.tracking.pictures import encode
+from hires_gan.tracking.protocols import Protocol, record
 from hires_gan.tracking.store import load_mlflow, reason
 
 VALUES_PER_REQUEST = 1000
@@ -32,7 +33,7 @@ def count_points(count: int) -> str:
 
 def latest_steps(client: Any, run_id: str) -> dict[str, int]:
     """Per metric of a run the last step in the store (one request; a metric's whole history may be long)."""
-    return {metric.key: metric.step for metric in client.get_run(run_id).data._metric_objs}
+    return {metric.key: metric.step for metric in client.get_run(run_id).data.to_proto().metrics}
 
 
 class Sender(threading.Thread):
@@ -59,7 +60,7 @@ class Sender(threading.Thread):
         self._last_tags: Mapping[str, str] = {}
         self._doubtful = True
         self._failures = self._caught_up = 0
-        self._away = False
+        self._away = self._unkept = False
         self._monitor: Any = None
         self.terminated = False
         """Whether the store knows how the run ended."""
@@ -148,16 +149,34 @@ class Sender(threading.Thread):
     def _send_metrics(self, entries: list[Entry]) -> None:
         from mlflow.entities import Metric
 
-        metrics = [
-            Metric(key, value, entry["time"], entry["nimg"])
-            for entry in entries
-            for key, value in entry["metrics"].items()
-        ]
-        if self._doubtful:
-            latest = latest_steps(self._client, self._run_id)
-            metrics = [metric for metric in metrics if metric.step > latest.get(metric.key, -1)]
+        latest = latest_steps(self._client, self._run_id) if self._doubtful else {}
+        points = [(entry, key) for entry in entries for key in entry["metrics"] if entry["nimg"] > latest.get(key, -1)]
+        # Before the numbers: a number that is in the store, and is not sent again, has its protocol there.
+        self._send_protocols(
+            [
+                (key, entry["nimg"], entry["protocols"][key])
+                for entry, key in points
+                if key in entry.get("protocols", ())
+            ]
+        )
+        metrics = [Metric(key, entry["metrics"][key], entry["time"], entry["nimg"]) for entry, key in points]
         for start in range(0, len(metrics), VALUES_PER_REQUEST):
             self._client.log_batch(self._run_id, metrics=metrics[start : start + VALUES_PER_REQUEST])
+
+    def _send_protocols(self, taken: list[tuple[str, int, Protocol]]) -> None:
+        """Let the store know how numbers were taken; one that does not take that has the numbers all the same."""
+        from mlflow.exceptions import MlflowException
+
+        if not taken:
+            return
+        try:
+            record(self._client, self._run_id, taken)
+        except MlflowException as problem:
+            if problem.error_code not in _REFUSALS:
+                raise
+            if not self._unkept:
+                say(f"MLflow at {self._place} refuses to keep how metrics are measured: {reason(problem)}")
+            self._unkept = True
 
     def _send_image(self, entry: Entry) -> None:
         files = [self._journal.images / name for name in entry["files"]]
@@ -191,7 +210,7 @@ class Sender(threading.Thread):
         """Keep MLflow's monitor of processor, memory and GPU alive: it ends when the store does not answer it."""
         if all(key.startswith("image:") for key in self._journal.reached):
             return  # MLflow's comparison begins with what was logged first: that shall be the run's own
-        if self._monitor is not None and self._monitor._process is not None and self._monitor._process.is_alive():
+        if self._monitor is not None and self._is_watching(self._monitor):
             return
         load_mlflow()
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
@@ -199,6 +218,11 @@ class Sender(threading.Thread):
         self._client.get_run(self._run_id)  # raises while the store is away, when the monitor would start at step 0
         self._monitor = SystemMetricsMonitor(self._run_id, resume_logging=True, tracking_uri=self._uri)
         self._monitor.start()
+
+    @staticmethod
+    def _is_watching(monitor: Any) -> bool:
+        # The monitor has no public way to ask: its thread ends in silence, and `finish` alone would tell.
+        return monitor._process is not None and bool(monitor._process.is_alive())
 
     def _terminate(self) -> None:
         if self._journal.waiting:

@@ -8,9 +8,9 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from hires_gan.errors import Failure
@@ -21,7 +21,12 @@ PROBE_SECONDS = 8
 """How long a server may take to answer at the start."""
 REMEDY = "start the server, correct tracking.uri, or set tracking.uri=null for a local SQLite store"
 _SQLITE = "sqlite:///"
+_UNKNOWN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+"""What a store answers that has no such run or version: which of them depends on the kind of store."""
 _PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+
+
+T = TypeVar("T")
 
 
 def redact(text: str) -> str:
@@ -121,12 +126,33 @@ def open_store(uri: str) -> Any:
     with translated(uri):
         _check_answers(uri)
         mlflow = load_mlflow()
-        with creation_lock(uri):
+        with store_lock(uri):
             if _scheme(uri) in (*_PORTS, "sqlite"):
                 check_schema(uri, redact(uri))
             client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
             client.search_experiments(max_results=1)
     return client
+
+
+def if_known(ask: Callable[[], T]) -> T | None:
+    """What a store answers; None where it says that it has no such thing.
+
+    Args:
+        ask: Asks it for one thing.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return ask()
+    except MlflowException as problem:
+        if problem.error_code not in _UNKNOWN:
+            raise
+        return None
+
+
+def find_run(client: Any, run_id: str) -> Any:
+    """MLflow's run, a deleted one, too; None where the store has none of that id."""
+    return if_known(lambda: client.get_run(run_id))
 
 
 def experiment_id(client: Any, uri: str, name: str) -> str:
@@ -135,7 +161,7 @@ def experiment_id(client: Any, uri: str, name: str) -> str:
     Raises:
         Failure: the experiment was deleted, or the store refuses.
     """
-    with translated(uri), creation_lock(uri):
+    with translated(uri), store_lock(uri):
         found = client.get_experiment_by_name(name)
         if found is None:
             found = client.get_experiment(_create_experiment(client, uri, name))
@@ -159,8 +185,8 @@ def _create_experiment(client: Any, uri: str, name: str) -> str:
 
 
 @contextlib.contextmanager
-def creation_lock(uri: str) -> Iterator[None]:
-    """Hold the lock beside a SQLite store; nothing for a server, which has its own."""
+def store_lock(uri: str) -> Iterator[None]:
+    """Hold the lock beside a SQLite store, to write by what was read; nothing for a server, which has its own."""
     path = sqlite_path(uri)
     if path is None:
         yield

@@ -21,9 +21,10 @@ from hires_gan.tracking.journal import Journal, read_json, write_json
 from hires_gan.tracking.machine import machine_tags
 from hires_gan.tracking.parameters import TAG_LENGTH, log_parameters, shorten
 from hires_gan.tracking.pictures import Picture, keep
+from hires_gan.tracking.protocols import Protocol
 from hires_gan.tracking.sender import Sender, count_points, latest_steps
 from hires_gan.tracking.settings import TrackingSettings
-from hires_gan.tracking.store import experiment_id, open_store, redact, resolve_uri, translated
+from hires_gan.tracking.store import experiment_id, find_run, open_store, redact, resolve_uri, translated
 
 
 class Tracker:
@@ -91,7 +92,9 @@ class Tracker:
                 _describe_data(client, run, data)
         return cls(client, current, run.info.experiment_id, journal, uri)
 
-    def log_metrics(self, nimg: int, metrics: Mapping[str, float]) -> None:
+    def log_metrics(
+        self, nimg: int, metrics: Mapping[str, float], protocols: Mapping[str, Protocol] | None = None
+    ) -> None:
         """Log values at step `nimg`, and `kimg` beside them.
 
         A value that is not a finite number is logged as NaN (MLflow would make 1.8e308 of infinity, which flattens a
@@ -100,14 +103,15 @@ class Tracker:
         Args:
             nimg: images shown to the discriminator so far; a key that was logged at this nimg or beyond is skipped.
             metrics: names (letters, digits, `_ - . / :` and spaces) and values.
+            protocols: of some of these names, how the value was taken: kept as a tag of the run.
 
         Raises:
             Failure: the disk is full.
         """
         with self._counted():
-            self._log_metrics(nimg, {key: float(value) for key, value in metrics.items()})
+            self._log_metrics(nimg, {key: float(value) for key, value in metrics.items()}, protocols or {})
 
-    def _log_metrics(self, nimg: int, values: dict[str, float]) -> None:
+    def _log_metrics(self, nimg: int, values: dict[str, float], protocols: Mapping[str, Protocol]) -> None:
         bad = [key for key, value in values.items() if not math.isfinite(value)]
         if bad:
             self._report_not_finite(nimg, {key: values[key] for key in bad})
@@ -116,7 +120,9 @@ class Tracker:
         fresh = self._journal.fresh(values, nimg)
         if fresh:
             now = time.time_ns() // 1_000_000
-            self._journal.append({"time": now, "nimg": int(nimg), "metrics": {key: values[key] for key in fresh}})
+            taken = {key: dict(protocols[key]) for key in fresh if key in protocols}
+            entry = {"time": now, "nimg": int(nimg), "metrics": {key: values[key] for key in fresh}}
+            self._journal.append(entry | ({"protocols": taken} if taken else {}))
             self._sender.wake()
 
     def log_image(self, key: str, nimg: int, image: Picture) -> None:
@@ -205,15 +211,8 @@ class Tracker:
 
 def _find_run(client: Any, uri: str, candidates: list[str | None]) -> Any:
     """The first of the runs that the store still has; says which are gone."""
-    from mlflow.exceptions import MlflowException
-
     for run_id in dict.fromkeys(filter(None, candidates)):
-        try:
-            run = client.get_run(run_id)
-        except MlflowException as problem:
-            if problem.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                raise
-            run = None
+        run = find_run(client, run_id)
         if run is not None and run.info.lifecycle_stage == "active":
             return run
         say(f"the MLflow run {run_id} is not in the store {redact(uri)}{' any more' if run else ''}")

@@ -15,14 +15,19 @@ from torch import Tensor, nn
 
 from hires_gan.checkpoint import Tensors, load_exactly
 from hires_gan.ema import averaged_copy, update_average
+from hires_gan.progress import say
 from hires_gan.randomness import RandomSource
 from hires_gan.recipes.protocol import Batch, OptimizerPlan, Phase, Recipe, Stage
+from hires_gan.training.compiling import Compiler
 from hires_gan.training.graphs import Recorder
+from hires_gan.training.launcher import refuse_compiled
 from hires_gan.training.learners import Learner, MakeOptimizer, Replica, adam
+from hires_gan.training.levers import AS_THE_DIAL_SAYS, Levers, pulled
 from hires_gan.training.pace import Pace
 from hires_gan.training.phases import Means, PhaseRunner
 from hires_gan.training.settings import Performance
 from hires_gan.training.shares import at_once, share
+from hires_gan.training.standing import ranks
 from hires_gan.training.world import World
 from hires_gan.training.zero import Engines
 
@@ -38,8 +43,14 @@ class Backend:
         world: The processes; None for one alone.
         engines: DeepSpeed's, which divide the optimizers' state among the processes; None: each process has all of it.
         make_optimizer: What steps.
+        levers: What of it is wanted otherwise, and what is compiled.
+
+    Raises:
+        UsageError: Phases shall be compiled, and DeepSpeed runs them.
 
     Attributes:
+        pulled: The levers as they stand.
+        compiler: What has become of the phases of this stage that are to be compiled.
         average: The running average of the recipe's `averaged` player.
         learners: By player: how it learns in this stage.
         nonfinite: int64 scalar on the device: gradients' entries that were not finite, and were set to zero.
@@ -56,12 +67,14 @@ class Backend:
         world: World | None = None,
         engines: Engines | None = None,
         make_optimizer: MakeOptimizer = adam,
+        levers: Levers = AS_THE_DIAL_SAYS,
     ) -> None:
         self.recipe, self.device = recipe, device
         self.world = World(device) if world is None else world
         self.random = RandomSource(seed)
         self.pace = Pace(device)
-        self.fast = performance == "fast" and device.type == "cuda"
+        self.pulled = pulled(levers, performance, device.type)
+        refuse_compiled(engines is not None, levers)
         for player in recipe.players.values():
             player.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = averaged_copy(recipe.players[recipe.averaged])
@@ -72,7 +85,8 @@ class Backend:
         self._shapes: dict[tuple[str, ...], dict[str, list[int]]] = {}
         self._plans: Mapping[str, OptimizerPlan] = {}
         self._runners: dict[tuple[str, int, int], PhaseRunner] = {}
-        self._recorder = Recorder(device, False)
+        self._recorder, self.compiler = Recorder(device, False), Compiler(False)
+        self._remarks: list[list[str]] = []
         self.nonfinite, self.streak, self.longest_streak = (
             torch.zeros((), dtype=torch.int64, device=device) for _ in range(3)
         )
@@ -87,7 +101,9 @@ class Backend:
         self.group, self.whole, self._plans = stage.group, stage.batch, stage.optimizers
         self._leave()
         # In a fade, every step computes something else: how far the new resolution is blended in.
-        self._recorder = Recorder(self.device, self.fast and not stage.fade and self._engines is None)
+        steady = not stage.fade and self._engines is None
+        self._recorder = Recorder(self.device, self.pulled.graphs and steady)
+        self.compiler = Compiler(self.pulled.compile != "none" and steady)
         for name, plan in stage.optimizers.items():
             parameters = dict(self.recipe.players[name].named_parameters())
             for parameter in parameters.values():
@@ -109,9 +125,10 @@ class Backend:
 
     def _learner(self, name: str, plan: OptimizerPlan) -> Learner:
         live = self.live[name]
-        optimizer = self._make_optimizer(list(live.values()), plan, self.fast)
+        optimizer = self._make_optimizer(list(live.values()), plan, self.pulled.fused)
         if self._engines is not None:
             return self._engines.learner(name, self.recipe.players[name], live, optimizer)
+        # What is compiled adds no gradient by itself: its buckets go behind it, and those of the other phases do not.
         return Replica(live, optimizer, summed=not self.world.alone, overlap=not self._recorder.enabled)
 
     def step(self, phases: Sequence[Phase], batch: Batch, first: int, micro: int) -> Means:
@@ -173,13 +190,37 @@ class Backend:
     def _runner(self, phase: Phase, micro: int, size: int, whole: int) -> PhaseRunner:
         key = (phase.name, micro, size)
         if key not in self._runners:
-            learner = self.learners[phase.player]
-            self._runners[key] = PhaseRunner(phase, learner, self.random, self._recorder, micro, size, whole, self.pace)
+            common = self.learners[phase.player], self.random, self._recorder
+            compiler = self.compiler if self._compiles(phase) else None
+            self._runners[key] = PhaseRunner(phase, *common, micro, size, whole, self.pace, compiler)
         return self._runners[key]
+
+    def _compiles(self, phase: Phase) -> bool:
+        return self.pulled.compile == "all" or (self.pulled.compile == "main" and phase.interval == 1)
 
     def update_average(self, decay: float) -> None:
         """Let the running average follow."""
         update_average(self.average, self.recipe.players[self.recipe.averaged], decay)
+
+    @property
+    def remarks(self) -> list[str]:
+        """What of this stage this process neither records nor compiles though it was to, and why."""
+        return self._recorder.remarks + self.compiler.remarks
+
+    def tell_remarks(self) -> None:
+        """Let the first process say the others' remarks, each once: one that launches op by op holds up all.
+
+        All processes have to take part.
+        """
+        if self.world.alone or not self.pulled.whole:
+            return
+        before, self._remarks = self._remarks, self.world.gathered(self.remarks)
+        for line in dict.fromkeys(line for lines in self._remarks[1:] for line in lines):
+            found, known = (
+                [n for n, lines in enumerate(told) if n and line in lines] for told in (self._remarks, before)
+            )
+            if set(found) - set(known):
+                say(f"{ranks(found)}: {line}")
 
     def _count(self, bad: Tensor) -> None:
         """Keep the counts on the device: reading them would make the step wait."""

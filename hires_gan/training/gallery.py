@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hires_gan.data.domains import Domains
 from hires_gan.data.replacement import CorruptRows
 from hires_gan.data.settings import DataSettings
-from hires_gan.data.waiting import Stopped
+from hires_gan.data.waiting import Asked, Stopped
 from hires_gan.errors import UsageError
 from hires_gan.evaluation.catalogue import MetricName
 from hires_gan.evaluation.crew import in_step
@@ -22,7 +22,7 @@ from hires_gan.evaluation.protocol import CheckpointRecord
 from hires_gan.evaluation.reals import Reals
 from hires_gan.evaluation.results import Result, of_directions
 from hires_gan.evaluation.settings import EvaluationSettings
-from hires_gan.evaluation.subjects import Asked, Draws, Generated, Grows, Translated
+from hires_gan.evaluation.subjects import Draws, Generated, Grows, Translated
 from hires_gan.inference.images import Pixels, Table, grid, limit_side, pixels_of
 from hires_gan.progress import say
 from hires_gan.recipes.protocol import Recipe

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 
 from hires_gan.progress import say
+from hires_gan.training.memory_meter import is_out_of_memory
 
 
 class Recorder:
@@ -20,10 +21,15 @@ class Recorder:
     Args:
         device: A CUDA device; on any other one, functions are called as they are.
         enabled: Whether to record at all.
+
+    Attributes:
+        enabled: Whether it records still: not behind something that could not be recorded.
+        remarks: What was said of that.
     """
 
     def __init__(self, device: torch.device, enabled: bool) -> None:
         self.enabled = enabled and device.type == "cuda"
+        self.remarks: list[str] = []
         self._pool = torch.cuda.graph_pool_handle() if self.enabled else None
 
     def wrap(self, function: Callable[[], None], name: str) -> Callable[[], None]:
@@ -37,6 +43,14 @@ class Recorder:
             name: For people.
         """
         return _Recorded(function, name, self) if self.enabled else function
+
+    def refuse(self, name: str, reason: str) -> None:
+        """Record nothing from now on, and say why."""
+        self.enabled = False
+        self.remarks.append(
+            f"no CUDA graphs: the {name} cannot be recorded, and kernels are launched one by one ({reason})"
+        )
+        say(self.remarks[-1])
 
     def record(self, function: Callable[[], None]) -> torch.cuda.CUDAGraph:
         """Record one call; nothing of it is computed yet."""
@@ -72,9 +86,7 @@ class _Recorded:
         except RuntimeError as error:
             # What the end of a recording says is that it has failed; why, the error before it.
             cause = error.__context__ or error
-            if isinstance(cause, torch.OutOfMemoryError):
+            if is_out_of_memory(cause):
                 raise cause from None
-            self._recorder.enabled = False
-            reason = str(cause).strip().splitlines()[0]
-            say(f"no CUDA graphs: the {self._name} cannot be recorded, and kernels are launched one by one ({reason})")
+            self._recorder.refuse(self._name, str(cause).strip().splitlines()[0])
             return None

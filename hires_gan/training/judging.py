@@ -6,14 +6,21 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from pydantic import ValidationError
+
 from hires_gan import checkpoint
 from hires_gan.errors import Failure
-from hires_gan.evaluation.alike import differences
+from hires_gan.evaluation.alike import differences, protocol_of
 from hires_gan.evaluation.catalogue import METRICS, is_better
 from hires_gan.evaluation.protocol import Record
 from hires_gan.evaluation.results import Result
 from hires_gan.evaluation.settings import EvaluationSettings
 from hires_gan.progress import say
+from hires_gan.tracking.protocols import fingerprint
+
+
+class Diverged(Failure):
+    """A run that ends since its evaluations were much worse than its best one for too long."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +46,29 @@ class Best:
         """The name of the checkpoint that was written behind the evaluation."""
         return checkpoint.directory_name(self.nimg)
 
+    @property
+    def readable(self) -> bool:
+        """Whether this version knows how it was taken."""
+        try:
+            self._taken()
+        except ValidationError:
+            return False
+        return True
+
+    def _taken(self) -> list[Record]:
+        return [Record.model_validate(record) for record in self.records]
+
+    @property
+    def measure(self) -> str:
+        """Equal for two values that may be compared: 12 hexadecimal digits; empty where no records were kept."""
+        return fingerprint(protocol_of(self._taken()))[:12] if self.records else ""
+
     def compares(self, now: tuple[Record, ...]) -> bool:
         """Whether what is measured now is the same number; where it is not, that is said."""
         if not self.records:
             return True
-        for before, record in zip(self.records, now, strict=False):
-            changed = differences(Record.model_validate(before), record)
+        for before, record in zip(self._taken(), now, strict=False):
+            changed = differences(before, record)
             if changed:
                 key, (old, new) = next(iter(changed.items()))
                 say(f"the best {self.metric} was measured with {key} {old}, which is now {new}: it is looked for anew")
@@ -77,10 +101,16 @@ def known_best(state: Mapping[str, Any] | None, settings: EvaluationSettings, co
     """
     if state is None:
         return None
-    if (state["metric"], state["count"]) != (settings.best, count):
-        say(f"the best {state['metric']} was measured on {state['count']} images: it is looked for anew")
-        return None
-    return Best(**state)
+    before, reason = Best(**state), ""
+    if before.metric != settings.best:
+        reason = f"evaluation.best was {before.metric}, and is now {settings.best}"
+    elif before.count != count:
+        reason = f"the best {before.metric} was measured on {before.count:,} images, and is now on {count:,}"
+    elif not before.readable:
+        reason = f"how the best {before.metric} was measured cannot be read, another version has written it"
+    if reason:
+        say(f"{reason}: the best is looked for anew")
+    return None if reason else before
 
 
 def judge(progress: Progress, settings: EvaluationSettings, result: Result, count: int, where: str) -> str:
@@ -97,17 +127,18 @@ def judge(progress: Progress, settings: EvaluationSettings, result: Result, coun
         "best" if it is that so far, else "measured".
 
     Raises:
-        Failure: If the run has diverged for so long that it is to end.
+        Diverged: If the run has diverged for so long that it is to end.
     """
     watched = settings.best
-    if watched is None:
+    if watched is None or watched in result.not_finite:  # which is said where it was measured
         return "measured"
     value, records = result.values[watched], result.records_of(watched)
     if progress.best is not None and not progress.best.compares(records):
         progress.best, progress.diverged = None, 0
     before = progress.best
     if before is not None:
-        _watch_divergence(progress, before, settings, value, where)
+        noise = max((record.deviation or 0.0 for record in records), default=0.0)
+        _watch_divergence(progress, before, settings, value, noise, where)
     if not progress.nimg or (before is not None and not is_better(watched, value, before.value)):
         return "measured"
     described = [record.model_dump(mode="json") for record in records]
@@ -115,13 +146,15 @@ def judge(progress: Progress, settings: EvaluationSettings, result: Result, coun
     return "best"
 
 
-def _watch_divergence(progress: Progress, best: Best, settings: EvaluationSettings, value: float, where: str) -> None:
+def _watch_divergence(
+    progress: Progress, best: Best, settings: EvaluationSettings, value: float, noise: float, where: str
+) -> None:
     """Count evaluations that are much worse than the best, and say so.
 
     Raises:
-        Failure: If there were too many in a row.
+        Diverged: If there were too many in a row.
     """
-    if not much_worse(best.metric, value, best.value, settings.diverged):
+    if not much_worse(best.metric, value, best.value, settings.diverged, noise):
         progress.diverged = 0
         return
     progress.diverged += 1
@@ -133,19 +166,24 @@ def _watch_divergence(progress: Progress, best: Best, settings: EvaluationSettin
         say(f"warning: {so_bad}: the run may have diverged")
         return
     times = "" if progress.diverged == 1 else f", {progress.diverged} times in a row"
-    raise Failure(
+    raise Diverged(
         f"{so_bad}{times}: the run has diverged (evaluation.stop_diverged is {settings.stop_diverged}); the best "
         f"checkpoint is {where}/{best.checkpoint}: start a new run under another run.name with run.init_from set to it "
         "and lower learning rates"
     )
 
 
-def much_worse(metric: str, value: float, best: float, factor: float) -> bool:
-    """Whether a value is so many times worse than another; never where the better one is not above 0.
+def much_worse(metric: str, value: float, best: float, factor: float, noise: float = 0.0) -> bool:
+    """Whether a value is so many times worse than another, and by more than the noise of a measurement.
 
-    KID of a good model can be 0 or below, and nothing is so many times that.
+    Args:
+        metric: What was measured.
+        value: What it is.
+        best: The better value. KID of a good model can be 0 or below, and nothing is so many times that.
+        factor: How many times.
+        noise: The deviation over the parts that the value is a mean of.
     """
-    if best <= 0:
+    if best <= 0 or abs(value - best) <= noise:
         return False
     return value > factor * best if METRICS[metric].better == "lower" else value < best / factor
 

@@ -25,11 +25,13 @@ from hires_gan.training.launcher import (
     Summing,
     choose_summing,
     find_place,
+    refuse_compiled,
     refuse_launch,
     remark_on_file,
     seconds_before_kill,
     wants_cpu,
 )
+from hires_gan.training.levers import AS_THE_DIAL_SAYS, Levers, allows_tf32, without_effect
 from hires_gan.training.settings import BackendSettings, Performance, Precision
 from hires_gan.training.world import World, join
 
@@ -44,7 +46,12 @@ _MARGIN = 2.0
 """Seconds that a launcher should wait longer than `backend.grace`: its other processes have to end too."""
 
 
-def join_launch(backend: BackendSettings, precision: Precision | None = None, trains: bool = True) -> World:
+def join_launch(
+    backend: BackendSettings,
+    precision: Precision | None = None,
+    trains: bool = True,
+    levers: Levers = AS_THE_DIAL_SAYS,
+) -> World:
     """Take device and place among the processes from the launcher, and say which they are.
 
     Nothing that can hang comes before all processes have told each other what they are. Only the first one speaks from
@@ -54,6 +61,7 @@ def join_launch(backend: BackendSettings, precision: Precision | None = None, tr
         backend: How many processes there may be, how they sum gradients, how long they wait for each other.
         precision: Of the run, which not every backend has; None: any.
         trains: Whether gradients will be summed, and checkpoints written.
+        levers: Of the run: with DeepSpeed, no phase is compiled.
 
     Raises:
         UsageError: If the launcher asks for what a run does not do, or started another number of processes than the
@@ -64,7 +72,7 @@ def join_launch(backend: BackendSettings, precision: Precision | None = None, tr
     place = find_place(os.environ)
     console.quiet = place is not None and place.rank > 0
     kind = "cuda" if torch.cuda.is_available() and not wants_cpu(os.environ) else "cpu"
-    summing, refusal = _considered(backend, precision, 1 if place is None else place.size)
+    summing, refusal = _considered(backend, precision, levers, 1 if place is None else place.size)
     if place is None and refusal is not None:
         raise refusal
     _prepare_accelerate(kind, summing, place)
@@ -79,13 +87,16 @@ def join_launch(backend: BackendSettings, precision: Precision | None = None, tr
     return world
 
 
-def _considered(backend: BackendSettings, precision: Precision | None, size: int) -> tuple[Summing, Failure | None]:
+def _considered(
+    backend: BackendSettings, precision: Precision | None, levers: Levers, size: int
+) -> tuple[Summing, Failure | None]:
     """How gradients are summed, and why this process cannot train, if so: the first one tells, for all."""
     summing = Summing(None)
     try:
         summing = choose_summing(backend, os.environ)
         refuse_launch(os.environ, summing.zero_stage)
         _check_processes(size, backend)
+        refuse_compiled(summing.zero_stage is not None, levers)
         _check_deepspeed(summing, precision)
         _check_driver()
     except Failure as error:
@@ -228,16 +239,26 @@ def _described(device: torch.device) -> str:
     return f"{torch.cuda.get_device_name(device)} ({device}{others})"
 
 
-def choose_float32(precision: Precision, performance: Performance) -> None:
-    """Let float32 be float32, or TF32 where that rounds no more than the run's half precision does anyway.
+def choose_float32(
+    precision: Precision,
+    performance: Performance,
+    levers: Levers = AS_THE_DIAL_SAYS,
+) -> None:
+    """Let float32 be float32, or TF32 where dial and levers say so (`levers.allows_tf32`).
 
-    TF32 keeps 10 bits of the mantissa, as float16 does, and bfloat16 keeps 7. Without this, cuDNN may compute
-    convolutions in TF32 in any run.
+    Without this, cuDNN may compute convolutions in TF32 in any run.
     """
-    rounded = performance == "fast" and precision in ("bf16", "fp16")
+    rounded = allows_tf32(levers, performance, precision)
     torch.backends.cudnn.allow_tf32 = rounded
     torch.backends.cuda.matmul.allow_tf32 = rounded
     torch.backends.cudnn.benchmark = True
+
+
+def remark_on_levers(levers: Levers, device: torch.device) -> None:
+    """Say which of the levers that are pulled move nothing on this device."""
+    idle = without_effect(levers, device.type)
+    if idle:
+        say(idle)
 
 
 def make_deterministic() -> None:

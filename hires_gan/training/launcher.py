@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hires_gan.errors import Elsewhere, UsageError
+from hires_gan.training.levers import Levers
 from hires_gan.training.settings import BackendSettings
 
 Environment = Mapping[str, str]
@@ -231,6 +232,23 @@ def refuse_launch(environment: Environment, stage: ZeroStage | None) -> None:
     """
     for message in _objections(environment, stage):
         raise UsageError(f"the launch configuration {message}")
+
+
+def refuse_compiled(deepspeed: bool, levers: Levers) -> None:
+    """Refuse to compile phases that DeepSpeed runs.
+
+    Args:
+        deepspeed: Whether it sums the gradients.
+        levers: Of the run.
+
+    Raises:
+        UsageError: With what to set instead.
+    """
+    if deepspeed and levers.compile not in (None, "none"):
+        raise UsageError(
+            f"levers.compile is {levers.compile}, but gradients are summed by DeepSpeed, whose engine runs the "
+            "backward pass by itself: set it to none, or use backend.name=data_parallel"
+        )
 
 
 def _objections(environment: Environment, stage: ZeroStage | None) -> Iterator[str]:

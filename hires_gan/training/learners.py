@@ -98,6 +98,16 @@ class Replica:
         """Add the gradient to the buffer."""
         loss.backward()  # type: ignore[no-untyped-call]
 
+    def derive(self, loss: Tensor) -> Tensor:
+        """The gradient of a micro-batch's loss, as it lies in the buffer, where it is not added."""
+        parameters = list(self.live.values())
+        found = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+        return torch.cat([_in_memory_order(gradient, p) for gradient, p in zip(found, parameters, strict=True)])
+
+    def add(self, gradient: Tensor) -> None:
+        """Add what `derive` gave to the buffer."""
+        self.gradients.buffer.add_(gradient)
+
     def sum(self) -> None:
         """Send what is left, and wait."""
         if self._buckets is not None:
@@ -140,7 +150,7 @@ class Replica:
 
 
 def adam(parameters: list[nn.Parameter], plan: OptimizerPlan, fused: bool) -> torch.optim.Optimizer:
-    """The optimizer of a plan; fused ones can be recorded."""
+    """The optimizer of a plan; fused ones can be recorded, and the others are as torch chooses for the device."""
     # A rate that changes lies on the device: recorded steps read it there.
     moving = fused and plan.halving is not None
     return torch.optim.Adam(
@@ -149,7 +159,7 @@ def adam(parameters: list[nn.Parameter], plan: OptimizerPlan, fused: bool) -> to
         betas=plan.betas,
         eps=plan.eps,
         weight_decay=plan.weight_decay,
-        fused=fused,
+        fused=fused or None,  # False would mean a Python loop over the parameters, on a GPU, too
         capturable=fused,
     )
 
@@ -171,3 +181,9 @@ def placed(value: Tensor, name: str, optimizer: torch.optim.Optimizer, device: t
 
 def _like(value: Tensor, parameter: Tensor) -> Tensor:
     return torch.empty_like(parameter, dtype=value.dtype).copy_(value) if value.ndim else value
+
+
+def _in_memory_order(value: Tensor, like: Tensor) -> Tensor:
+    """The entries of a tensor, one dimension, in the order in which those of `like` lie in memory without gaps."""
+    outermost_first = sorted(range(like.ndim), key=like.stride, reverse=True)
+    return value.permute(outermost_first).reshape(-1)

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from hires_gan.randomness import RandomSource, SampleRandom
 from hires_gan.recipes.protocol import Batch, Outcome, Phase, Step
+from hires_gan.training.compiling import Compiler
 from hires_gan.training.graphs import Recorder
-from hires_gan.training.learners import Learner
+from hires_gan.training.learners import Learner, Replica
 from hires_gan.training.pace import Pace
 from hires_gan.training.profiling import span
 
@@ -16,20 +17,22 @@ Means = dict[str, Tensor]
 
 
 class PhaseRunner:
-    """Runs a phase, through CUDA graphs where it is told to.
+    """Runs a phase, compiled and through CUDA graphs where it is told to.
 
     The losses of micro-batches are divided by `micro`, and what is left of the global batch scales the gradient behind
     them. Dividing by the whole batch before the backward pass would let fp16's gradients vanish: at 1024x1024
     a batch of 32 made the generator's wrong by a third.
 
     Args:
-        phase: What is run; with graphs, the function that it has now is run for good.
+        phase: What is run; compiled or with graphs, the function that it has now is run for good.
         learner: The phase's player.
         random: The run's.
         recorder: Whether, and how, to record.
         micro: How many samples go through the networks at once, on all processes.
         size: The local batch.
         whole: The global batch; None if that is the local one.
+        pace: Measures waits for other processes.
+        compiler: Compiles the phase; None: it is computed op by op.
     """
 
     def __init__(
@@ -42,14 +45,20 @@ class PhaseRunner:
         size: int,
         whole: int | None = None,
         pace: Pace | None = None,
+        compiler: Compiler | None = None,
     ) -> None:
         self.phase, self.micro, self.size = phase, micro, size
         self.whole = size if whole is None else whole
+        self._full = min(micro, size)  # `micro` is that of all processes, which scale by it; this one may have fewer
         self._learner, self._random, self._recorder = learner, random, recorder
         self._pace = Pace(torch.device("cpu")) if pace is None else pace
         self._input: tuple[Batch, Tensor] | None = None
         self._means: Means = {}
         self._bad: Tensor | None = None
+        self._names, self._domains = tuple[str, ...](), tuple[str, ...]()
+        self._replica: Replica | None = None
+        if compiler is not None and compiler.enabled and isinstance(learner, Replica):
+            self._replica, self._derived = learner, compiler.wrap(self._derive, f"{phase.name} phase")
         self._accumulate = recorder.wrap(self._accumulate_input, f"{phase.name} phase")
         self._complete = recorder.wrap(self._complete_step, f"optimizer's step of the {phase.name} phase")
 
@@ -66,7 +75,7 @@ class PhaseRunner:
             `loss/NAME`, `statistics/NAME` and `average/NAME`: the sums over the local samples, divided by the global
             batch; and how many entries of the gradient were not finite.
         """
-        if not self._recorder.enabled:
+        if not (self._recorder.enabled or self._replica):
             self.phase = phase
         self._learner.begin(at_once)
         try:
@@ -92,8 +101,7 @@ class PhaseRunner:
 
     def _take(self, batch: Batch, samples: Tensor) -> None:
         """Compute one micro-batch: where it lies or, with graphs, copied to where their kernels look."""
-        whole = len(samples) == self.micro
-        if not (self._recorder.enabled and whole):  # a last one that is smaller has kernels of its own
+        if not (self._recorder.enabled and self._is_full(samples)):
             self._input, kept = (batch, samples), self._input
             self._accumulate_input()
             self._input = kept if self._recorder.enabled else None
@@ -104,17 +112,46 @@ class PhaseRunner:
             _fill(self._input, batch, samples)
         self._accumulate()
 
+    def _is_full(self, samples: Tensor) -> bool:
+        """Whether it is not a last micro-batch that is smaller: that one has kernels of its own."""
+        return len(samples) == self._full
+
     def _accumulate_input(self) -> None:
         """Add the gradient, and the means, of the micro-batch at hand."""
         assert self._input is not None
         batch, samples = self._input
+        if self._replica is not None and self._is_full(samples):
+            self._accumulate_derived(self._replica, batch, samples)
+            return
+        outcome, loss = self._losses(batch, samples)
+        self._learner.backward(loss)
+        self._add({name: values.detach().sum(0) for name, values in _named(outcome).items()})
+
+    def _losses(self, batch: Batch, samples: Tensor) -> tuple[Outcome, Tensor]:
         # A phase may ask for gradients by the images: that shall not stick to the tensor that is used again.
         seen = Batch(batch.images.detach(), batch.labels, batch.domains)
         outcome = self.phase.function(Step(seen, SampleRandom(self._random, samples)))
         total = torch.stack([loss.sum() for loss in outcome.losses.values()]).sum()
-        self._learner.backward(total / self.micro)
-        for name, values in _named(outcome).items():
-            mean = values.detach().sum(0) / self.whole
+        return outcome, total / self.micro
+
+    def _accumulate_derived(self, replica: Replica, batch: Batch, samples: Tensor) -> None:
+        self._domains = batch.domains
+        labels = [] if batch.labels is None else [batch.labels]
+        gradient, *sums = self._derived(batch.images, samples, *labels)
+        replica.add(gradient)
+        self._add(dict(zip(self._names, sums, strict=True)))
+
+    def _derive(self, images: Tensor, samples: Tensor, labels: Tensor | None = None) -> list[Tensor]:
+        """The gradient and the sums of all values: what is compiled adds them to nothing."""
+        assert self._replica is not None
+        outcome, loss = self._losses(Batch(images, labels, self._domains), samples)
+        sums = {name: values.detach().sum(0) for name, values in _named(outcome).items()}
+        self._names = tuple(sums)
+        return [self._replica.derive(loss), *sums.values()]
+
+    def _add(self, sums: Means) -> None:
+        for name, value in sums.items():
+            mean = value / self.whole
             if name in self._means:
                 self._means[name].add_(mean)
             else:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch.autograd.profiler_util import FunctionEvent, FunctionEventAvg
 from torch.profiler import ProfilerActivity, profile
 
 from hires_gan.progress import say
@@ -15,6 +16,7 @@ from hires_gan.training.activity import doing
 
 _STEPS = 2
 _ROWS = 40
+_NAMED = ("phase: ", "data", "average")
 
 
 class StepProfiler:
@@ -94,8 +96,26 @@ def span(name: str) -> Iterator[None]:
 
 
 def _spans(traced: profile) -> str:
-    """The spans that the training loop names, with the time that Python spent in them."""
-    names = ("phase: ", "data", "average")
-    rows = [event for event in traced.key_averages() if event.key.startswith(names)]
-    times = {event.key: f"{event.count:4} calls {event.cpu_time_total / 1000:10.2f} ms of the host" for event in rows}
-    return "\n".join(f"{name:32}{times[name]}" for name in sorted(times))
+    """The spans that the training loop names, with the time that Python spent in them; on a GPU also the GPU's."""
+    averages = traced.key_averages()
+    host = {row.key: row for row in averages if row.key.startswith(_NAMED) and row.device_type.name == "CPU"}
+    events = traced.events() or ()  # type: ignore[no-untyped-call]
+    return "\n".join(_line(row, _on_device(events, name)) for name, row in sorted(host.items()))
+
+
+def _line(host: FunctionEventAvg, device: float | None) -> str:
+    line = f"{host.key:32}{host.count:4} calls {host.cpu_time_total / 1000:10.2f} ms of the host"
+    return line if device is None else f"{line} {device / 1000:10.2f} ms of the GPU"
+
+
+def _on_device(events: Iterable[FunctionEvent], name: str) -> float | None:
+    """Microseconds from a span's first kernel to the end of its last one, gaps included; None without any.
+
+    The profiler has one such span for each of the GPU's streams: where they overlap, the time counts once.
+    """
+    ranges = [event.time_range for event in events if event.name == name and event.device_type.name != "CPU"]
+    total, end = 0.0, float("-inf")
+    for one in sorted(ranges, key=lambda each: each.start):
+        total += max(one.end - max(one.start, end), 0.0)
+        end = max(end, one.end)
+    return total if ranges else None

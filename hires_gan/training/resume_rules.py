@@ -13,6 +13,7 @@ MAY_CHANGE_ON_RESUME: Final = (
     "run.dir",
     "run.resume",
     "run.profile",
+    "run.check_memory",
     "run.total_kimg",
     "run.stop_after_nonfinite",
     "data.shards",  # the manifests' hash decides whether it is the same data, names and order of the domains included
@@ -29,6 +30,7 @@ MAY_CHANGE_ON_RESUME: Final = (
     "recipe.generator.recompute",
     "batch.per_device",
     "performance",
+    "levers*",
     "ops.*",
     "backend.*",
     "checkpoint.*",

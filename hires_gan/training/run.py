@@ -22,21 +22,23 @@ from hires_gan.data.opening import describe_order, order_of, resolve_lanes
 from hires_gan.data.replacement import CorruptRows
 from hires_gan.data.shard_cache import require_room
 from hires_gan.errors import Failure, UsageError
-from hires_gan.evaluation.catalogue import METRICS
 from hires_gan.ops.selection import choose, explain
 from hires_gan.progress import console, say
 from hires_gan.recipes.families import build_recipe
-from hires_gan.recipes.protocol import LabelDistribution, Recipe, stage_at
+from hires_gan.recipes.protocol import LabelDistribution, Recipe
 from hires_gan.settings import at_resolution
-from hires_gan.tracking.card import ModelCard
 from hires_gan.tracking.description import NOTE, TrainingData, description
 from hires_gan.tracking.exporter import Exporter
+from hires_gan.tracking.store import redact
 from hires_gan.tracking.tracker import Tracker
 from hires_gan.training.backends import Backend
 from hires_gan.training.gallery import open_gallery
 from hires_gan.training.initial_weights import open_initial, start_from
-from hires_gan.training.launch import DTYPES, choose_float32, join_launch, make_deterministic
+from hires_gan.training.launch import DTYPES, choose_float32, join_launch, make_deterministic, remark_on_levers
 from hires_gan.training.launcher import zero_stage
+from hires_gan.training.memory_check import Asked, check_memory, out_of_memory, show_known, telling_too_little
+from hires_gan.training.memory_meter import is_out_of_memory
+from hires_gan.training.registering import SHORT_WAIT, TRACKING_WAIT, log_model, register_best
 from hires_gan.training.restarts import launch_identity, restart_count, stopped_by_this_launch
 from hires_gan.training.resume_rules import refuse_changes
 from hires_gan.training.run_folder import RunFolder, State, check_shared, read_status
@@ -44,13 +46,10 @@ from hires_gan.training.schedule import largest_batch
 from hires_gan.training.settings import Plan
 from hires_gan.training.shares import share
 from hires_gan.training.signals import StopRequest
-from hires_gan.training.trainer import Trainer, micro_batch
+from hires_gan.training.trainer import Trainer
 from hires_gan.training.watch import Watch
 from hires_gan.training.world import World, telling_losses
 from hires_gan.training.zero import Engines
-
-TRACKING_WAIT = 60.0
-"""Seconds that a finished run waits for a tracking server that does not take what is left."""
 
 
 def train(plan: Plan, resolved: str) -> bool:
@@ -67,14 +66,15 @@ def train(plan: Plan, resolved: str) -> bool:
         UsageError: If the configuration does not fit the data, the launcher or the checkpoint.
         Failure: If something outside went wrong.
     """
-    world = join_launch(plan.backend, plan.precision)
+    world = join_launch(plan.backend, plan.precision, levers=plan.levers)
     with telling_losses(world), StopRequest(world.alone) as stop, contextlib.ExitStack() as opened:
         launches = {name: count for name, count in world.gathered([launch_identity(), restart_count()]) if name}
         if world.any(stopped_by_this_launch(world.from_first(read_status(plan.run.dir / plan.run.name)) or {})):
             say("a signal has stopped this launch, and it has started its processes again: they end without training")
             world.leave()
             return False
-        trainer, data, saved = _prepare(plan, resolved, world, stop, launches, opened)
+        with telling_too_little():
+            trainer, data, saved = _prepare(plan, resolved, world, stop, launches, opened)
         return _run(trainer, data, saved)
 
 
@@ -93,7 +93,8 @@ def _prepare(
     world.agree("the configuration", hashlib.sha256(resolved.encode()).hexdigest())
     world.agree("the versions", json.dumps(versions(), sort_keys=True))
     with world.together():
-        choose_float32(plan.precision, plan.performance)
+        choose_float32(plan.precision, plan.performance, plan.levers)
+        remark_on_levers(plan.levers, world.device)
         if plan.run.deterministic:
             make_deterministic()
         choose(plan.ops.backend, plan.ops.require_native, world.device)
@@ -114,6 +115,8 @@ def _prepare(
             )
             refuse_mixed(data, {stage.resolution for stage in recipe.stages}, plan.data.max_corrupt, saved is not None)
             initial = open_initial(plan, data.names) if saved is None else None
+        asked = Asked(plan, recipe, world, folder.path, 0 if saved is None else saved.nimg)
+        check_memory(asked, labels, data.names)
         backend = _backend(plan, recipe, world)
         if initial is not None:
             start_from(initial, backend)
@@ -138,7 +141,7 @@ def _prepare(
 def _backend(plan: Plan, recipe: Recipe, world: World) -> Backend:
     stage = zero_stage(plan.backend, os.environ)
     engines = None if stage is None else Engines(list(recipe.players), stage, world)
-    return Backend(recipe, world.device, plan.run.seed, plan.performance, world, engines)
+    return Backend(recipe, world.device, plan.run.seed, plan.performance, world, engines, levers=plan.levers)
 
 
 def _found(
@@ -168,15 +171,17 @@ def _run(trainer: Trainer, data: Domains, saved: checkpoint.Checkpoint | None) -
                 finished = trainer.run(loader)
             _record_end(trainer, finished)
     except BaseException as error:
+        told = out_of_memory(trainer, error) if is_out_of_memory(error) else error
         # What went wrong first is what is told, also where the disk is so full that this cannot be written.
         with contextlib.suppress(Failure):
-            _write_status(trainer, "failed", str(error) or type(error).__name__)
+            _write_status(trainer, "failed", str(told) or type(told).__name__)
         with contextlib.suppress(Exception):
             if trainer.tracker is not None:
-                trainer.tracker.finish("FAILED", 5.0)
+                trainer.tracker.finish("FAILED", register_best(trainer, trainer.tracker, error))
         console.quiet = False  # whoever fails says so
-        if isinstance(error, torch.OutOfMemoryError):
-            raise out_of_memory(trainer, error) from error
+        if told is not error:
+            show_known(trainer)
+            raise told from error
         raise
     if trainer.world.first:
         report_end(trainer, finished)
@@ -202,7 +207,7 @@ def _record_end(trainer: Trainer, finished: bool) -> None:
         if finished:
             log_model(trainer, trainer.tracker)
         wait = TRACKING_WAIT if trainer.world.alone else min(TRACKING_WAIT, trainer.plan.backend.timeout / 2)
-        trainer.tracker.finish("FINISHED" if finished else "KILLED", wait if finished else 5.0)
+        trainer.tracker.finish("FINISHED" if finished else "KILLED", wait if finished else SHORT_WAIT)
     _write_status(trainer, "finished" if finished else "preempted")
 
 
@@ -222,24 +227,6 @@ def open_loader(trainer: Trainer, data: Domains) -> Loader:
         typical=Request(range(max(1, len(own))), last.resolution),
         stopped=lambda: trainer.stop.agreed,
     )
-
-
-def out_of_memory(trainer: Trainer, error: BaseException) -> Failure:
-    """What to do about a GPU that is too small."""
-    stage = trainer.recipe.stages[stage_at(trainer.recipe.stages, trainer.progress.nimg)]
-    micro = micro_batch(trainer.plan.batch, stage)
-    ways = [f"batch.per_device below {micro} (a multiple of {stage.group})"] if micro > stage.group else []
-    ways += ["recipe.generator.recompute=true"] if _keeps_what_it_could_recompute(trainer.plan) else []
-    ways += ["performance=reference, which keeps none for CUDA graphs"]
-    return Failure(
-        f"out of GPU memory at {stage.resolution}x{stage.resolution} with {micro} images at once: set "
-        f"{', or '.join(ways)}; that changes nothing of what is trained; the same command then goes on from the latest "
-        f"checkpoint ({str(error).splitlines()[0]})"
-    )
-
-
-def _keeps_what_it_could_recompute(plan: Plan) -> bool:
-    return getattr(plan.recipe.generator, "recompute", None) is False
 
 
 def check_data(plan: Plan, data: Domains) -> LabelDistribution | None:
@@ -402,8 +389,10 @@ def versions() -> dict[str, str | None]:
 
 
 def describe_run(plan: Plan, data: Domains, run_id: str, world: World) -> dict[str, Any]:
-    """What every checkpoint says of the run besides its progress."""
+    """What every checkpoint says of the run besides its progress: no password, since checkpoints are passed on."""
     configuration = plan.model_dump(mode="json")
+    if plan.tracking.uri is not None:
+        configuration["tracking"]["uri"] = redact(plan.tracking.uri)
     canonical = json.dumps(configuration, sort_keys=True, separators=(",", ":"))
     return {
         "configuration": configuration,
@@ -414,38 +403,6 @@ def describe_run(plan: Plan, data: Domains, run_id: str, world: World) -> dict[s
         "mlflow_run_id": run_id,
         "versions": versions(),
     }
-
-
-def log_model(trainer: Trainer, tracker: Tracker) -> None:
-    """Log the averaged generator, which is in the last checkpoint, as a model of the MLflow run.
-
-    With `tracking.register_as` the best one as well, if it is another, before it: the newest version is the last one.
-    """
-    root, register_as = trainer.folder.checkpoints, trainer.plan.tracking.register_as
-    last, best = checkpoint.latest(root), trainer.progress.best
-    if last is None:
-        return
-    if register_as and best is not None and best.nimg != last.nimg and (root / best.checkpoint).is_dir():
-        tracker.log_model(root / best.checkpoint, model_card(trainer, checkpoint.read(root / best.checkpoint)))
-    tracker.log_model(last.folder, model_card(trainer, last))
-
-
-def model_card(trainer: Trainer, saved: checkpoint.Checkpoint) -> ModelCard:
-    """What MLflow shows of a checkpoint of this run."""
-    recipe, best = trainer.plan.recipe, trainer.progress.best
-    return ModelCard(
-        recipe.name,
-        saved.state["inference"]["resolution"],
-        checkpoint.FORMAT_VERSION,
-        saved.nimg,
-        register_as=trainer.plan.tracking.register_as,
-        translates=recipe.translates,
-        is_best=best is not None and best.nimg == saved.nimg,
-        watched="" if best is None else f"evaluation/{best.metric}",
-        higher_is_better=best is not None and METRICS[best.metric].better == "higher",
-        compared="" if best is None else f"{best.metric} on {best.count} images of {trainer.state['data'][:12]}",
-        config=str(trainer.folder.path / "config.yaml"),
-    )
 
 
 def report_end(trainer: Trainer, finished: bool) -> None:

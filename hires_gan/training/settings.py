@@ -12,6 +12,7 @@ from hires_gan.evaluation.settings import EvaluationSettings
 from hires_gan.recipes.settings import RecipeSettings
 from hires_gan.settings import Cadence, HomePath, IntByResolution, Positive, PositiveInt, Settings
 from hires_gan.tracking.settings import TrackingSettings
+from hires_gan.training.levers import Levers
 
 Precision = Literal["bf16", "fp16", "fp32", "fp64"]
 Performance = Literal["fast", "reference"]
@@ -59,6 +60,9 @@ class RunSettings(Settings):
 
     profile: bool = False
     """Trace two steps under torch's profiler, into `profile` in the run's folder."""
+
+    check_memory: bool = True
+    """Take a dry step before the first one, on a GPU, and refuse a run that does not fit its memory."""
 
     stop_after_nonfinite: PositiveInt = 20
     """Stop after this many steps in a row with a gradient that is not finite."""
@@ -108,7 +112,7 @@ class BackendSettings(Settings):
 
     timeout: Annotated[float, Field(ge=10)] = 1800.0
     """Seconds without an answer after which a process counts as lost. The others wait for the first one while it draws
-    a grid, or compares what all have measured."""
+    a grid; while it compares what all have measured, it gives signs of life."""
 
     hang_after: Annotated[float, Field(ge=1)] | None = 900.0
     """Seconds without progress of any process after which the run ends, with a report of where each of them stands;
@@ -181,6 +185,8 @@ class Plan(Protocol):
     def precision(self) -> Precision: ...  # noqa: D102
     @property
     def performance(self) -> Performance: ...  # noqa: D102
+    @property
+    def levers(self) -> Levers: ...  # noqa: D102
     @property
     def ops(self) -> OpsSettings: ...  # noqa: D102
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -17,6 +18,7 @@ from hires_gan.data.replacement import CorruptRows
 from hires_gan.data.waiting import Stopped
 from hires_gan.ema import half_life_decay
 from hires_gan.errors import Elsewhere, Failure
+from hires_gan.evaluation.alike import protocols_of
 from hires_gan.evaluation.results import Result, in_figures
 from hires_gan.evaluation.subjects import PIXELS_AT_ONCE
 from hires_gan.inference.files import write_whole
@@ -24,6 +26,8 @@ from hires_gan.inference.images import save_png
 from hires_gan.progress import say
 from hires_gan.recipes.protocol import Recipe, Stage, stage_at
 from hires_gan.tracking.exporter import Exporter
+from hires_gan.tracking.names import EVALUATION
+from hires_gan.tracking.protocols import Protocol
 from hires_gan.tracking.tracker import Tracker
 from hires_gan.training.activity import doing, waiting
 from hires_gan.training.backends import Backend
@@ -243,6 +247,7 @@ class Trainer:
         nimg, ended = self.progress.nimg, self.progress.nimg >= self.total
         if self._due("log", ended):
             self.ranks.tell()
+            self.backend.tell_remarks()
             if self.world.first:
                 self._log(status, feed)
             self._logged()
@@ -314,9 +319,15 @@ class Trainer:
         status.show(nimg, self.recipe.describe(nimg), speed, memory, losses, len(self.corrupt), self.ranks.words)
         self.folder.write_status("running", nimg)
 
-    def _record(self, nimg: int, metrics: Mapping[str, float], more: Mapping[str, float] | None = None) -> None:
-        """Log metrics, and let Prometheus have them, and `more`: what has a value for each process."""
-        self._recorded().log_metrics(nimg, metrics)
+    def _record(
+        self,
+        nimg: int,
+        metrics: Mapping[str, float],
+        more: Mapping[str, float] | None = None,
+        protocols: Mapping[str, Protocol] | None = None,
+    ) -> None:
+        """Log metrics, with how they were taken; let Prometheus have them, and `more`: a value for each process."""
+        self._recorded().log_metrics(nimg, metrics, protocols)
         if self.exporter is not None:
             self.exporter.log_metrics({**metrics, **(more or {})})
 
@@ -382,11 +393,13 @@ class Trainer:
             Failure: If the run has diverged for so long that it is to end, or the disk is full.
         """
         nimg, folder = self.progress.nimg, self.folder
-        self._record(nimg, {f"evaluation/{name}": value for name, value in result.values.items()})
+        taken = {EVALUATION + name: protocol for name, protocol in protocols_of(result.whole).items()}
+        values = result.values | dict.fromkeys(result.not_finite, math.nan)
+        self._record(nimg, {EVALUATION + name: value for name, value in values.items()}, protocols=taken)
         for metric in self.gallery.metrics:
-            say(f"{nimg / 1000:.1f} kimg: {metric} {in_figures(result.values[metric])}")
+            say(f"{nimg / 1000:.1f} kimg: {metric} {in_figures(values[metric])}")
         self._caution({record.caution for record in result.records if record.caution})
-        if result.records:
+        if values:
             file = folder.path / "evaluations" / f"{nimg:012d}.json"
             write_whole(file, lambda partial: partial.write_text(result.as_json(), encoding="utf-8"))
             self._recorded().log_artifact(file, "evaluations")

@@ -127,7 +127,7 @@ class World:
         failed: BaseException | None = None
         try:
             yield
-        except (UsageError, Failure) as error:
+        except Failure as error:
             failed = error
         told = self.gathered(None if failed is None else [isinstance(failed, UsageError), str(failed)])
         errors = [(number, *error) for number, error in enumerate(told) if error is not None]

@@ -339,6 +339,27 @@ def test_a_gpu_steps_in_whole_cycles():
     assert train._counts(Request(steps=5), place, CPU) == (16, 5)
 
 
+def test_what_the_warm_up_took_is_forgotten_before_the_steps_are_timed(monkeypatch):
+    """On a GPU: and a step behind it takes anew what steps need, before the first timed one."""
+    seen: list[object] = []
+    monkeypatch.setattr(train_measure, "_free", lambda device: seen.append(device.type))
+    for kind in ("cpu", "cuda"):
+        train_measure._settle(SimpleNamespace(device=torch.device(kind), step=seen.append), "a step")
+    assert seen == ["cuda", "a step"]
+
+
+@pytest.mark.gpu
+def test_the_peak_is_that_of_the_steps():
+    """A gigabyte that only the warm-up took is neither allocated nor reserved."""
+    device = torch.device("cuda")
+    before = torch.cuda.memory_reserved(device)
+    torch.ones(2**28, device=device)
+    assert torch.cuda.max_memory_reserved(device) >= before + 2**30
+    train_measure._settle(SimpleNamespace(device=device, step=lambda feed: torch.ones(2**18, device=device)), None)
+    peak = train_measure.peak_memory(device)
+    assert 2**20 <= peak["allocated"] <= peak["reserved"] < 2**30
+
+
 def test_synthetic_batches():
     feed = Synthetic(Stage(0, None, 8, 6, 6, False, {}), CPU, torch.float32)
     batches = [feed.take().images for _ in range(5)]

@@ -8,24 +8,37 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from mlflow import MlflowClient
-from tiny_models import METRICS, requested, shards, stand_in, untrained
-from tiny_networks import TINY, install, on_path
+from tiny_models import METRICS, requested, shards, untrained
 
+from hires_gan import cli_evaluate
 from hires_gan.errors import Failure, UsageError
+from hires_gan.evaluation import (
+    comparing,
+    coverage,
+    describing,
+    evaluator,
+    features,
+    fidelity,
+    path_length,
+    sampled,
+    subjects,
+)
 from hires_gan.evaluation.alike import differences
+from hires_gan.evaluation.averages import NotFinite
 from hires_gan.evaluation.catalogue import METRICS as CATALOGUE
 from hires_gan.evaluation.catalogue import MetricName
 from hires_gan.evaluation.command import Report, Request, evaluate, require_all, table
 from hires_gan.evaluation.crew import Alone
 from hires_gan.evaluation.instruments import Sources
 from hires_gan.evaluation.protocol import Record
-from hires_gan.evaluation.tracked import PREFIX, track
 from hires_gan.inference.loading import find
+from hires_gan.tracking.names import AFTERWARDS
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -33,29 +46,8 @@ FAMILIES = list(METRICS)
 TINY_SOURCES = Sources("tiny_network:Tiny")
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of each family, with the data, and a feature network that is installed."""
-    folder = tmp_path_factory.mktemp("evaluated")
-    (folder / "site").mkdir()
-    install(folder / "site", "tiny_network", TINY)
-    for family in FAMILIES:
-        untrained(family, folder)
-    return folder
-
-
-@pytest.fixture
-def here(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The same, with networks that stand for the published ones, and an empty cache."""
-    on_path(root / "site", "tiny_network", monkeypatch)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    stand_in(monkeypatch)
-    return root
-
-
 def measured(root: Path, family: str, request: Request | None = None) -> Report:
-    return evaluate(str(root / "runs" / family), request or requested(family), Alone(), CPU)
+    return evaluate(find(root / "runs" / family), request or requested(family), Alone(), CPU)
 
 
 def wanted(*names: MetricName, **changes: Any) -> Request:
@@ -200,7 +192,7 @@ def test_what_needs_weights_that_are_absent_is_left_out_and_the_rest_is_there(
     assert said.count("warning: fid, kid cannot be computed: FID's Inception needs weights-inception") == 1
     assert list(report.missing) == ["fid", "kid"]
     assert list(json.loads(report.as_json())["missing"]) == ["fid", "kid"]
-    with pytest.raises(Failure, match=r"^fid, kid could not be computed, for what is said above; what else"):
+    with pytest.raises(Failure, match=r"^fid, kid could not be computed, for what is said above"):
         require_all(report)
 
 
@@ -236,13 +228,13 @@ def test_the_command_shows_keeps_and_tracks(root: Path, tmp_path: Path) -> None:
     values = json.loads(found.read_text())["values"]
     assert {"swd", "swd/16", "fid", "inception_score", "inception_score/deviation"} == set(values)
     for name, value in values.items():
-        points = client.get_metric_history(run_id, PREFIX + name)
+        points = client.get_metric_history(run_id, AFTERWARDS + name)
         assert [(point.step, point.value) for point in points] == [(4000, value)]
     again = hires_gan("evaluate", folder, "--metrics", "swd", "--count", "20", "--track", **outside)
     assert again.returncode == 0, again.stderr
     assert "0 values are in the MLflow run" in again.stderr
-    assert "swd were there already at this step" in again.stderr
-    assert len(client.get_metric_history(run_id, f"{PREFIX}swd")) == 1
+    assert "there already at this step, and left as before: swd" in again.stderr
+    assert len(client.get_metric_history(run_id, f"{AFTERWARDS}swd")) == 1
     assert len(client.list_artifacts(run_id, "evaluations")) == 2
 
 
@@ -268,24 +260,37 @@ def test_it_runs_under_accelerate_launch(here: Path, tmp_path: Path) -> None:
     [
         (("--metrics", "fidd"), "there is no metric 'fidd'; did you mean fid?"),
         (("--out", "."), "--out is ., which is a folder; name a file"),
+        (("--track",), "names no MLflow run; leave it out, and keep the numbers with --out"),
+        (
+            ("--out", "README.md/numbers.json"),
+            "--out is README.md/numbers.json: cannot write README.md: File exists",
+        ),
     ],
 )
-def test_wrong_options_are_refused(root: Path, options: tuple[str, ...], words: str) -> None:
-    done = hires_gan("evaluate", root / "runs" / "progressive", *options)
+def test_wrong_options_are_refused_before_anything_is_measured(
+    root: Path, options: tuple[str, ...], words: str
+) -> None:
+    """Before the data are looked at, which are nowhere."""
+    done = hires_gan("evaluate", root / "runs" / "progressive", *options, "--data", "nowhere")
     assert done.returncode == 2, done.stderr
     assert words in done.stderr
     assert "Traceback" not in done.stderr
 
 
+def test_a_folder_that_cannot_be_written_is_refused_at_once(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved, out = find(root / "runs" / "progressive"), tmp_path / "new" / "numbers.json"
+    assert cli_evaluate._places(saved, out, track=False) is None
+    assert out.parent.is_dir() and not out.exists()
+    monkeypatch.setattr(os, "access", lambda *_: False)  # for a superuser nothing is
+    with pytest.raises(UsageError, match=r"numbers\.json, but its folder cannot be written to; name a file in another"):
+        cli_evaluate._places(saved, out, track=False)
+
+
 def test_what_is_not_there_is_named(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="nowhere"):
         measured(root, "progressive", wanted("swd", data=(str(tmp_path / "nowhere"),)))
-    with pytest.raises(UsageError, match=r"--track: .* names no MLflow run; leave it out"):
-        track(find(root / "runs" / "progressive"), {"swd": 1.0}, "{}")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    gone = untrained("progressive", tmp_path, run_id="0" * 32)
-    with pytest.raises(UsageError, match=r"--track: the checkpoint is of the MLflow run 0+, and the store .* has not"):
-        track(find(gone), {"swd": 1.0}, "{}")
 
 
 def test_a_checkpoint_that_was_imported_belongs_to_no_run(here: Path, tmp_path: Path) -> None:
@@ -297,6 +302,48 @@ def test_a_checkpoint_that_was_imported_belongs_to_no_run(here: Path, tmp_path: 
     kept = {key: state["configuration"][key] for key in ("recipe", "precision", "batch")}
     (folder / "state.json").write_text(json.dumps(state | {"configuration": kept}))
     data = (str(state["configuration"]["data"]["shards"]),)
-    found = evaluate(str(folder), wanted("swd", data=data), Alone(), CPU)
-    same = evaluate(str(origin), wanted("swd", data=data, seed=0), Alone(), CPU)
+    found = evaluate(find(folder), wanted("swd", data=data), Alone(), CPU)
+    same = evaluate(find(origin), wanted("swd", data=data, seed=0), Alone(), CPU)
     assert found.result.values == same.result.values
+
+
+def test_what_is_not_finite_is_missing_and_the_rest_is_there(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoiled(*_: Any) -> float:
+        raise NotFinite("the features are too large for float32")
+
+    monkeypatch.setattr(comparing, "fid", spoiled)
+    for family in ("progressive", "munit"):
+        report = measured(here, family, wanted("fid", "swd", sources=TINY_SOURCES))
+        assert "swd" in report.result.values and "fid" not in report.result.values
+        assert report.missing == {"fid": "the features are too large for float32"}
+        assert json.loads(report.as_json())["missing"] == report.missing
+        with pytest.raises(Failure, match=r"^fid could not be computed, for what is said above"):
+            require_all(report)
+
+
+# --- a GPU that is full -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("family", "metric", "module", "name"),
+    [
+        ("progressive", "swd", subjects, "enlarge"),
+        ("progressive", "swd", evaluator, "compared"),
+        ("progressive", "fid", features, "exact_float32"),
+        ("progressive", "precision", fidelity, "centred"),
+        ("progressive", "coverage", coverage, "distance_blocks"),
+        ("progressive", "ms_ssim", sampled, "pair_similarities"),
+        ("progressive", "ppl_z_end", path_length, "_in_one_dtype"),
+        ("munit", "lpips_diversity_munit", subjects, "lpips_diversity"),
+        ("munit", "content_preservation", describing, "content_preservation"),
+    ],
+)
+def test_wherever_the_gpu_is_full_a_sentence_ends_it(
+    family: str, metric: MetricName, module: ModuleType, name: str, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(module, name, full)
+    with pytest.raises(Failure, match=r"^the GPU has no room for the evaluation \(CUDA out of memory. Tried"):
+        measured(here, family, wanted(metric, sources=TINY_SOURCES))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from hires_gan.data.waiting import Stopped
 from hires_gan.errors import Failure, UsageError
-from hires_gan.evaluation import coverage
+from hires_gan.evaluation import neighbours
 from hires_gan.evaluation.coverage import density_and_coverage
 
 
@@ -72,8 +74,24 @@ def test_fakes_in_one_place_are_dense_and_cover_little() -> None:
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     reals, fakes = drawn(70, 1), drawn(40, 2, shift=0.3)
     whole = density_and_coverage(reals, fakes)
-    monkeypatch.setattr(coverage, "_ENTRIES", 300)
+    monkeypatch.setattr(neighbours, "_ENTRIES", 300)
     assert density_and_coverage(reals, fakes) == whole
+
+
+def test_it_is_stopped_between_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    reals, fakes = drawn(70, 1), drawn(40, 2)
+    monkeypatch.setattr(neighbours, "_ENTRIES", 280)  # 18 blocks of 4 rows for radii, and 10 of 7 for fakes
+    asked = []
+
+    def stopped_at(number: int) -> Callable[[], bool]:
+        asked.clear()
+        return lambda: asked.append(1) or len(asked) == number  # type: ignore[func-returns-value]
+
+    for number in (1, 18, 19, 28):
+        with pytest.raises(Stopped):
+            density_and_coverage(reals, fakes, stopped=stopped_at(number))
+        assert len(asked) == number
+    assert density_and_coverage(reals, fakes, stopped=stopped_at(29)) == density_and_coverage(reals, fakes)
 
 
 def test_sets_far_from_zero_are_told_apart() -> None:
@@ -81,6 +99,14 @@ def test_sets_far_from_zero_are_told_apart() -> None:
     expected = literal(reals, fakes, 5)
     shifted = (reals + 4096).float(), (fakes + 4096).float()  # squares of 1e8, of which float32 keeps 8 as its unit
     assert density_and_coverage(*shifted) == pytest.approx(expected, abs=0.02)
+
+
+def test_a_place_on_the_border_is_outside_wherever_the_grid_lies() -> None:
+    """Reals at 0, 1, ..., 9: each reaches as far as its neighbour, and a fake there is not within."""
+    reals = torch.arange(10.0)[:, None]
+    for shift in (0.0, 0.25, 1e6, -3e6):
+        # The fake lies at the place of one real: within its surroundings alone.
+        assert density_and_coverage(reals + shift, reals[4:5] + shift, neighbours=1) == (1.0, 0.1)
 
 
 def test_what_cannot_be_is_refused() -> None:

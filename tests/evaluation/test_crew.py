@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import re
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +24,8 @@ from hires_gan.data.settings import DataSettings
 from hires_gan.data.shards import ShardSet
 from hires_gan.data.waiting import Stopped, never
 from hires_gan.errors import Failure
-from hires_gan.evaluation.crew import Alone, Crew, chunks, gathered_in_order, in_order, in_step, own_chunks
+from hires_gan.evaluation import crew as crews
+from hires_gan.evaluation.crew import Alone, Crew, by_first, chunks, gathered_in_order, in_order, in_step, own_chunks
 from hires_gan.evaluation.evaluator import Evaluator, counted
 from hires_gan.evaluation.instruments import Instruments
 from hires_gan.evaluation.reals import Reals
@@ -134,6 +139,92 @@ def test_all_give_up_or_fail_together() -> None:
 
     assert [type(one) for one in both(stopping)] == [Stopped, Stopped]
     assert [str(one) for one in both(failing)] == ["no room", "no room"]
+
+
+def test_the_first_works_and_meets_the_others_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crews, "SIGN", 0.0)  # whenever it asks
+
+    def work(asked: Callable[[], bool]) -> str:
+        return "stop" if any(asked() for _ in range(5)) else "done"
+
+    def counted(crew: Crew) -> tuple[str | None, int]:
+        asked: list[int] = []
+        return by_first(crew, work, lambda: bool(asked.append(1))), len(asked)  # type: ignore[func-returns-value]
+
+    assert both(counted) == [("done", 5), (None, 6)]  # the last time when it is over
+    assert counted(Alone()) == ("done", 5)
+
+
+@pytest.mark.parametrize("sign", [0.0, 1000.0])
+@pytest.mark.parametrize("who", [0, 1])
+def test_whoever_is_to_stop_ends_the_work_of_the_first(who: int, sign: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crews, "SIGN", sign)
+
+    def work(asked: Callable[[], bool]) -> None:
+        for _ in range(5):
+            if asked():
+                raise Stopped
+
+    assert [type(one) for one in both(lambda crew: by_first(crew, work, lambda: crew.rank == who))] == [Stopped] * 2
+
+
+@pytest.mark.parametrize("sign", [0.0, 1000.0])
+def test_where_the_first_fails_all_do(sign: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crews, "SIGN", sign)
+
+    def work(asked: Callable[[], bool]) -> None:
+        asked()
+        raise Failure("no room")
+
+    assert [str(one) for one in both(lambda crew: by_first(crew, work, never))] == ["no room", "no room"]
+
+
+def full() -> int:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. See documentation for more\nand more")
+
+
+NO_ROOM = (
+    "the GPU has no room for the evaluation (CUDA out of memory. Tried to allocate 2.00 GiB): let nothing else run on "
+    "it, or run hires-gan evaluate by itself, with CUDA_VISIBLE_DEVICES= on the CPU; evaluation.every_kimg=null trains "
+    "without"
+)
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda crew: in_step(crew, full),
+        lambda crew: in_step(crew, lambda: full() if crew.first else 1),
+        lambda crew: by_first(crew, lambda asked: full(), never),
+    ],
+)
+def test_where_a_gpu_is_full_all_end_with_a_sentence(work: Callable[[Crew], Any]) -> None:
+    found = both(work)
+    assert [(type(one), str(one)) for one in found] == [(Failure, NO_ROOM)] * 2
+    with pytest.raises(Failure) as error:
+        work(Alone())
+    assert str(error.value) == NO_ROOM
+
+
+def slow_first(folder: Path, seconds: float) -> list[list[str]]:
+    """What two processes say of each way in which the work of the first can end."""
+    script, environment = Path(__file__).with_name("slow_first.py"), os.environ | {"GLOO_SOCKET_IFNAME": "lo"}
+    commands = [[sys.executable, str(script), str(rank), str(folder / "store"), str(seconds)] for rank in range(2)]
+    started = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for command in commands]
+    try:
+        return [process.communicate(timeout=120)[0].splitlines() for process in started]
+    finally:
+        for process in started:
+            process.kill()
+
+
+@pytest.mark.slow
+def test_others_wait_for_several_times_as_long_as_for_one_that_is_silent(tmp_path: Path) -> None:
+    first, other = ([re.sub(r" after \d+ s$", "", line) for line in lines] for lines in slow_first(tmp_path, 8.0))
+    assert first[:4] == ["7", "Failure no room", "Stopped ", "Stopped "], other
+    assert other[:6] == ["None", "Elsewhere ", "Stopped ", "Stopped ", "Elsewhere ", "Elsewhere "]
+    assert first[4:] == [f"Failure {NO_ROOM}", f"Failure rank 1: {NO_ROOM.replace('2.00', '3.00')}"]
+    assert re.match(r"Failure rank 1 has lost another process \(", other[6])
 
 
 @pytest.mark.parametrize("who", [0, 1])

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import psutil
@@ -35,9 +36,14 @@ from hires_gan.evaluation.protocol import CheckpointRecord
 from hires_gan.evaluation.reals import Reals
 from hires_gan.evaluation.settings import EvaluationSettings
 from hires_gan.evaluation.subjects import Shown
-from hires_gan.evaluation.swd import Descriptors, sliced_wasserstein
+from hires_gan.evaluation.swd import Descriptors, compared
 
 CPU = torch.device("cpu")
+HUGE = """
+
+def huge():
+    return lambda images: 1e10 * images.mean((2, 3))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +58,11 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     return ShardSet(out)
 
 
-def evaluator(shards: ShardSet, resolution: int = 32, metrics: tuple[MetricName, ...] = ("swd",)) -> Evaluator:
-    reals = Reals(shards, DataSettings(shards=str(shards.folder), workers=0), resolution)
-    tiny = open_extractor("tiny_network:means", None, False, CPU) if set(metrics) - {"swd"} else None
+def evaluator(
+    shards: ShardSet, resolution: int = 32, metrics: tuple[MetricName, ...] = ("swd",), network: str = "means"
+) -> Evaluator:
+    reals = Reals(shards, DataSettings(shards=str(shards.folder), workers=0, max_corrupt=0.2), resolution)
+    tiny = open_extractor(f"tiny_network:{network}", None, False, CPU) if set(metrics) - {"swd"} else None
     return Evaluator(metrics, counted(8192 if tiny is None else 20, None, 12), reals, Instruments(tiny), CPU)
 
 
@@ -99,7 +107,7 @@ def test_reals_against_themselves_are_at_distance_zero(shards: ShardSet, capfd: 
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The cache of features; and a feature network is installed."""
     (tmp_path / "site").mkdir()
-    install(tmp_path / "site", "tiny_network", TINY)
+    install(tmp_path / "site", "tiny_network", TINY + HUGE)
     on_path(tmp_path / "site", "tiny_network", monkeypatch)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "hires_gan" / "features"
@@ -140,6 +148,65 @@ def test_the_features_of_reals_are_read_from_the_cache_and_not_the_reals(
     assert measured(again, noise()) == first, "and once read, they are kept"
 
 
+def test_features_of_reals_with_corrupt_ones_among_them_are_not_kept(
+    shards: ShardSet, tiny: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(shards.folder, tmp_path / "set")
+    damaged = ShardSet(tmp_path / "set")
+    path, offset, size, _ = damaged.locate(7)
+    data = bytearray(path.read_bytes())
+    data[offset + size // 2] ^= 1
+    path.write_bytes(data)
+    judge = evaluator(damaged, metrics=("fid", "kid"))
+    found = measured(judge, noise())
+    said = capfd.readouterr().err
+    assert said.count("skipped a corrupt sample: ") == 1
+    assert said.count("features of reals are not kept: 1 of the 12 images are corrupt, and others stand in") == 1
+    assert not list(tiny.glob("*.json"))
+    assert measured(judge, noise()) == found
+    assert capfd.readouterr().err == "", "they are not described anew for each evaluation"
+    whole = measured(evaluator(shards, metrics=("fid", "kid")), noise())
+    assert whole is not None and whole != found, "of the same digest"
+    assert len(list(tiny.glob("*.json"))) == 1
+    assert measured(evaluator(damaged, metrics=("fid", "kid")), noise()) == whole
+
+
+def test_what_is_not_finite_is_left_out_and_said_and_the_rest_is_there(
+    shards: ShardSet, tiny: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A network that gives infinities for dark images."""
+    judge, fakes = evaluator(shards, metrics=("kid", "swd", "fid"), network="spoiled"), noise()
+    assert set(measured(judge, fakes) or ()) == {"kid", "kid/deviation", "swd", "swd/16", "swd/32", "fid"}
+    fakes.images[3] //= 2
+    capfd.readouterr()
+    result = judge.measure(fakes, CheckpointRecord(nimg=0), never)
+    assert result is not None
+    assert set(result.values) == {"swd", "swd/16", "swd/32"}
+    assert [record.metric for record in result.records] == ["swd"]
+    assert list(result.not_finite) == ["kid", "fid"]
+    reason = "the features from tiny_network:spoiled of 1 of"
+    assert all(why.startswith(reason) for why in result.not_finite.values())
+    said = capfd.readouterr().err
+    assert said.count(f"warning: left out of this evaluation: kid, fid: {reason}") == said.count("warning") == 1
+
+
+def test_reals_whose_features_are_not_finite_end_it(shards: ShardSet, tiny: Path, monkeypatch: Any) -> None:
+    judge = evaluator(shards, metrics=("swd", "fid"), network="spoiled")
+    monkeypatch.setattr(judge.reals, "chunks", lambda *_: iter([torch.zeros(12, 3, 32, 32, dtype=torch.uint8)]))
+    with pytest.raises(Failure, match="features from tiny_network:spoiled of 12 of 12 images are not finite"):
+        measured(judge, noise())
+    assert not list(tiny.glob("*"))
+
+
+def test_a_number_beyond_float32_is_left_out_alone(shards: ShardSet, tiny: Path) -> None:
+    """KID takes third powers of products; FID is computed in float64."""
+    judge, fakes = evaluator(shards, metrics=("kid", "fid", "precision"), network="huge"), noise()
+    result = judge.measure(fakes, CheckpointRecord(nimg=0), never)
+    assert result is not None
+    assert set(result.values) == {"fid", "precision"}
+    assert "kid is " in result.not_finite["kid"] and "too large for float32" in result.not_finite["kid"]
+
+
 def test_numbers_are_those_of_the_functions_that_compute_them(shards: ShardSet, tiny: Path) -> None:
     """Of 20 fakes and 12 reals, of which swd takes 12 and 12."""
     judge, fakes = evaluator(shards, metrics=("density", "swd", "fid")), noise()
@@ -154,8 +221,8 @@ def test_numbers_are_those_of_the_functions_that_compute_them(shards: ShardSet, 
     sets = [Descriptors(32, 12) for _ in range(2)]
     for described, images in zip(sets, (reals, fakes.images), strict=True):
         described.add(images[:12])
-    levels = sliced_wasserstein(*sets)
-    assert result.values["swd"] == sum(levels.values()) / 2
+    levels = [compared(*(one.gathered(side) for one in sets)) for side in (16, 32)]  # type: ignore[arg-type]
+    assert result.values["swd"] == sum(levels) / 2
     assert [(one.metric, one.reals, one.fakes) for one in result.records] == [
         ("density", 12, 20),
         ("swd", 12, 12),

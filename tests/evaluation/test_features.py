@@ -168,9 +168,9 @@ def test_other_images_are_refused(site: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "error", "message"),
     [
-        ("tinynet", UsageError, "inception is allowed, or package.module:factory of an installed package"),
-        ("inception_v3", UsageError, "inception is allowed"),
-        ("tinynet:__import__('os')", UsageError, "inception is allowed"),
+        ("tinynet", UsageError, "inception and vgg16 are allowed, or package.module:factory of an installed package"),
+        ("inception_v3", UsageError, "inception and vgg16 are allowed"),
+        ("tinynet:__import__('os')", UsageError, "inception and vgg16 are allowed"),
         ("nowhere.at.all:network", UsageError, "names the module nowhere.at.all, which is not there"),
         ("tinynet:absent", UsageError, "no attribute 'absent'; look at what tinynet 1.2 offers"),
         ("tinynet.sub:network", UsageError, "No module named 'tinynet.sub'"),
@@ -221,23 +221,6 @@ except UsageError as error:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_package_that_is_installed_in_place_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source, site = tmp_path / "work & more", tmp_path / "site"
-    source.mkdir()
-    site.mkdir()
-    (source / "inwork.py").write_text(tiny.TINY)
-    tiny.install(site, "inwork", "")
-    (site / "inwork.py").unlink()
-    info = next(site.glob("inwork-*.dist-info"))
-    (info / "direct_url.json").write_text('{"url": "' + source.as_uri() + '", "dir_info": {"editable": true}}')
-    monkeypatch.syspath_prepend(str(site))
-    tiny.on_path(source, "inwork", monkeypatch)
-    assert own("inwork:Tiny").version == "inwork 1.2"
-    (info / "direct_url.json").write_text('{"url": "' + source.as_uri() + '", "dir_info": {}}')
-    with pytest.raises(UsageError, match="which no installed package brings"):
-        own("inwork:Tiny")
-
-
 def test_weights_that_do_not_fit_are_refused(site: Path, tmp_path: Path) -> None:
     class Planted:
         def __reduce__(self) -> tuple[object, tuple[str]]:
@@ -260,7 +243,7 @@ def test_weights_that_do_not_fit_are_refused(site: Path, tmp_path: Path) -> None
         with pytest.raises(UsageError, match=f"--weights.*{message}"):
             own("tinynet:Tiny", tmp_path / name)
     assert not (tmp_path / "ran").exists() and not (tmp_path / "unpacked.pth").exists()
-    with pytest.raises(UsageError, match="--download fetches the weights of inception, but --features is tinynet:Tiny"):
+    with pytest.raises(UsageError, match="--download fetches published weights, but --features is tinynet:Tiny"):
         open_extractor("tinynet:Tiny", None, True, CPU)
 
 
@@ -319,7 +302,7 @@ def test_inception_gives_torch_fidelitys_features(inception_file: Path, publishe
     images = tiny.pictures(2, seed=0, side=24)
     expected, logits = theirs(images)
     ours = open_extractor("inception", inception_file, False, CPU)
-    ours.chunk = 2
+    ours.most = 2
     found = ours(images)
     assert torch.equal(found.features, expected)
     assert found.logits is not None and torch.equal(found.logits, logits)
@@ -449,7 +432,7 @@ def test_numbers_are_torch_fidelitys_with_inception(inception_file: Path, publis
         reals, fakes, "inception-v3-compat", feature_extractor_weights_path=str(inception_file), batch_size=10
     )
     network = open_extractor("inception", inception_file, False, CPU)
-    network.chunk = 5
+    network.most = 5
     found = ours(reals, fakes, network)
     assert found["frechet_inception_distance"] == pytest.approx(expected["frechet_inception_distance"], rel=1e-3)
     assert found["kernel_inception_distance_mean"] == pytest.approx(
@@ -461,7 +444,7 @@ def test_numbers_are_torch_fidelitys_with_inception(inception_file: Path, publis
 @pytest.mark.slow
 def test_an_image_has_the_same_inception_features_in_any_batch(inception_file: Path, published: str) -> None:
     network = open_extractor("inception", inception_file, False, CPU)
-    network.chunk = 4
+    network.most = 4
     images = tiny.pictures(6, seed=0, side=40)
     whole = network(images).features
     for cut in (1, 3):

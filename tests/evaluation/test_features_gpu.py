@@ -9,9 +9,10 @@ import pytest
 import tiny_networks as tiny
 import torch
 
+from hires_gan.errors import Failure
 from hires_gan.evaluation import weights
 from hires_gan.evaluation.coverage import density_and_coverage
-from hires_gan.evaluation.features import open_extractor
+from hires_gan.evaluation.features import Extractor, open_extractor
 from hires_gan.evaluation.fidelity import precision_recall
 
 pytestmark = pytest.mark.gpu
@@ -42,3 +43,14 @@ def test_distances_are_those_of_the_cpu() -> None:
     reals, fakes = torch.randn(300, 40, generator=random), torch.randn(200, 40, generator=random) * 0.9 + 0.1
     for metric in (precision_recall, density_and_coverage):
         assert metric(reals, fakes, "cuda") == pytest.approx(metric(reals, fakes), abs=0.01)
+
+
+def test_a_full_gpu_ends_in_a_sentence() -> None:
+    def greedy(images: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return torch.empty(2**50, dtype=torch.uint8, device=images.device), None
+
+    network = Extractor(greedy, "greedy", "greedy 1", "0", "none", torch.device("cuda"))
+    with pytest.raises(
+        Failure, match=r"^the GPU has no room for 64 images of 64x64 in the feature network greedy \(CUDA"
+    ):
+        network(tiny.pictures(2, seed=0, side=64))

@@ -5,14 +5,20 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
+from hires_gan.data.waiting import Stopped
 from hires_gan.errors import Failure, UsageError
-from hires_gan.evaluation import fidelity
+from hires_gan.evaluation import beside, fidelity, neighbours
+from hires_gan.evaluation.averages import NotFinite
 from hires_gan.evaluation.fidelity import (
     fid,
     inception_score,
@@ -28,6 +34,11 @@ REALS, FAKES = 40, 30
 
 def drawn(count: int, seed: int, dimension: int = 6, shift: float = 0.0) -> Tensor:
     return torch.randn(count, dimension, generator=torch.Generator().manual_seed(seed)) + shift
+
+
+def stopped_at(number: int, asked: list[int]) -> Callable[[], bool]:
+    asked.clear()
+    return lambda: asked.append(1) or len(asked) == number  # type: ignore[func-returns-value]
 
 
 @pytest.fixture
@@ -93,6 +104,43 @@ def test_fid_is_that_of_the_formula(reals: Tensor, fakes: Tensor) -> None:
     assert fid(moments(reals), moments(few)) == pytest.approx(literal_fid(reals, few), rel=1e-6)
 
 
+def test_fid_of_a_set_and_itself_is_as_good_as_zero(reals: Tensor) -> None:
+    """Of covariances without full rank, roots of what rounding leaves of zeros add up: 1e-7 of their trace."""
+    assert abs(fid(moments(reals), moments(reals))) < 1e-9
+    few = drawn(20, seed=3, dimension=60)
+    found = moments(few)
+    assert abs(fid(found, found)) < 1e-5 * np.trace(found.covariance)
+
+
+def test_fid_is_stopped_while_eigenvalues_are_computed(reals: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is one call: here of something that goes on until it is told to end."""
+    end = threading.Event()
+
+    def compute(*_: object, **__: object) -> dict[str, float]:
+        assert end.wait(60)
+        return {"frechet_inception_distance": 5.0}
+
+    def failing(*_: object, **__: object) -> dict[str, float]:
+        raise TimeoutError("as it happens")
+
+    module = fidelity.torch_fidelity("metric_fid")
+    monkeypatch.setattr(module, "fid_statistics_to_metric", compute)
+    monkeypatch.setattr(beside, "SLICE", 0.01)
+    asked: list[int] = []
+    with pytest.raises(Stopped):
+        fid(moments(reals), moments(reals), stopped_at(3, asked))
+    assert len(asked) == 3
+
+    def never_but_end_it() -> bool:
+        end.set()
+        return False
+
+    assert fid(moments(reals), moments(reals), never_but_end_it) == 5.0
+    monkeypatch.setattr(module, "fid_statistics_to_metric", failing)
+    with pytest.raises(TimeoutError, match="as it happens"):
+        fid(moments(reals), moments(reals))
+
+
 def test_fid_of_known_distributions() -> None:
     """In one dimension: the square of the difference of means plus that of deviations."""
     a = torch.tensor([[-1.0], [1.0]]) * math.sqrt(0.5)  # deviation 1 by N - 1
@@ -119,6 +167,18 @@ def test_kid_is_that_of_the_formula_for_subsets(reals: Tensor, fakes: Tensor, mo
     found = kid(reals, fakes)
     assert found.mean == pytest.approx(np.mean(expected), rel=1e-4)
     assert found.deviation == pytest.approx(np.std(expected), rel=1e-3)
+
+
+@pytest.mark.parametrize(("count", "size"), [(40, 10), (30, 1000)])
+def test_kid_is_torch_fidelitys(count: int, size: int, reals: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fidelity, "KID_SUBSET_SIZE", size)
+    fakes = drawn(count, seed=9, shift=0.4)
+    expected = fidelity.torch_fidelity("metric_kid").kid_features_to_metric(
+        fakes, reals, kid_subset_size=min(size, count), verbose=False
+    )
+    found = kid(reals, fakes)
+    assert found.mean == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-6, abs=0)
+    assert found.deviation == pytest.approx(expected["kernel_inception_distance_std"], rel=1e-6, abs=0)
 
 
 def test_kid_takes_smaller_sets_whole() -> None:
@@ -149,10 +209,70 @@ def test_precision_and_recall_are_those_of_the_loops(reals: Tensor, fakes: Tenso
     assert 0 < precision < 1 and 0 < recall < 1
 
 
+def torch_fidelitys(reals: Tensor, fakes: Tensor) -> tuple[float, float]:
+    compute = fidelity.torch_fidelity("metric_prc").prc_features_to_metric
+    found = compute(fakes, reals, prc_neighborhood=3, save_cpu_ram=True, verbose=False)
+    return found["precision"], found["recall"]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(4, 60), st.integers(4, 60), st.integers(1, 8), st.integers(0, 10**6), st.sampled_from([0, 1, 3]))
+def test_precision_and_recall_are_torch_fidelitys_where_many_distances_are_equal(
+    count: int, fakes: int, dimension: int, seed: int, shift: int
+) -> None:
+    """Of points on a grid, many in one place: nothing is rounded, so that whether the border counts decides."""
+    random = torch.Generator().manual_seed(seed)
+    a = torch.randint(0, 4, (count, dimension), generator=random).float()
+    b = torch.randint(0, 4, (fakes, dimension), generator=random).float() + shift
+    assert precision_recall(a, b) == pytest.approx(torch_fidelitys(a, b), abs=1e-6)
+
+
+@pytest.mark.parametrize("dimension", [2, 40])
+@pytest.mark.parametrize(("shift", "scale"), [(0.0, 1.0), (0.3, 0.7), (-0.2, 1.5)])
+def test_precision_and_recall_are_torch_fidelitys(dimension: int, shift: float, scale: float) -> None:
+    a, b = drawn(300, 1, dimension), drawn(200, 2, dimension, shift) * scale
+    found = precision_recall(a, b)
+    assert found == pytest.approx(torch_fidelitys(a, b), abs=1e-6)
+    assert found != (1.0, 1.0)
+
+
+def test_precision_and_recall_count_the_border() -> None:
+    """Reals at 0, 1, ..., 9, where the third neighbour of one in the middle is 2 away: of 0 it is 3 away."""
+    reals = torch.arange(10.0)[:, None]
+    for shift in (0.0, 0.25, 1e6, -3e6):
+        for place, among in ((-3.0, 1.0), (-3.25, 0.0)):
+            fakes = torch.full((4, 1), place)
+            assert precision_recall(reals + shift, fakes + shift)[0] == among
+
+
 def test_precision_and_recall_in_blocks(reals: Tensor, fakes: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = precision_recall(reals, fakes)
-    monkeypatch.setattr(fidelity, "_ROWS", 7)
-    assert precision_recall(reals, fakes) == pytest.approx(whole)
+    monkeypatch.setattr(neighbours, "_ENTRIES", 7 * FAKES)
+    assert precision_recall(reals, fakes) == whole
+
+
+def test_the_inception_score_is_stopped_in_the_one_call_that_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    end, asked = threading.Event(), list[int]()
+    monkeypatch.setattr(fidelity.torch_fidelity("metric_isc"), "isc_features_to_metric", lambda *_: end.wait(60))
+    monkeypatch.setattr(beside, "SLICE", 0.01)
+    with pytest.raises(Stopped):
+        inception_score(torch.zeros(40, 4), stopped_at(3, asked))
+    assert len(asked) == 3
+    end.set()
+
+
+def test_kid_and_precision_are_stopped_wherever_they_are(
+    reals: Tensor, fakes: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(neighbours, "_ENTRIES", 10 * REALS)  # 4 blocks of reals, 3 of fakes (13 rows each), 4 of both
+    asked: list[int] = []
+    for metric, times in ((kid, 100), (precision_recall, 4 + 3 + 4)):
+        for number in (1, 2, times // 2, times):
+            with pytest.raises(Stopped):
+                metric(reals, fakes, stopped=stopped_at(number, asked))  # type: ignore[operator]
+            assert len(asked) == number
+        assert metric(reals, fakes, stopped=stopped_at(times + 1, asked)) == metric(reals, fakes)  # type: ignore[operator]
+        assert len(asked) == times
 
 
 def test_precision_and_recall_of_equal_and_of_distant_sets(reals: Tensor) -> None:
@@ -192,7 +312,7 @@ def test_fid_and_the_score_refuse_what_does_not_fit(reals: Tensor) -> None:
 
 
 def test_numbers_beyond_float32_are_no_result() -> None:
-    with pytest.raises(Failure, match="kid is .*too large for float32"):
+    with pytest.raises(NotFinite, match="kid is .*too large for float32"):
         kid(drawn(10, 1) * 1e15, drawn(10, 2) * 1e15)
 
 

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hires_gan.data.waiting import Stopped
 from hires_gan.errors import Failure
 from hires_gan.evaluation.moments import BLOCK, MomentSums, check_alike, moments
 
@@ -42,6 +43,18 @@ def test_cuts_change_no_bit(cuts: list[int], seed: int) -> None:
     whole, in_parts = moments(x), sums.moments()
     assert np.array_equal(whole.mean, in_parts.mean)
     assert np.array_equal(whole.scatter, in_parts.scatter)
+
+
+def test_they_are_stopped_between_blocks() -> None:
+    asked = []
+
+    def third_time() -> bool:
+        asked.append(1)
+        return len(asked) == 3
+
+    with pytest.raises(Stopped):
+        moments(features(5 * BLOCK), third_time)
+    assert len(asked) == 3
 
 
 def test_features_far_from_zero_lose_no_digits() -> None:

@@ -13,8 +13,8 @@ import torch
 from pydantic import ValidationError
 
 from hires_gan import __version__
-from hires_gan.errors import Failure
 from hires_gan.evaluation.alike import comparable, differences, protocol_of, protocols_of
+from hires_gan.evaluation.averages import NotFinite
 from hires_gan.evaluation.catalogue import METRICS
 from hires_gan.evaluation.features import Extractor
 from hires_gan.evaluation.protocol import (
@@ -26,6 +26,7 @@ from hires_gan.evaluation.protocol import (
     make_record,
     standard_parameters,
 )
+from hires_gan.evaluation.results import LeftOut, Measured, Result, of_directions
 
 DATA = DataRecord(
     digest="d" * 64,
@@ -68,6 +69,7 @@ def test_everything_that_decides_a_number_is_there() -> None:
         "version": "torch-fidelity 0.4.0",
         "checksum": "c" * 64,
         "resize": "none",
+        "random": None,
     }
     assert found["parameters"] == {
         "subsets": 100,
@@ -125,6 +127,7 @@ def test_every_metric_has_a_record() -> None:
         {"checkpoint": CheckpointRecord(nimg=0)},
         {"seeds": {"latents": 7}},
         {"data": DATA.model_copy(update={"name": "/elsewhere/faces"})},
+        {"data": DATA.model_copy(update={"decoder": "torchvision 9.9"})},
     ],
 )
 def test_what_was_judged_and_where_the_data_lie_may_differ(changes: dict[str, Any]) -> None:
@@ -143,6 +146,7 @@ def test_what_was_judged_and_where_the_data_lie_may_differ(changes: dict[str, An
         ({"data": DATA.model_copy(update={"filter": "box"})}, {"data.filter"}),
         ({"data": DATA.model_copy(update={"domain": "prints", "source": "photos"})}, {"data.domain", "data.source"}),
         ({"data": DATA.model_copy(update={"order_seed": 1})}, {"data.order_seed"}),
+        ({"data": DATA.model_copy(update={"decoder": "dali 2.4"})}, {"data.decoder"}),
         ({"extractor": network(checksum="0" * 64)}, {"features.checksum"}),
         ({"extractor": network(resize="to 299x299")}, {"features.resize"}),
         ({"quantisation": None}, {"quantisation"}),
@@ -164,7 +168,7 @@ def test_different_metrics_and_kinds_of_record_are_told_apart() -> None:
 
 def test_no_number_is_no_record() -> None:
     for value in (math.nan, math.inf):
-        with pytest.raises(Failure, match=f"kid is {value}, and no such number is recorded"):
+        with pytest.raises(NotFinite, match=f"kid is {value}, and no such number is recorded"):
             record(value=value)
     with pytest.raises(ValidationError):
         Record.model_validate({**record().model_dump(), "unknown": 1})
@@ -174,7 +178,7 @@ def test_a_checkpoint_is_known_by_its_weights() -> None:
     files = {"generator.average.safetensors": "b" * 64, "generator.safetensors": "0" * 64}
     state = {"nimg": 64_000, "files": files, "configuration": {"precision": "fp32"}}
     assert checkpoint_record(state) == CheckpointRecord(nimg=64_000, sha256="b" * 64, precision="fp32")
-    assert checkpoint_record({"nimg": 1, "files": {}, "configuration": {}}).sha256 is None
+    assert checkpoint_record({"nimg": 1, "files": {}, "configuration": {"precision": "bf16"}}).sha256 is None
 
 
 def test_versions_of_what_is_installed() -> None:
@@ -201,4 +205,20 @@ def test_directions_of_a_translation_stand_beside_each_other() -> None:
 def test_a_record_says_what_computed() -> None:
     assert record(device=torch.device("cpu")).device == "cpu"
     state = {"nimg": 7, "files": {}, "configuration": {"precision": "bf16"}}
-    assert checkpoint_record(state).precision == "bf16"
+    assert checkpoint_record(state).precision == "fp32"
+
+
+def test_a_number_that_is_missing_is_named_and_no_direction_stands_for_both() -> None:
+    there = Result.of([Measured(record(name="fid", value=2.0, deviation=None)), LeftOut("kid", "too large")])
+    back = Result.of([Measured(record(name="fid", value=4.0, deviation=None)), Measured(record(value=0.5))])
+    both = of_directions({"a_to_b": there, "b_to_a": back})
+    assert both.values == {
+        "fid": 3.0,
+        "fid/a_to_b": 2.0,
+        "fid/b_to_a": 4.0,
+        "kid/b_to_a": 0.5,
+        "kid/b_to_a/deviation": 0.001,
+    }
+    assert both.not_finite == {"kid": "too large", "kid/a_to_b": "too large"}
+    assert json.loads(both.as_json())["not_finite"] == both.not_finite
+    assert [one.metric for one in both.records] == ["fid", "fid", "kid"]

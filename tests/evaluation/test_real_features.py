@@ -1,4 +1,4 @@
-"""The reals' features are kept by content: found again, told apart, made anew when damaged, and never written twice."""
+"""The reals' features are kept by content: found again, told apart, and damage is never taken for them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 import torch
 
+from hires_gan.data.cache_locks import locked
 from hires_gan.data.waiting import Stopped
 from hires_gan.errors import Failure
+from hires_gan.evaluation import beside, real_features
 from hires_gan.evaluation.moments import moments
 from hires_gan.evaluation.real_features import FeatureCache, RealFeatures, RealsKey
 
@@ -37,37 +39,24 @@ KEY = RealsKey(
 )
 
 
-def made(count: int = COUNT, seed: int = 0, logits: bool = True) -> RealFeatures:
+def made(count: int = COUNT, seed: int = 0) -> RealFeatures:
     features = torch.randn(count, 4, generator=torch.Generator().manual_seed(seed))
-    return RealFeatures(features, features[:, :2] * 2 if logits else None, moments(features))
+    return RealFeatures(features, moments(features))
 
 
 def equal(a: RealFeatures | None, b: RealFeatures) -> bool:
     assert a is not None
-    same_logits = a.logits is b.logits is None or (
-        a.logits is not None and b.logits is not None and a.logits.equal(b.logits)
-    )
     same_moments = a.moments.count == b.moments.count and np.array_equal(a.moments.mean, b.moments.mean)
-    return (
-        a.features.equal(b.features)
-        and same_logits
-        and same_moments
-        and np.array_equal(a.moments.scatter, b.moments.scatter)
-    )
+    return a.features.equal(b.features) and same_moments and np.array_equal(a.moments.scatter, b.moments.scatter)
 
 
-def never_made() -> RealFeatures:
-    raise AssertionError("it was to be found")
-
-
-@pytest.mark.parametrize("logits", [True, False])
-def test_what_is_kept_is_found_again(tmp_path: Path, logits: bool) -> None:
+def test_what_is_kept_is_found_again(tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path / "features")
     assert cache.read(KEY) is None
-    reals = made(logits=logits)
-    assert cache.obtain(KEY, lambda: reals) is reals
-    assert equal(FeatureCache(tmp_path / "features").obtain(KEY, never_made), reals)
+    reals = made()
+    cache.write(KEY, reals)
     assert equal(cache.read(KEY), reals)
+    assert equal(FeatureCache(tmp_path / "features").read(KEY), reals)
 
 
 def test_every_part_of_the_key_counts(tmp_path: Path) -> None:
@@ -101,7 +90,7 @@ def test_nothing_but_two_files_and_a_lock_is_left(tmp_path: Path, capfd: pytest.
 
 
 @pytest.mark.parametrize("damage", ["flipped", "short", "empty", "missing", "other", "no json", "not json", "a list"])
-def test_what_is_damaged_is_said_and_made_anew(tmp_path: Path, damage: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_is_damaged_is_said_and_not_taken(tmp_path: Path, damage: str, capfd: pytest.CaptureFixture[str]) -> None:
     cache = FeatureCache(tmp_path)
     cache.write(KEY, made())
     tensors, about = tmp_path / f"{KEY.digest()}.safetensors", tmp_path / f"{KEY.digest()}.json"
@@ -123,11 +112,12 @@ def test_what_is_damaged_is_said_and_made_anew(tmp_path: Path, damage: str, capf
     else:
         about.write_text("[]")
     capfd.readouterr()
-    again = made(seed=1)
-    assert cache.obtain(KEY, lambda: again) is again
+    assert cache.read(KEY) is None
     said = " ".join(capfd.readouterr().err.split())
     assert ("made anew" in said) == (damage not in ("missing", "no json"))  # these are just not there
-    assert equal(FeatureCache(tmp_path).obtain(KEY, never_made), again)
+    again = made(seed=1)
+    cache.write(KEY, again)
+    assert equal(FeatureCache(tmp_path).read(KEY), again)
 
 
 def test_a_folder_that_cannot_be_written_is_said_and_done_without(
@@ -135,8 +125,7 @@ def test_a_folder_that_cannot_be_written_is_said_and_done_without(
 ) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("no folder")
-    reals = made()
-    assert FeatureCache(blocked / "features").obtain(KEY, lambda: reals) is reals
+    FeatureCache(blocked / "features").write(KEY, made())
     said = " ".join(capfd.readouterr().err.split())
     assert f"features of reals cannot be kept in {blocked}/features (Not a directory)" in said
 
@@ -145,72 +134,97 @@ def test_other_counts_than_the_keys_are_refused(tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path)
     with pytest.raises(Failure, match="features of 7 reals were to be kept, but there are 6; take as many"):
         cache.write(KEY, made(6))
-    with pytest.raises(Failure, match="there are 8"):
-        cache.obtain(KEY, lambda: made(8))
     assert cache.read(KEY) is None
 
 
-def test_one_makes_them_and_the_others_wait(tmp_path: Path) -> None:
-    """Threads of one process; `test_processes_share` has processes."""
-    started, go_on = threading.Event(), threading.Event()
-    times = []
+def test_one_that_writes_waits_for_another_and_can_be_stopped(tmp_path: Path) -> None:
+    asked = []
 
-    def slowly() -> RealFeatures:
-        times.append(1)
-        started.set()
+    def third_time() -> bool:
+        asked.append(1)
+        return len(asked) == 3
+
+    with locked(tmp_path / f".{KEY.digest()}.lock", lambda: None):  # as while another thread or process writes
+        with pytest.raises(Stopped):
+            FeatureCache(tmp_path).write(KEY, made(), stopped=third_time)
+        assert len(asked) == 3
+        assert FeatureCache(tmp_path).read(KEY) is None
+    FeatureCache(tmp_path).write(KEY, made())
+    assert equal(FeatureCache(tmp_path).read(KEY), made())
+
+
+def test_reading_and_writing_can_be_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that takes its time: here until it is told to go on."""
+    go_on, took = threading.Event(), real_features.write_atomically
+
+    def slowly(path: Path, data: bytes) -> None:
         assert go_on.wait(60)
-        return made()
+        took(path, data)
 
-    found: list[RealFeatures] = []
-    first = threading.Thread(target=lambda: found.append(FeatureCache(tmp_path).obtain(KEY, slowly)))
-    first.start()
-    assert started.wait(60)
-    second = threading.Thread(target=lambda: found.append(FeatureCache(tmp_path).obtain(KEY, slowly)))
-    second.start()
+    monkeypatch.setattr(beside, "SLICE", 0.01)
+    monkeypatch.setattr(real_features, "write_atomically", slowly)
+    cache = FeatureCache(tmp_path)
     with pytest.raises(Stopped):
-        FeatureCache(tmp_path).obtain(KEY, never_made, stopped=lambda: True)
+        cache.write(KEY, made(), stopped=lambda: True)
+    with pytest.raises(Stopped):  # it is still being written, and locked
+        cache.write(KEY, made(seed=1), stopped=lambda: True)
+    assert not list(tmp_path.glob("*.json"))
     go_on.set()
-    first.join(60)
-    second.join(60)
-    assert len(times) == 1
-    assert equal(found[0], made()) and equal(found[1], made())
+    with locked(tmp_path / f".{KEY.digest()}.lock", lambda: None):  # once it is done
+        assert equal(cache.read(KEY), made())
+    held = threading.Event()
+    monkeypatch.setattr(real_features, "load", lambda data: held.wait(60))
+    with pytest.raises(Stopped):
+        cache.read(KEY, stopped=lambda: True)
+    held.set()
 
 
-def test_the_lock_is_free_when_making_them_fails(tmp_path: Path) -> None:
-    def fails() -> RealFeatures:
-        raise Failure("an image cannot be read")
+def test_who_has_no_home_is_told_once_and_has_nothing_kept(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
 
-    with pytest.raises(Failure, match="an image cannot be read"):
-        FeatureCache(tmp_path).obtain(KEY, fails)
-    reals = made()
-    assert FeatureCache(tmp_path).obtain(KEY, lambda: reals) is reals
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    real_features._say_once.cache_clear()
+    for _ in range(3):
+        FeatureCache().write(KEY, made())
+        assert FeatureCache().read(KEY) is None
+    said = " ".join(capfd.readouterr().err.split())
+    assert said.count("warning: features of reals are made anew each time: user") == 1
+    assert said.endswith("has no home folder to keep the cache in: set XDG_CACHE_HOME to a folder that can be written")
+    with pytest.raises(Failure, match="features of 7 reals were to be kept, but there are 6; take as many"):
+        FeatureCache().write(KEY, made(6))
 
 
 PROCESS = """
-import sys, time
+import sys
+import threading
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from test_real_features import KEY, made
+from test_real_features import KEY, equal, made
 from hires_gan.evaluation.real_features import FeatureCache
-def slowly():
-    print("made", flush=True)
-    time.sleep(0.5)
-    return made()
-print(float(FeatureCache(Path(sys.argv[1])).obtain(KEY, slowly).features.sum()), flush=True)
+cache = FeatureCache(Path(sys.argv[1]))
+for _ in range(40):
+    cache.write(KEY, made())
+    found = cache.read(KEY)
+    assert found is None or equal(found, made())
 """
 
 
 @pytest.mark.slow
-def test_processes_share(tmp_path: Path) -> None:
+def test_processes_that_write_at_once_leave_a_whole_file(tmp_path: Path) -> None:
     command = [sys.executable, "-c", PROCESS, str(tmp_path), str(Path(__file__).parent)]
-    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    started = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     try:
-        lines = [line for process in started for line in process.communicate(timeout=120)[0].splitlines()]
+        said = [process.communicate(timeout=120)[1] for process in started]
     finally:
         for process in started:
             process.kill()
-    total = str(float(made().features.sum()))
-    assert sorted(lines) == sorted(["made", total, total])
+    assert [process.returncode for process in started] == [0, 0], said
+    assert equal(FeatureCache(tmp_path).read(KEY), made())
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_others_may_read_what_one_user_has_kept(tmp_path: Path) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from hires_gan.data.waiting import Stopped
 from hires_gan.errors import Failure
 from hires_gan.evaluation import swd
-from hires_gan.evaluation.swd import Descriptors, laplacian_pyramid, mean_distance, sliced_wasserstein
+from hires_gan.evaluation.swd import Descriptors, compared, laplacian_pyramid, mean_distance
 from hires_gan.randomness import Purpose, RandomSource
 
 
@@ -29,8 +32,23 @@ def described(images: Tensor, batch: int = 5) -> Descriptors:
     return descriptors
 
 
+def patches_of(descriptors: Descriptors, resolution: int) -> Tensor:
+    patches = descriptors.gathered(resolution)
+    assert patches is not None
+    return patches
+
+
+def level(descriptors: Descriptors, resolution: int) -> Tensor:
+    """Normalised, as it is compared."""
+    return swd._normalised(patches_of(descriptors, resolution))
+
+
+def by_level(real: Descriptors, fake: Descriptors, **how: Any) -> dict[int, float]:
+    return {side: compared(patches_of(real, side), patches_of(fake, side), **how) for side in real.resolutions}
+
+
 def distances(real: Tensor, fake: Tensor) -> dict[int, float]:
-    return sliced_wasserstein(described(real), described(fake))
+    return by_level(described(real), described(fake))
 
 
 # ---- the literal reference: numpy, float64, loops ----
@@ -172,10 +190,10 @@ def test_levels_are_normalised_per_channel() -> None:
     descriptors = described(images)
     assert descriptors.resolutions == (16, 32)
     for resolution in descriptors.resolutions:
-        level = descriptors.level(resolution)
-        assert level.shape == (len(images) * 128, 147)
-        assert level.dtype == torch.float32
-        channels = level.double().reshape(-1, 3, 49)
+        normalised = level(descriptors, resolution)
+        assert normalised.shape == (len(images) * 128, 147)
+        assert normalised.dtype == torch.float32
+        channels = normalised.double().reshape(-1, 3, 49)
         torch.testing.assert_close(channels.mean((0, 2)), torch.zeros(3).double(), rtol=0, atol=1e-7)
         torch.testing.assert_close(channels.std((0, 2), correction=0), torch.ones(3).double(), rtol=0, atol=1e-7)
 
@@ -183,9 +201,9 @@ def test_levels_are_normalised_per_channel() -> None:
 def test_a_channel_that_never_varies_gives_zeros_and_a_finite_distance() -> None:
     collapsed = textures(6)
     collapsed[:, 2] = 100
-    level = described(collapsed).level(16).reshape(-1, 3, 49)
-    assert float(level[:, 2].abs().max()) == 0
-    assert float(level[:, 0].abs().max()) > 0
+    channels = level(described(collapsed), 16).reshape(-1, 3, 49)
+    assert float(channels[:, 2].abs().max()) == 0
+    assert float(channels[:, 0].abs().max()) > 0
     assert 50 < mean_distance(distances(textures(6), collapsed)) < 1000
 
 
@@ -196,7 +214,7 @@ def test_identical_sets_have_distance_zero() -> None:
 
 def test_distance_is_symmetric() -> None:
     a, b = described(textures(1)), described(textures(2))
-    assert sliced_wasserstein(a, b) == sliced_wasserstein(b, a)
+    assert by_level(a, b) == by_level(b, a)
 
 
 def test_order_of_the_images_hardly_matters() -> None:
@@ -217,7 +235,7 @@ def test_a_channel_shifted_as_a_whole_is_normalised_away() -> None:
 def test_descriptors_do_not_depend_on_the_batches(batch: int) -> None:
     images = textures(1)
     whole, cut = described(images, batch=5), described(images, batch=batch)
-    assert all(torch.equal(whole.level(resolution), cut.level(resolution)) for resolution in (16, 32))
+    assert all(torch.equal(patches_of(whole, resolution), patches_of(cut, resolution)) for resolution in (16, 32))
 
 
 def test_descriptors_do_not_depend_on_how_work_is_chunked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,7 +252,7 @@ def test_an_empty_batch_changes_nothing() -> None:
     descriptors = Descriptors(32, len(images))
     for part in (images[:0], images, images[:0]):
         descriptors.add(part)
-    assert torch.equal(descriptors.level(32), described(images).level(32))
+    assert torch.equal(patches_of(descriptors, 32), patches_of(described(images), 32))
 
 
 def blurred(images: Tensor, passes: int) -> Tensor:
@@ -272,7 +290,7 @@ def test_noise_shows_at_the_finest_level_first() -> None:
 
 
 def test_device_and_host_sort_the_same_projections() -> None:
-    patches, directions = described(textures(1)).level(16), swd._directions()[:20]
+    patches, directions = level(described(textures(1)), 16), swd._directions()[:20]
     host = swd._sorted_on_host(patches, directions)
     device = swd._sorted_on_device(patches, directions)
     assert (host.diff(dim=1) >= 0).all()
@@ -294,7 +312,31 @@ def test_a_gpu_gives_the_same_distances(pair: tuple[Tensor, Tensor]) -> None:
     for images in pair:
         descriptors.append(Descriptors(64, len(images), "cuda"))
         descriptors[-1].add(images.cuda())
-    assert sliced_wasserstein(*descriptors) == pytest.approx(distances(*pair), rel=1e-6)
+    assert by_level(*descriptors, device="cuda") == pytest.approx(distances(*pair), rel=1e-6)
+
+
+def test_it_is_stopped_between_directions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(swd, "_PROJECTIONS_AT_ONCE", 12 * 128 * 100)  # 512 directions in 6 parts
+    patches, asked = patches_of(described(textures(1)), 16), []
+
+    def fourth_time() -> bool:
+        asked.append(1)
+        return len(asked) == 4
+
+    with pytest.raises(Stopped):
+        compared(patches, patches, stopped=fourth_time)
+    assert len(asked) == 4
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_it_asks_before_it_normalises_each_set(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    patches, done = patches_of(described(textures(1)), 16), []
+    normalised = swd._normalised
+    monkeypatch.setattr(swd, "_normalised", lambda rows: done.append(1) or normalised(rows))
+    asked = iter(range(1, 4))
+    with pytest.raises(Stopped):
+        compared(patches, patches, stopped=lambda: next(asked) == number)
+    assert len(done) == number - 1
 
 
 @pytest.mark.parametrize("resolution", [0, 4, 8, 48, 100])
@@ -303,13 +345,9 @@ def test_resolutions_without_a_pyramid_are_refused(resolution: int) -> None:
         Descriptors(resolution, 10)
 
 
-def test_sets_that_cannot_be_compared_are_refused() -> None:
+def test_a_set_of_nothing_is_refused() -> None:
     with pytest.raises(Failure, match="at least one image, but the set has 0"):
         Descriptors(16, 0)
-    with pytest.raises(Failure, match="12 real and 8 generated images; take as many of each"):
-        distances(textures(1), textures(2, count=8))
-    with pytest.raises(Failure, match="real ones are 32 and the generated ones 16 pixels wide"):
-        distances(textures(1), textures(2, resolution=16))
 
 
 def test_wrong_images_and_counts_are_refused() -> None:
@@ -322,4 +360,4 @@ def test_wrong_images_and_counts_are_refused() -> None:
         descriptors.add(textures(1))
     descriptors.add(textures(1, count=3))
     with pytest.raises(Failure, match="use 4 images of this set, but was given 3"):
-        descriptors.level(16)
+        descriptors.check_complete()

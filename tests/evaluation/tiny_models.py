@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ from hires_gan.config import Configuration
 from hires_gan.data.command import PrepareOptions
 from hires_gan.data.domains import open_data
 from hires_gan.data.prepare import prepare
-from hires_gan.evaluation import instruments, sampled
+from hires_gan.evaluation import comparing, instruments, sampled
+from hires_gan.evaluation.averages import NotFinite
 from hires_gan.evaluation.catalogue import parse_metrics
 from hires_gan.evaluation.command import Request
 from hires_gan.evaluation.diversity import PROTOCOLS, DiversityProtocol
@@ -139,3 +142,15 @@ METRICS = {
 
 def requested(family: str, count: int = COUNT - 2) -> Request:
     return Request(parse_metrics(METRICS[family]), count=count, sources=Sources("tiny_network:Tiny"))
+
+
+def lapsing_at(number: int) -> Callable[..., float]:
+    """FID, which at its so many-th time is no finite number."""
+    fid, calls = comparing.fid, itertools.count(1)
+
+    def lapsing(*arguments: Any) -> float:
+        if next(calls) == number:
+            raise NotFinite("the features are too large for float32")
+        return fid(*arguments)
+
+    return lapsing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from pathlib import Path
@@ -90,6 +91,14 @@ def install(site: Path, package: str, source: str, version: str = "1.2") -> None
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")
     (info / "top_level.txt").write_text(f"{package}\n")
     (info / "RECORD").write_text(f"{package}.py,,\n{info.name}/METADATA,,\n{info.name}/top_level.txt,,\n")
+
+
+def install_in_place(site: Path, source: Path, package: str, version: str = "1.2", editable: bool = True) -> None:
+    """A distribution whose source lies elsewhere, as `pip install -e` leaves it; a file of its own is not in `site`."""
+    install(site, package, "", version)
+    (site / f"{package}.py").unlink()
+    described = {"url": source.as_uri(), "dir_info": {"editable": True} if editable else {}}
+    (site / f"{package}-{version}.dist-info" / "direct_url.json").write_text(json.dumps(described))
 
 
 def on_path(folder: Path, package: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import json
 import shutil
 import tempfile
 import uuid
@@ -23,6 +24,11 @@ TRAINED: Points = {
     "speed/data_wait": {1000: 0.1, 2000: 0.2, 3000: 0.3},
     "kimg": {1000: 1.0, 2000: 2.0, 3000: 3.0},
 }
+
+
+Protocols = Mapping[str, Mapping[int, Mapping[str, str]]]
+"""By metric: how it was measured, by the nimg from which on it was."""
+ALIKE: Protocols = {"evaluation/swd": {0: {"fakes": "16"}}}
 
 
 class RecordedRuns:
@@ -49,9 +55,13 @@ class RecordedRuns:
         tags: Mapping[str, str] | None = None,
         grids: Mapping[int, Image.Image | bytes] | None = None,
         experiment: str = "hires-gan",
+        protocols: Protocols = ALIKE,
+        data: str = "",
     ) -> str:
-        """A finished run; returns its id."""
+        """A finished run; returns its id. `data` is the digest of what it was trained on."""
         from mlflow.entities import Metric, Param, RunTag
+
+        from hires_gan.tracking.description import TrainingData, data_input
 
         run_id = str(self.client.create_run(self.experiment(experiment), run_name=name).info.run_id)
         metrics = [
@@ -63,8 +73,10 @@ class RecordedRuns:
             run_id,
             metrics=metrics,
             params=[Param(key, value) for key, value in (parameters or {}).items()],
-            tags=[RunTag(key, value) for key, value in (tags or {}).items()],
+            tags=[RunTag(key, value) for key, value in (protocol_tags(protocols) | dict(tags or {})).items()],
         )
+        if data:
+            self.client.log_inputs(run_id, [data_input(TrainingData("shards", data, 24, 16))])
         for nimg, grid in (grids or {}).items():
             self.add_grid(run_id, nimg, grid)
         self.client.set_terminated(run_id, "FINISHED")
@@ -84,6 +96,14 @@ class RecordedRuns:
     def artifacts(self, run_id: str) -> Path:
         """Where the artifacts of a run lie."""
         return Path(self.client.get_run(run_id).info.artifact_uri.removeprefix("file://"))
+
+
+def protocol_tags(protocols: Protocols) -> dict[str, str]:
+    """The tags of a run that say how its metrics were measured, written out."""
+    return {
+        f"protocol.{metric}": json.dumps([{"nimg": nimg, **one} for nimg, one in entries.items()])
+        for metric, entries in protocols.items()
+    }
 
 
 @functools.cache
@@ -119,6 +139,8 @@ def run_of(**changes: Any) -> Any:
         "status": "finished",
         "parameters": {},
         "tags": {},
+        "protocols": {},
+        "data": {},
         "curves": {},
         "nimg": 0,
         "undrawn": 0,

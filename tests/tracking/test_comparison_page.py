@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from comparison_store import TRAINED, RecordedRuns, plain, sqlite
+from comparison_store import ALIKE, TRAINED, RecordedRuns, plain, sqlite
 from PIL import Image
 
 from hires_gan.errors import UsageError
@@ -94,6 +94,47 @@ def test_what_differs_and_what_came_of_it(store, tmp_path):
     for name, wanted in (("slow", (255, 0, 0)), ("fast", (0, 0, 255))):
         pixel = page.grid(name).getpixel((10, 10))
         assert max(abs(one - other) for one, other in zip(pixel, wanted, strict=True)) < 12, "the same place of each"
+
+
+def test_what_was_not_measured_alike_is_not_set_side_by_side(store, tmp_path):
+    digest, network = "d" * 64, {"features.name": "inception", "features.checksum": "c" * 64}
+    few, many = ({"fakes": fakes, "data.digest": digest, **network} for fakes in ("2048", "50000"))
+    points = {**TRAINED, "evaluation/fid": {1000: 9.0, 2000: 8.0}, "evaluate/fid": {2000: 7.5}}
+    first = store.add("few", points, protocols={**ALIKE, "evaluation/fid": {0: few}}, data="a" * 64)
+    second = store.add("many", points, protocols={**ALIKE, "evaluation/fid": {0: many}}, data="b" * 64)
+    page, lines = compared(store, tmp_path, first, second)
+    assert "fid was not measured alike (fakes 2,048 and 50,000): no best is marked" in lines
+    assert "few, many do not say how evaluate/fid was measured: no best is marked" in lines
+    assert "1 setting differs" in lines
+    assert "shards (aaaaaaaaaaaa)" in page.text and "shards (bbbbbbbbbbbb)" in page.text
+    assert "How they were measured" in page.text
+    assert "fid: data dddddddddddd; features of inception cccccccc." in page.text
+    assert "fid: fakes" in page.text and "2,048" in page.text and "swd: 16 fakes." in page.text
+    assert "Not measured alike: fakes 2,048 and 50,000." in page.text
+    assert "evaluate/fid: one point in a run, so no curve; it stands in the summary." in page.text
+    assert not any("evaluate/fid over kimg" in (image["alt"] or "") for image in page.images)
+    marked = [attributes for tag, attributes in page.elements if tag == "td" and attributes.get("class") == "best"]
+    assert len(marked) == 2, "swd alone, in which they are equal"
+
+
+def test_a_tag_that_cannot_be_read_is_unknown(store, tmp_path):
+    broken = [
+        "",
+        "[",
+        "7",
+        "null",
+        "[7]",
+        '[{"nimg": "0"}]',
+        '[{"nimg": 0, "fakes": 3}]',
+        "[" * 7000,
+        '[{"fakes": "3"}]',
+    ]
+    names = [f"broken-{number}" for number in range(len(broken))]
+    for name, text in zip(names, broken, strict=True):
+        store.add(name, TRAINED, tags={"protocol.evaluation/swd": text}, protocols={})
+    page, lines = compared(store, tmp_path, *names)
+    assert f"{', '.join(names[:3])} and 6 more do not say how swd was measured: no best is marked" in lines
+    assert "swd: broken-0, broken-1, broken-2 and 6 more: not said." in page.text
 
 
 def test_nothing_of_a_run_becomes_markup(store, tmp_path):

@@ -192,5 +192,8 @@ def test_best_moves_only_to_what_is_better_by_the_same_measure(contest: Any, cap
     assert contest(4.0) == "3"
     assert "@best is now version 3, and was 1: its evaluation/fid is 4.0, against 5.0" in capfd.readouterr().err
     assert contest(9.0, compared="fid on 20 images") == "4"
-    assert "the two were measured in different ways" in capfd.readouterr().err
+    assert "the two were not measured alike" in capfd.readouterr().err
     assert contest(9.5, compared="fid on 20 images", higher=True) == "5"
+    for number in ("6", "7"):  # of which nothing says how they were measured
+        assert contest(99.0, compared="", higher=True) == number
+        assert "the two were not measured alike" in capfd.readouterr().err

@@ -10,11 +10,14 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from hires_gan.recipes.families import build_recipe
-from hires_gan.recipes.protocol import Batch, LabelDistribution, stage_at
+from hires_gan.recipes.protocol import Batch, LabelDistribution, OptimizerPlan, stage_at
 from hires_gan.recipes.settings import RecipeSettings
 from hires_gan.training.backends import Backend
 from hires_gan.training.graphs import Recorder
 from hires_gan.training.launch import DTYPES, choose_float32
+from hires_gan.training.learners import adam
+from hires_gan.training.levers import AS_THE_DIAL_SAYS, Levers
+from hires_gan.training.phases import PhaseRunner
 
 gpu = [
     pytest.mark.gpu,
@@ -83,30 +86,46 @@ def trained(
 
 
 def built(
-    settings: dict[str, Any], device: str, performance: str, dtype: torch.dtype = torch.float32, batch: int = 8
+    settings: dict[str, Any],
+    device: str,
+    performance: str,
+    dtype: torch.dtype = torch.float32,
+    batch: int = 8,
+    levers: Levers = AS_THE_DIAL_SAYS,
 ) -> Backend:
     """A backend at the last stage of a recipe."""
     block = TypeAdapter(RecipeSettings).validate_python({"resolution": 32, **settings})
     recipe = build_recipe(block, batch, dtype, 3, LabelDistribution((3, 1)) if block.labels else None, ("a", "b"))
-    backend = Backend(recipe, torch.device(device), 3, performance)  # type: ignore[arg-type]
+    backend = Backend(recipe, torch.device(device), 3, performance, levers=levers)  # type: ignore[arg-type]
     backend.enter(recipe.stages[-1])
     return backend
 
 
 def run_steps(backend: Backend, count: int, first: int = 0, micro: int = 4, batch: int = 8) -> list[dict[str, float]]:
     """The means of some steps, from number `first` on, on images that are told by their number."""
-    recipe, found = backend.recipe, []
-    domains = getattr(recipe, "domains", ("image",))
+    found = []
     for number in range(first, first + count):
-        nimg = recipe.stages[-1].start + number * batch
-        draw = torch.Generator().manual_seed(number)
-        images = torch.rand((len(domains) * batch, 3, 32, 32), generator=draw).mul_(2).sub_(1).to(backend.device)
-        labels = torch.arange(batch, device=backend.device) % 2
-        means = backend.step(recipe.phases(nimg), Batch(images, labels, domains), nimg, micro)
-        backend.update_average(0.9)
-        recipe.advance(nimg + batch, means)
+        means = one_step(backend, number, drawn_batch(backend, number, batch), micro)
         found.append({name: float(value) for name, value in means.items() if value.ndim == 0})
     return found
+
+
+def drawn_batch(backend: Backend, number: int, size: int = 8) -> Batch:
+    """Images and labels that are told by the step's number."""
+    domains, side = getattr(backend.recipe, "domains", ("image",)), backend.recipe.stages[-1].resolution
+    draw = torch.Generator().manual_seed(number)
+    images = torch.rand((len(domains) * size, 3, side, side), generator=draw).mul_(2).sub_(1).to(backend.device)
+    return Batch(images, torch.arange(size, device=backend.device) % 2, domains)
+
+
+def one_step(backend: Backend, number: int, batch: Batch, micro: int = 4) -> dict[str, Tensor]:
+    """The means of one step."""
+    recipe = backend.recipe
+    nimg = recipe.stages[-1].start + number * len(batch)
+    means = backend.step(recipe.phases(nimg), batch, nimg, micro)
+    backend.update_average(0.9)
+    recipe.advance(nimg + len(batch), means)
+    return means
 
 
 def clones(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -116,8 +135,9 @@ def clones(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 class Pair:
     """Two backends of equal recipes: one fast, one reference."""
 
-    def __init__(self, settings: dict[str, Any], dtype: torch.dtype) -> None:
-        self.fast, self.reference = (built(settings, "cuda", dial, dtype) for dial in ("fast", "reference"))
+    def __init__(self, settings: dict[str, Any], dtype: torch.dtype, levers: Levers = AS_THE_DIAL_SAYS) -> None:
+        self.fast = built(settings, "cuda", "fast", dtype, levers=levers)
+        self.reference = built(settings, "cuda", "reference", dtype)
 
     @torch.no_grad()
     def level(self) -> None:
@@ -141,6 +161,39 @@ class Pair:
                 self.fast.recipe.terms.moments[domain].copy_(moments)
 
 
+def tolerance(precision: str, divides: bool) -> float:
+    """The share by which numbers may be apart: the path length and its gradient divide by small ones."""
+    return 0.1 if precision == "bf16" else 5e-3 if divides else 1e-4
+
+
+def check_close(found: dict[str, float], expected: dict[str, float], precision: str) -> None:
+    """A loss near zero is a difference of scores, and rounds as these do: a tenth of the largest of the step counts."""
+    assert found.keys() == expected.keys()
+    least = max(1e-2, 0.1 * max(abs(value) for key, value in expected.items() if "path_length" not in key))
+    for key, value in expected.items():
+        divides = "path_length" in key
+        size = max(abs(value), 1e-2 if divides else least)
+        assert abs(found[key] - value) <= tolerance(precision, divides) * size, key
+
+
+def stay_together(pair: Pair, precision: Any, steps: int) -> None:
+    """Every step of one, from the state to which the other has come, gives the same losses and gradients."""
+    for number in range(steps):
+        choose_float32(precision, "reference")
+        (expected,) = run_steps(pair.reference, 1, number)
+        choose_float32(precision, "fast")
+        (found,) = run_steps(pair.fast, 1, number)
+        check_close(found, expected, precision)
+        for player, learner in pair.reference.learners.items():
+            # The buffer has the gradient of the player's last phase, which may be that of path lengths.
+            allowed = tolerance(precision, player == "generator" and "loss/path_length" in expected)
+            gradient = learner.gradients.buffer
+            apart = pair.fast.learners[player].gradients.buffer - gradient
+            assert apart.norm() <= allowed * gradient.norm(), (number, player)
+        pair.level()
+    assert int(pair.fast.nonfinite) == int(pair.reference.nonfinite) == 0
+
+
 def test_on_a_cpu_both_dials_are_one():
     one, first, _ = trained(RECIPES["stylegan2"], "cpu", "fast", 5)
     other, second, _ = trained(RECIPES["stylegan2"], "cpu", "reference", 5)
@@ -152,6 +205,67 @@ def test_on_a_cpu_functions_are_called_as_they_are():
     def function() -> None: ...
 
     assert Recorder(torch.device("cpu"), True).wrap(function, "test") is function
+
+
+@pytest.fixture
+def refusing(monkeypatch):
+    """A recorder whose recordings end as torch's do where this is what went wrong."""
+
+    def made(reason: str) -> Recorder:
+        def record(function: Any) -> None:
+            try:
+                raise RuntimeError(reason)
+            except RuntimeError as cause:
+                raise RuntimeError("CUDA error: operation failed due to a previous error during capture") from cause
+
+        recorder = Recorder(torch.device("cpu"), False)
+        recorder.enabled = True
+        monkeypatch.setattr(recorder, "record", record)
+        return recorder
+
+    return made
+
+
+@pytest.mark.parametrize("reason", ["CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"])
+def test_an_exhausted_memory_is_no_matter_of_the_recorder(reason, refusing, capsys):
+    recorder = refusing(reason)
+    call = recorder.wrap(lambda: None, "test")
+    call()
+    with pytest.raises(RuntimeError, match=reason):
+        call()
+    assert recorder.enabled and recorder.remarks == [] and capsys.readouterr().err == ""
+
+
+def test_what_cannot_be_recorded_is_said_once_and_kept(refusing, capsys):
+    recorder, calls = refusing("operation not permitted\nwhen stream is capturing"), list[int]()
+    one, other = (recorder.wrap(lambda: calls.append(1), name) for name in ("one", "other"))
+    for _ in range(3):
+        one()
+        other()
+    (remark,) = recorder.remarks
+    assert remark.startswith("no CUDA graphs: the one cannot be recorded") and "(operation not permitted)" in remark
+    assert capsys.readouterr().err == remark + "\n" and len(calls) == 6 and not recorder.enabled
+
+
+def test_without_its_one_kernel_adam_is_torchs_own():
+    """On a CPU the same bits as parameter by parameter; on a GPU, torch takes many parameters at once."""
+
+    def stepped(make: Any) -> list[Tensor]:
+        draw = torch.Generator().manual_seed(0)
+        parameters = [torch.nn.Parameter(torch.randn(shape, generator=draw)) for shape in ((4, 3, 3, 3), (7,), ())]
+        optimizer = make(parameters)
+        for _ in range(5):
+            for parameter in parameters:
+                parameter.grad = torch.randn(parameter.shape, generator=draw)
+            optimizer.step()
+        return parameters
+
+    plan = OptimizerPlan(0.002, (0.0, 0.99), 1e-8, ())
+    found = stepped(lambda parameters: adam(parameters, plan, fused=False))
+    one_by_one = stepped(lambda parameters: torch.optim.Adam(parameters, 0.002, (0.0, 0.99), 1e-8, foreach=False))
+    assert all(torch.equal(one, other) for one, other in zip(found, one_by_one, strict=True))
+    assert adam(found, plan, fused=False).defaults["fused"] is None
+    assert adam(found, plan, fused=True).defaults["fused"] is True
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -199,22 +313,35 @@ class TestOnGpu:
 
         Trained apart, two GANs that round differently part ways; what a step does is told by starting it together.
         """
-        tolerance = {"fp32": 5e-3, "bf16": 0.1}[precision]  # the path length's gradient divides by small numbers
         pair = Pair(RECIPES[name], DTYPES[precision])
-        for number in range(100):
-            choose_float32(precision, "reference")
-            (expected,) = run_steps(pair.reference, 1, number)
-            choose_float32(precision, "fast")
-            (found,) = run_steps(pair.fast, 1, number)
-            for key, value in expected.items():
-                assert abs(found[key] - value) <= tolerance * max(abs(value), 1.0), (number, key)
-            for player, learner in pair.reference.learners.items():
-                gradients = learner.gradients
-                apart = pair.fast.learners[player].gradients.buffer - gradients.buffer
-                assert apart.norm() <= tolerance * gradients.buffer.norm(), (number, player)
-            pair.level()
+        stay_together(pair, precision, 100)
         assert pair.fast._recorder.enabled
-        assert int(pair.fast.nonfinite) == int(pair.reference.nonfinite) == 0
+
+    @pytest.mark.parametrize("name", RECIPES)
+    @pytest.mark.parametrize("precision", ["fp32", "bf16"])
+    def test_compiled_and_recorded_is_reference_within_rounding(self, name, precision):
+        pair = Pair(RECIPES[name], DTYPES[precision], Levers(compile="all"))
+        stay_together(pair, precision, 20)
+        assert pair.fast._recorder.enabled
+        assert pair.fast.compiler.refused == {}
+        assert len(pair.fast.compiler.seconds) == len(pair.fast.recipe.phases(pair.fast.recipe.stages[-1].start))
+
+    @pytest.mark.parametrize("name", RECIPES)
+    @pytest.mark.parametrize("performance", ["fast", "reference"])
+    def test_a_step_never_waits_for_the_device(self, name, performance):
+        """Neither launched one by one nor recorded: only what reads a value back does."""
+        backend = built(RECIPES[name], "cuda", performance, torch.bfloat16)
+        batches = [drawn_batch(backend, number) for number in range(12)]
+        for number in range(8):  # what is made on first use is made, and phases are recorded
+            one_step(backend, number, batches[number])
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for number in range(8, 12):
+                one_step(backend, number, batches[number])
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert int(backend.nonfinite) == 0
 
     def test_what_cannot_be_recorded_runs_step_by_step_and_says_so_once(self, capsys):
         recorder = Recorder(torch.device("cuda"), True)
@@ -265,6 +392,21 @@ class TestOnGpu:
             means = backend.step(recipe.phases(nimg), Batch(images, None), nimg, 4)
             assert all(mean.isfinite() for mean in means.values())
         assert backend._recorder.enabled != entered.fade
+
+    def test_a_share_that_is_less_than_a_micro_batch_is_recorded(self):
+        """As on one of several GPUs: 4 of 32 images, where 16 may go through the networks at once."""
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
+        told = []
+        for recorded in (True, False):
+            backend = built(RECIPES["stylegan"], "cuda", "fast")
+            phase = backend.recipe.phases(backend.recipe.stages[-1].start)[0]
+            recorder = backend._recorder if recorded else Recorder(backend.device, False)
+            runner = PhaseRunner(phase, backend.learners[phase.player], backend.random, recorder, 16, 4, 32)
+            samples = torch.arange(4, device="cuda")
+            told.append([runner.run(phase, drawn_batch(backend, number, 4), samples)[0] for number in range(4)])
+            assert isinstance(getattr(runner._accumulate, "_graph", None), torch.cuda.CUDAGraph) == recorded
+        for one, other in zip(*told, strict=True):
+            assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
     def test_a_smaller_last_micro_batch_and_graphs(self):
         settings = {**RECIPES["stylegan2"], "loss": {"path_length": 0}}

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sqlite3
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from mlflow import MlflowClient
 from whole_runs import changed, run, saved
 
 from hires_gan import checkpoint
 from hires_gan.errors import Failure, UsageError
+from hires_gan.evaluation import comparing
+from hires_gan.evaluation.alike import protocol_of
+from hires_gan.evaluation.averages import NotFinite
 from hires_gan.evaluation.catalogue import MetricName
+from hires_gan.evaluation.evaluator import Evaluator
 from hires_gan.evaluation.protocol import CheckpointRecord, Record, make_record
 from hires_gan.evaluation.results import Measured, Result
 from hires_gan.evaluation.settings import EvaluationSettings
-from hires_gan.training.judging import Progress, judge, known_best, much_worse, progress_state, restored
+from hires_gan.tracking.comparison.command import compare
+from hires_gan.tracking.protocols import histories_of
+from hires_gan.tracking.tracker import Tracker
+from hires_gan.training.judging import Best, Progress, judge, known_best, much_worse, progress_state, restored
 
 ROOT = Path(__file__).resolve().parents[2]
 WHERE = "runs/small/checkpoints"
@@ -72,6 +82,8 @@ def test_much_worse_is_by_a_factor_in_the_metrics_own_direction() -> None:
     assert much_worse("fid", 31, 10, 3) and not much_worse("fid", 29, 10, 3)
     assert much_worse("recall", 0.19, 0.6, 3) and not much_worse("recall", 0.21, 0.6, 3)
     assert not much_worse("kid", 5, -0.001, 3), "nothing is so many times that"
+    assert not much_worse("kid", 0.00031, 0.0001, 3, noise=0.001), "no more than one measurement from the next"
+    assert much_worse("kid", 0.0031, 0.0001, 3, noise=0.001)
 
 
 def test_divergence_is_said_and_after_so_many_in_a_row_ends_the_run(capfd: pytest.CaptureFixture[str]) -> None:
@@ -97,6 +109,25 @@ def test_a_best_that_was_taken_otherwise_is_looked_for_anew(capfd: pytest.Captur
     assert "the best swd was measured with reals 10, which is now 20: it is looked for anew" in capfd.readouterr().err
 
 
+def test_what_is_no_number_is_neither_the_best_nor_a_divergence() -> None:
+    progress, settings = Progress(), settings_of("swd", stop_diverged=1)
+    verdicts(progress, settings, [5])
+    before = progress.best
+    assert judge(progress, settings, Result({}, (), {"swd": "its values are not finite"}), 10, WHERE) == "measured"
+    assert progress.best is before and progress.diverged == 0
+
+
+def test_what_may_be_compared_has_an_equal_measure() -> None:
+    bests = []
+    for changes in ({}, {"checkpoint": CheckpointRecord(nimg=7)}, {"fakes": 20}):
+        progress = Progress(nimg=100)
+        judge(progress, settings_of("swd"), result("swd", 1.0, **changes), 10, WHERE)
+        assert progress.best is not None
+        bests.append(progress.best.measure)
+    assert bests[0] == bests[1] != bests[2] and len(bests[0]) == 12
+    assert Best("swd", 16, 3.5, 160).measure == "", "of a version that kept no records"
+
+
 def test_a_checkpoint_keeps_what_it_takes_to_go_on() -> None:
     progress, settings = Progress(), settings_of("fid")
     verdicts(progress, settings, [10, 40])
@@ -107,8 +138,18 @@ def test_a_checkpoint_keeps_what_it_takes_to_go_on() -> None:
     assert found is not None
     again = restored(160, {"best": old}, found)
     assert verdicts(again, EvaluationSettings(), [3.6, 3.4]) == ["measured", "best"]
-    assert known_best(old, EvaluationSettings(), 32) is None
     assert known_best(None, EvaluationSettings(), 32) is None
+
+
+def test_why_a_best_is_looked_for_anew_is_said(capfd: pytest.CaptureFixture[str]) -> None:
+    old: dict[str, Any] = {"metric": "swd", "count": 16, "value": 3.5, "nimg": 160}
+    assert known_best(old, EvaluationSettings(), 32) is None
+    assert "the best swd was measured on 16 images, and is now on 32: the best is looked" in capfd.readouterr().err
+    assert known_best(old, settings_of("fid"), 16) is None
+    assert "evaluation.best was swd, and is now fid: the best is looked for anew" in capfd.readouterr().err
+    later = old | {"records": [{"metric": "swd", "a key of a later version": 1}]}
+    assert known_best(later, EvaluationSettings(), 16) is None
+    assert "another version has written it: the best is looked for anew" in capfd.readouterr().err
 
 
 # --- whole runs -------------------------------------------------------------------------------------------------------
@@ -186,6 +227,85 @@ def test_a_run_that_diverges_ends_and_names_its_best(judged: dict[str, Any]) -> 
     assert "has diverged" in status["message"]
 
 
+def tracked(settings: dict[str, Any]) -> tuple[Any, Any]:
+    """The store, and the run in it."""
+    folder = Path(settings["run"]["dir"])
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    run_id = json.loads((folder / settings["run"]["name"] / "tracking" / "run.json").read_text())["run_id"]
+    return client, client.get_run(run_id)
+
+
+@pytest.mark.slow
+def test_runs_that_measure_otherwise_are_not_set_against_each_other(judged: dict[str, Any], tmp_path: Path) -> None:
+    """One of them began as the other, and went on with more images."""
+    few = changed(judged, evaluation={"metrics": ["swd"], "best": "swd", "every_kimg": 0.08})
+    assert run(few)
+    other = changed(few, run={"name": "other"})
+    assert run(other)
+    assert run(changed(other, run={"total_kimg": 0.32}, evaluation={"count": 24}))
+    (_, one), (_, two) = tracked(few), tracked(other)
+    assert [(entry.nimg, entry.protocol["fakes"]) for entry in histories_of(two.data.tags)["evaluation/swd"]] == [
+        (0, "16"),
+        (240, "24"),
+    ]
+    records = json.loads((Path(few["run"]["dir"]) / "small/evaluations/000000000160.json").read_text())["records"]
+    (entry,) = histories_of(one.data.tags)["evaluation/swd"]
+    assert entry.protocol == protocol_of([Record.model_validate(record) for record in records])
+    folders = [str(Path(few["run"]["dir"]) / name) for name in ("small", "other")]
+    lines = compare(folders, tmp_path / "compared", None, None, set())
+    assert "swd was not measured alike (reals 16 and 24, fakes 16 and 24): no best is marked" in lines
+    assert any(line.startswith("other: swd was not always measured alike (reals 16 and 24, fakes") for line in lines)
+    best = saved(other).state["progress"]["best"]
+    assert f"{best['value']:.4g} ({best['nimg'] / 1000:g})" in lines[2], "as the run itself has it"
+
+
+def test_a_run_that_diverges_registers_its_best(judged: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> None:
+    strict = {"diverged": 1.0 + 1e-9, "stop_diverged": 1, "metrics": ["swd"], "best": "swd", "every_kimg": 0.016}
+    named = changed(judged, evaluation=strict, run={"total_kimg": 0.48}, tracking={"register_as": "tiny"})
+    with pytest.raises(Failure, match="the run has diverged"):
+        run(named)
+    client, run_ = tracked(named)
+    best = saved(named).state["progress"]["best"]
+    (version,) = client.search_model_versions("name = 'tiny'")
+    assert (run_.info.status, version.run_id) == ("FAILED", run_.info.run_id)
+    assert (version.tags["nimg"], float(version.tags["evaluation/swd"])) == (str(best["nimg"]), best["value"])
+    assert version.tags["compared"] == Best(**best).measure and len(version.tags["compared"]) == 12
+    assert client.get_model_version_by_alias("tiny", "best").version == version.version
+    assert "is logged before the run ends, to be registered as tiny" in capfd.readouterr().err
+
+
+def test_a_run_goes_on_where_a_metric_is_no_number(
+    judged: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    whole = Evaluator.measure
+
+    def spoilt(self: Evaluator, *arguments: Any) -> Result | None:
+        found = whole(self, *arguments)
+        return found and replace(found, not_finite={"fid": "so it is"}, values=dict(list(found.values.items())[:2]))
+
+    monkeypatch.setattr(Evaluator, "measure", spoilt)
+    assert run(changed(judged, evaluation={"metrics": ["swd", "fid"], "best": "fid"}))
+    logged = tracked(judged)[1]
+    assert math.isnan(logged.data.metrics["evaluation/fid"]) and logged.data.metrics["not_finite"] == 1
+    assert "0.2 kimg: fid nan" in capfd.readouterr().err
+    assert saved(judged).state["progress"]["best"] is None
+
+
+@pytest.mark.slow
+def test_what_ends_the_run_is_told_though_its_best_cannot_be_registered(
+    judged: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(Tracker, "log_model", fail)
+    strict = {"diverged": 1.0 + 1e-9, "stop_diverged": 1, "metrics": ["swd"], "best": "swd", "every_kimg": 0.016}
+    with pytest.raises(Failure, match="the run has diverged"):
+        run(changed(judged, evaluation=strict, run={"total_kimg": 0.48}, tracking={"register_as": "tiny"}))
+    assert "kimg, is not registered as tiny: the disk is gone" in capfd.readouterr().err
+    assert tracked(judged)[1].info.status == "FAILED"
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_two_processes_log_what_one_logs(judged: dict[str, Any], write_config: Any) -> None:
@@ -209,3 +329,28 @@ def test_two_processes_log_what_one_logs(judged: dict[str, Any], write_config: A
     for name, values in one.items():
         assert other[name] == pytest.approx(values, rel=1e-4), name
         assert other[name][0] == pytest.approx(values[0], rel=1e-6), name
+
+
+def test_a_number_that_is_not_finite_is_left_out_and_the_run_goes_on(
+    judged: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """That of `best`, in the second of three evaluations."""
+    compute, called = comparing.density_and_coverage, []
+
+    def now_and_then(*sets: Any, **how: Any) -> tuple[float, float]:
+        called.append(1)
+        if len(called) == 2:
+            raise NotFinite("the features of the fakes of 3 of 16 images are not finite")
+        return compute(*sets, **how)
+
+    monkeypatch.setattr(comparing, "density_and_coverage", now_and_then)
+    assert run(changed(judged, evaluation={"every_kimg": 0.08}))
+    assert saved(judged).state["progress"]["best"]["nimg"] == 160
+    assert "left out of this evaluation: coverage: the features of the fakes of 3 of 16" in capfd.readouterr().err
+    with sqlite3.connect(Path(judged["run"]["dir"]) / "mlflow.db") as store:
+        rows = store.execute("select step, is_nan from metrics where key = 'evaluation/coverage'").fetchall()
+        (counted,) = store.execute("select step, value from metrics where key = 'not_finite'").fetchall()
+    assert sorted((step, bool(is_nan)) for step, is_nan in rows) == [(0, False), (80, True), (160, False)]
+    assert counted == (80, 1.0)
+    content = json.loads((Path(judged["run"]["dir"]) / "small/evaluations/000000000080.json").read_text())
+    assert list(content["not_finite"]) == ["coverage"] and set(content["values"]) == {"swd", "swd/16", "fid"}

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from hires_gan.config import Configuration, to_yaml
 from hires_gan.recipes.protocol import Outcome, Phase
-from hires_gan.training.profiling import StepProfiler
+from hires_gan.training.profiling import StepProfiler, _spans, span
 from hires_gan.training.run import train
 
 CPU = torch.device("cpu")
@@ -69,7 +71,7 @@ def test_a_run_with_profile_leaves_a_trace_that_names_its_phases(settings, tmp_p
     for name in ("phase: generator", "phase: discriminator", "data", "average"):
         assert spans.count(name) == 2, name
     summary = (folder / "summary.txt").read_text()
-    assert "phase: generator" in summary
+    assert re.search(r"^phase: generator +2 calls +\d+\.\d\d ms of the host$", summary, re.MULTILINE)
     assert "aten::convolution" in summary or "aten::mkldnn_convolution" in summary
 
 
@@ -78,3 +80,53 @@ def test_without_it_nothing_is_written(settings, tmp_path):
     configuration = Configuration.model_validate(settings)
     assert train(configuration, to_yaml(configuration))
     assert not (tmp_path / "runs" / "small" / "profile").exists()
+
+
+def event(name: str, start: float, end: float, device: str = "CUDA"):
+    """A span in microseconds, as the profiler has it."""
+    return SimpleNamespace(
+        name=name, time_range=SimpleNamespace(start=start, end=end), device_type=SimpleNamespace(name=device)
+    )
+
+
+def average(key: str, count: int, host: float, device: str):
+    return SimpleNamespace(key=key, count=count, cpu_time_total=host, device_type=SimpleNamespace(name=device))
+
+
+def test_on_a_gpu_spans_have_its_time_beside_the_hosts():
+    """Both streams of a span count once where they overlap; the GPU's rows do not hide those of the host."""
+    events = [
+        event("phase: generator", 1e6, 1e6 + 2000, device="CPU"),
+        event("phase: generator", 1e6 + 1000, 1e6 + 9000),
+        event("phase: generator", 1e6 + 4000, 1e6 + 10_000),
+        event("phase: generator", 1e6 + 5000, 1e6 + 6000),
+        event("phase: generator", 2e6, 2e6 + 500),
+        event("data", 0, 100, device="CPU"),
+        event("gemm", 1e6 + 1000, 1e6 + 9000),
+    ]
+    averages = [
+        average("phase: generator", 2, 2000, "CPU"),
+        average("phase: generator", 4, 0, "CUDA"),
+        average("data", 2, 100, "CPU"),
+        average("gemm", 1, 0, "CUDA"),
+    ]
+    traced = SimpleNamespace(key_averages=lambda: averages, events=lambda: events)
+    assert [" ".join(line.split()) for line in _spans(traced).splitlines()] == [
+        "data 2 calls 0.10 ms of the host",
+        "phase: generator 2 calls 2.00 ms of the host 9.50 ms of the GPU",
+    ]
+
+
+@pytest.mark.gpu
+def test_a_trace_of_a_gpu_has_the_time_of_its_spans(tmp_path):
+    """Products of that size take the GPU longer than Python takes to launch them."""
+    profiler, matrix = StepProfiler(tmp_path / "profile", torch.device("cuda")), torch.ones(4096, 4096, device="cuda")
+    for number in range(4):
+        profiler.before(phases(number, {"main": 1}), phases(0, {"main": 1}))
+        with span("phase: main"):
+            for _ in range(10):
+                matrix = matrix @ matrix
+        profiler.behind()
+    summary = (tmp_path / "profile" / "summary.txt").read_text()
+    found = re.search(r"^phase: main +2 calls +[\d.]+ ms of the host +([\d.]+) ms of the GPU$", summary, re.MULTILINE)
+    assert found is not None and float(found[1]) > 1

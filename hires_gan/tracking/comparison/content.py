@@ -6,10 +6,11 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from hires_gan.tracking.comparison.curves import Plot, plots_of
+from hires_gan.tracking.comparison.curves import Plot, plots_of, single_points
 from hires_gan.tracking.comparison.differences import Difference, machines_that_differ, settings_that_differ
 from hires_gan.tracking.comparison.grids import GridRow, read_grids
 from hires_gan.tracking.comparison.locate import Finder
+from hires_gan.tracking.comparison.measured import Measurement, measurements_of, notes_on_measuring, some
 from hires_gan.tracking.comparison.runs import Run, read_runs
 from hires_gan.tracking.comparison.summary import Summary, summarise
 from hires_gan.tracking.comparison.table import Column, columns_of, notes_on
@@ -22,17 +23,21 @@ class Comparison:
     Attributes:
         summaries: Of each run.
         columns: The summary as text.
+        measurements: How each metric was measured.
         settings: The settings that differ.
         machines: What differs in code and machines.
         plots: The curves.
+        single: The metrics that have one point in each run, and no plot.
         grids: The sample grids.
     """
 
     summaries: Sequence[Summary]
     columns: Sequence[Column]
+    measurements: Sequence[Measurement]
     settings: Sequence[Difference]
     machines: Sequence[Difference]
     plots: Sequence[Plot]
+    single: Sequence[str]
     grids: Sequence[GridRow]
 
     @property
@@ -61,11 +66,18 @@ def read_comparison(
     return Comparison(
         summaries,
         columns_of(summaries, higher),
+        measurements_of(summaries),
         settings_that_differ(runs),
         machines_that_differ(runs),
         plots_of(runs),
+        single_points(runs),
         read_grids(runs),
     )
+
+
+def measuring_notes(comparison: Comparison) -> list[str]:
+    """Of which metrics no best is marked, and why."""
+    return notes_on_measuring(comparison.measurements, [run.name for run in comparison.runs])
 
 
 def notes(comparison: Comparison) -> list[str]:
@@ -78,8 +90,5 @@ def notes(comparison: Comparison) -> list[str]:
         for run, grid in zip(comparison.runs, row.grids, strict=True):
             if grid.picture is None:
                 about[grid.note].append(run.name)
-    return [f"{_some(list(dict.fromkeys(names)))}: {note}" for note, names in about.items()]
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:3])} and {len(names) - 3} more"
+    own = [f"{some(list(dict.fromkeys(names)))}: {note}" for note, names in about.items()]
+    return [*measuring_notes(comparison), *own]

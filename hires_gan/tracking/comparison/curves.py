@@ -11,8 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from hires_gan.tracking.comparison.measured import in_words
 from hires_gan.tracking.comparison.runs import Run, importance
+from hires_gan.tracking.comparison.summary import protocols_at
 from hires_gan.tracking.comparison.thinning import Thinned, thin, vertical_limits
+from hires_gan.tracking.names import AFTERWARDS, series_of
 
 COLOURS = (
     "#0b62c4",
@@ -46,12 +49,14 @@ class Plot:
         curves: Of the runs that have it, by their place among all runs.
         last: The nimg at the right border.
         missing: Of the runs that lack it, the place.
+        unlike: Where its points were not all measured alike, what differs: `fakes 16 and 32`; else empty.
     """
 
     key: str
     curves: dict[int, Thinned]
     last: int
     missing: tuple[int, ...]
+    unlike: str = ""
 
 
 def style(place: int) -> tuple[str, tuple[float, ...]]:
@@ -59,18 +64,38 @@ def style(place: int) -> tuple[str, tuple[float, ...]]:
     return COLOURS[place % len(COLOURS)], DASHES[place // len(COLOURS) % len(DASHES)]
 
 
+def single_points(runs: Sequence[Run]) -> list[str]:
+    """The metrics, measured afterwards, that no run has at two places: there is nothing to draw."""
+    longest: dict[str, int] = {}
+    for run in runs:
+        longest |= {key: max(len(run.curves[key].steps), longest.get(key, 0)) for key in run.drawn}
+    return sorted(key for key, points in longest.items() if key.startswith(AFTERWARDS) and points < 2)
+
+
 def plots_of(runs: Sequence[Run]) -> list[Plot]:
     """A plot for each metric that any run has, in the order in which they matter."""
     last = max((int(curve.steps[-1]) for run in runs for key in run.drawn for curve in [run.curves[key]]), default=0)
-    keys = sorted({key for run in runs for key in run.drawn}, key=importance)
+    left_out = single_points(runs)
+    keys = sorted({key for run in runs for key in run.drawn if key not in left_out}, key=importance)
     plots = []
     for key in keys:
         found = {place: thin(run.curves[key], last, COLUMNS) for place, run in enumerate(runs) if key in run.curves}
         curves = {place: curve for place, curve in found.items() if len(curve.kimg)}
         if curves:
             missing = tuple(place for place in range(len(runs)) if place not in curves)
-            plots.append(Plot(key, curves, last, missing))
+            plots.append(Plot(key, curves, last, missing, _unlike(runs, key)))
     return plots
+
+
+def _unlike(runs: Sequence[Run], key: str) -> str:
+    series = series_of(key)
+    ways = [
+        way
+        for run in runs
+        if key in run.curves and series in run.protocols
+        for way in protocols_at(run.protocols[series], run.curves[key].steps)
+    ]
+    return in_words([way for way in ways if way is not None])
 
 
 def draw(axes: Axes, plot: Plot) -> None:
@@ -85,7 +110,9 @@ def draw(axes: Axes, plot: Plot) -> None:
             line.set_dashes(dashes)
     low, high, cut = vertical_limits(list(plot.curves.values()))
     axes.set(xlim=(0, 1.01 * max(plot.last, 1) / 1000), ylim=(low, high), xlabel="kimg")
-    axes.set_title(f"{plot.key} (peaks cut off)" if cut else plot.key, fontsize=9, parse_math=False)
+    remarks = [text for text, holds in (("not measured alike", plot.unlike), ("peaks cut off", cut)) if holds]
+    title = f"{plot.key} ({', '.join(remarks)})" if remarks else plot.key
+    axes.set_title(title, fontsize=9, parse_math=False)
     _tidy(axes)
 
 

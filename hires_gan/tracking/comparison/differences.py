@@ -26,8 +26,17 @@ class Difference:
 
 
 def settings_that_differ(runs: Sequence[Run]) -> list[Difference]:
-    """The settings that differ, by key: with the values that they had at the end."""
-    return _differences([{key: value for key, value in run.parameters.items() if key not in _NAMED} for run in runs])
+    """The settings that differ, by key, with the values that they had at the end; and the data, if they do."""
+    settings = [{key: value for key, value in run.parameters.items() if key not in _NAMED} for run in runs]
+    return _differences([one | data for one, data in zip(settings, _data(runs), strict=True)])
+
+
+def _data(runs: Sequence[Run]) -> list[dict[str, str]]:
+    """What each run was trained on, where that is not the same: digests decide, whatever it is called."""
+    if len({frozenset(run.data) for run in runs}) == 1:
+        return [{} for _ in runs]
+    seen = [", ".join(f"{name} ({digest})" for digest, name in run.data.items()) for run in runs]
+    return [{"data": text} if text else {} for text in seen]
 
 
 def machines_that_differ(runs: Sequence[Run]) -> list[Difference]:

@@ -17,11 +17,10 @@ from hires_gan.errors import Failure, UsageError
 from hires_gan.progress import say
 from hires_gan.tracking.journal import read_json
 from hires_gan.tracking.settings import TrackingSettings
-from hires_gan.tracking.store import open_store, reason, redact, resolve_uri, sqlite_path, translated
+from hires_gan.tracking.store import find_run, open_store, reason, redact, resolve_uri, sqlite_path, translated
 
 _LOOKED_AT = 1000
 """Among so many runs, the latest ones, a similar name is looked for."""
-_UNKNOWN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 _ALL_RUNS = 3  # mlflow.entities.ViewType.ALL, without importing MLflow before it is quiet
 
 
@@ -130,14 +129,10 @@ class Finder:
 
     def _by_id(self, argument: str, uri: str, run_id: str, folder: Path | None = None) -> Found:
         client = self._open(uri, argument)
-        from mlflow.exceptions import MlflowException
-
         with translated(uri):
-            try:
-                return Found(argument, uri, client, client.get_run(run_id), folder)
-            except MlflowException as problem:
-                if problem.error_code not in _UNKNOWN:
-                    raise
+            run = find_run(client, run_id)
+        if run is not None:
+            return Found(argument, uri, client, run, folder)
         if folder is not None:
             raise Failure(
                 f"RUN {argument} is the MLflow run {run_id}, which is not in the store {redact(uri)} any more: train "

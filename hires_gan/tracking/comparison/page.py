@@ -14,6 +14,7 @@ from hires_gan.tracking.comparison.curves import Plot, picture_of, style
 from hires_gan.tracking.comparison.differences import Difference
 from hires_gan.tracking.comparison.grids import Grid, GridRow, width_for
 from hires_gan.tracking.comparison.markup import Markup, data_uri, element, joined
+from hires_gan.tracking.comparison.measured import measured_differently, sentence
 from hires_gan.tracking.comparison.runs import Run
 from hires_gan.tracking.comparison.table import Column, number
 
@@ -44,7 +45,13 @@ figure { margin: 0; } figcaption { font-size: .85rem; color: #444; overflow-wrap
 .grid img { width: 100%; border: 1px solid #d8d8d8; }
 footer { margin-top: 2.5rem; color: #555; font-size: .85rem; }
 """
-_SECTIONS = {"evaluation": "Evaluation", "loss": "Losses", "speed": "Speed", "statistics": "Statistics"}
+_SECTIONS = {
+    "evaluation": "Evaluation",
+    "evaluate": "Measured afterwards",
+    "loss": "Losses",
+    "speed": "Speed",
+    "statistics": "Statistics",
+}
 
 
 def page(comparison: Comparison) -> str:
@@ -67,6 +74,7 @@ def page(comparison: Comparison) -> str:
             _summary(comparison),
             _curves(comparison),
             _grids(comparison),
+            *_measured(comparison),
             *_settings(comparison),
             _places(comparison),
         ),
@@ -122,7 +130,7 @@ def _cell(column: Column, place: int) -> Markup:
 
 def _about(comparison: Comparison) -> str:
     found = [column.group for column in comparison.columns if column.best]
-    best = f" The best {' and '.join(dict.fromkeys(found))} is marked." if found else ""
+    best = f" The best one is marked of {', '.join(dict.fromkeys(found))}." if found else ""
     return (
         "Images/s and data wait are medians; s/kimg is the mean of the whole run. Hours are those of training steps: "
         f"grids, evaluations and work that a kill undid are not in them.{best}"
@@ -164,7 +172,9 @@ def _curves(comparison: Comparison) -> Markup:
     about = "All over thousands of images shown. A line is the mean of what falls into one place of the plot" + (
         "; behind it lies the band from the smallest to the largest." if len(comparison.runs) <= 4 else "."
     )
-    return _section("Curves", element("p", about), legend, *parts)
+    one_point = f"{', '.join(comparison.single)}: one point in a run, so no curve; it stands in the summary."
+    single = [element("p", one_point)] if comparison.single else []
+    return _section("Curves", element("p", about), legend, *parts, *single)
 
 
 def _prefix(key: str) -> str:
@@ -178,8 +188,9 @@ def _curve(runs: Sequence[Run], plot: Plot) -> Markup:
         "img", src=data_uri(picture_of(plot), "image/png"), alt=f"{plot.key} over kimg. Last values: {ends}"
     )
     missing = ", ".join(runs[place].name for place in plot.missing)
-    caption = [element("figcaption", f"Not in {missing}.")] if missing else []
-    return element("figure", image, *caption, class_="curve")
+    captions = [f"Not measured alike: {plot.unlike}."] if plot.unlike else []
+    captions += [f"Not in {missing}."] if missing else []
+    return element("figure", image, *(element("figcaption", one) for one in captions), class_="curve")
 
 
 def _grids(comparison: Comparison) -> Markup:
@@ -214,6 +225,19 @@ def _webp(picture: Image.Image) -> bytes:
     return file.getvalue()
 
 
+def _measured(comparison: Comparison) -> list[Markup]:
+    """The section on how metrics were measured: what all agree in, and what not."""
+    runs, measurements = comparison.runs, comparison.measurements
+    if not measurements:
+        return []
+    names = [run.name for run in runs]
+    lines = element("ul", *(element("li", f"{sentence(one, names)}.") for one in measurements))
+    rows = measured_differently(measurements, len(runs))
+    title = "How they were measured"
+    table = [_scrolling(title, _table_of(runs, rows))] if rows else []
+    return [_section(title, lines, *table)]
+
+
 def _settings(comparison: Comparison) -> list[Markup]:
     """The sections on what differs."""
     if len(comparison.runs) < 2:
@@ -228,15 +252,19 @@ def _settings(comparison: Comparison) -> list[Markup]:
 def _differing(runs: Sequence[Run], title: str, what: str, differences: Sequence[Difference]) -> Markup:
     if not differences:
         return _section(title, element("p", f"None: the {what} are equal."))
+    return _section(title, _scrolling(title, _table_of(runs, differences)))
+
+
+def _table_of(runs: Sequence[Run], differences: Sequence[Difference]) -> Markup:
+    """A row for each difference, a column for each run."""
     heads = (element("th", _named(runs, place), scope="col") for place in range(len(runs)))
     rows = (element("tr", element("th", row.key, scope="row"), *map(_value, row.values)) for row in differences)
-    table = element(
+    return element(
         "table",
         element("thead", element("tr", element("td"), *heads)),
         element("tbody", *rows),
         class_="settings",
     )
-    return _section(title, _scrolling(title, table))
 
 
 def _value(value: str | None) -> Markup:

@@ -10,11 +10,12 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox
 
-from hires_gan.tracking.comparison.content import Comparison
+from hires_gan.tracking.comparison.content import Comparison, measuring_notes
 from hires_gan.tracking.comparison.curves import Plot, draw, png_of, style
 from hires_gan.tracking.comparison.grids import GridRow
 from hires_gan.tracking.comparison.runs import IMAGES_PER_SECOND
 from hires_gan.tracking.comparison.table import head_of, short_columns
+from hires_gan.tracking.names import JUDGES
 
 _INCHES, _DPI = 13.0, 100
 _ACROSS = 3
@@ -25,22 +26,22 @@ _MOST_SETTINGS, _MOST_COLUMNS = 5, 4
 """So many settings that differ are named, where there are no more runs than that."""
 _MOST_PLOTS = 6
 _MOST_JUDGES = 2
-_LONGEST_NAME = 40
+_LONGEST_NAME, _LONGEST_LINE = 40, 150
 
 
 def picture(comparison: Comparison) -> bytes:
     """The PNG: 1,300 pixels wide, as high as what there is."""
     plots, row = main_plots(comparison.plots), _main_row(comparison.grids)
-    settings = main_settings(comparison)
+    lines = [*(_short(note, _LONGEST_LINE) for note in measuring_notes(comparison)), *main_settings(comparison)]
     heights = [_LINE_HEIGHT * (2 + len(comparison.runs)) + 0.2]
-    heights += [_LINE_HEIGHT * (len(settings) + 0.5)] if settings else []
+    heights += [_LINE_HEIGHT * (len(lines) + 0.5)] if lines else []
     heights += [_PLOT_HEIGHT * -(-len(plots) // _ACROSS)] if plots else []
     heights += [_grid_height(row)] if row else []
     figure = Figure(figsize=(_INCHES, sum(heights)), dpi=_DPI, layout="constrained")
     parts = iter(np.ravel(np.asarray(figure.subfigures(len(heights), 1, height_ratios=heights))))
     _draw_table(next(parts), comparison)
-    if settings:
-        _draw_lines(next(parts), settings)
+    if lines:
+        _draw_lines(next(parts), lines)
     if plots:
         _draw_plots(next(parts), plots)
     if row:
@@ -50,9 +51,9 @@ def picture(comparison: Comparison) -> bytes:
 
 def main_plots(plots: Sequence[Plot]) -> list[Plot]:
     """Those for which there is room: what judges, what is minimised, and the speed."""
-    judges = [plot for plot in plots if plot.key.startswith("evaluation/")][:_MOST_JUDGES]
+    judges = [plot for plot in plots if plot.key.startswith(JUDGES)][:_MOST_JUDGES]
     speed = [plot for plot in plots if plot.key == IMAGES_PER_SECOND]
-    rest = [plot for plot in plots if not plot.key.startswith(("evaluation/", "speed/"))]
+    rest = [plot for plot in plots if not plot.key.startswith((*JUDGES, "speed/"))]
     return [*judges, *rest[: _MOST_PLOTS - len(judges) - len(speed)], *speed]
 
 
@@ -62,7 +63,7 @@ def main_settings(comparison: Comparison) -> list[str]:
         return []
     ordered = sorted(comparison.settings, key=lambda setting: None in setting.values)
     lines = [
-        _short(f"{one.key}: {' | '.join('not set' if value is None else value for value in one.values)}", 150)
+        _short(f"{one.key}: {' | '.join('not set' if value is None else value for value in one.values)}", _LONGEST_LINE)
         for one in ordered[:_MOST_SETTINGS]
     ]
     more = len(ordered) - len(lines)

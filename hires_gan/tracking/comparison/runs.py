@@ -11,6 +11,8 @@ from typing import Any
 from hires_gan.tracking.comparison.histories import Curve, Wanted, read_histories
 from hires_gan.tracking.comparison.locate import Found
 from hires_gan.tracking.journal import read_json
+from hires_gan.tracking.names import JUDGES, is_part
+from hires_gan.tracking.protocols import History, histories_of
 from hires_gan.tracking.store import redact
 
 SECONDS_PER_KIMG = "speed/seconds_per_kimg"
@@ -37,6 +39,8 @@ class Run:
         status: "running", "finished", "failed" or "killed".
         parameters: The flattened configuration, as it is now.
         tags: Of the code and the machine.
+        protocols: How its metrics were measured, by the name in the store; without those of which nothing says it.
+        data: What it was trained on: names, by their digests.
         curves: By metric: those that are drawn, and those that speed and cost are computed of.
         nimg: Images shown to the discriminator; 0 where nothing says it.
         undrawn: How many more metrics there are than are drawn.
@@ -51,6 +55,8 @@ class Run:
     status: str
     parameters: Mapping[str, str]
     tags: Mapping[str, str]
+    protocols: Mapping[str, History]
+    data: Mapping[str, str]
     curves: Mapping[str, Curve]
     nimg: int
     undrawn: int
@@ -67,8 +73,7 @@ def is_drawn(key: str) -> bool:
     """Whether a metric has a plot: not the machine's, the schedule's, or the levels and deviations of a metric."""
     if key in (SECONDS_PER_KIMG, GPUS, "kimg", "not_finite") or key.startswith(_NOT_DRAWN):
         return False
-    detail = key.rpartition("/")[2]
-    return not (key.startswith("evaluation/") and (detail.isdecimal() or detail == "deviation"))
+    return not is_part(key)
 
 
 def read_runs(found: Sequence[Found]) -> list[Run]:
@@ -98,7 +103,7 @@ def _chosen(metrics: Mapping[str, float]) -> list[str]:
 
 def importance(key: str) -> tuple[int, bool, str]:
     """What to sort metrics by: those that judge come first, then what is minimised, then the rest."""
-    order = ("evaluation/", "loss/", "speed/", "statistics/")
+    order = (*JUDGES, "loss/", "speed/", "statistics/")
     place = next((place for place, prefix in enumerate(order) if key.startswith(prefix)), len(order))
     return place, key != "loss/generator", key
 
@@ -113,7 +118,7 @@ def _wanted(members: Sequence[Found], keys: Mapping[str, Sequence[str]]) -> Want
 
 def _drawn_alone(keys: Mapping[str, Sequence[str]]) -> set[str]:
     """The metrics of which neither a best value nor the cost is computed."""
-    computed = ("evaluation/", SECONDS_PER_KIMG, GPUS)
+    computed = (*JUDGES, SECONDS_PER_KIMG, GPUS)
     return {key for chosen in keys.values() for key in chosen if not key.startswith(computed)}
 
 
@@ -129,6 +134,8 @@ def _run(one: Found, keys: Sequence[str], curves: Mapping[tuple[str, str, str], 
         status=info.status.lower(),
         parameters=data.params | _changed(data.tags),
         tags={key: value for key, value in data.tags.items() if not key.startswith(_CHANGED)},
+        protocols=histories_of(data.tags),
+        data=_data(one.run),
         curves=own,
         nimg=_shown(data.metrics, own),
         undrawn=max(0, sum(map(is_drawn, data.metrics)) - MOST_CURVES),
@@ -139,6 +146,11 @@ def _run(one: Found, keys: Sequence[str], curves: Mapping[tuple[str, str, str], 
 
 def _changed(tags: Mapping[str, str]) -> dict[str, str]:
     return {key.removeprefix(_CHANGED): value for key, value in tags.items() if key.startswith(_CHANGED)}
+
+
+def _data(run: Any) -> dict[str, str]:
+    inputs = run.inputs.dataset_inputs if run.inputs else []
+    return {one.dataset.digest: one.dataset.name for one in inputs}
 
 
 def _shown(metrics: Mapping[str, float], curves: Mapping[str, Curve]) -> int:

@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from hires_gan.tracking.comparison.histories import Curve
 from hires_gan.tracking.comparison.runs import DATA_WAIT, GPUS, IMAGES_PER_SECOND, SECONDS_PER_KIMG, Run
-
-EVALUATION = "evaluation/"
+from hires_gan.tracking.names import JUDGES, metric_of, series_of, shown
+from hires_gan.tracking.protocols import History, Protocol, in_force
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,19 @@ class Metric:
 
     Attributes:
         last: The last value that is a number.
-        best: The best one, the first of several; that of the untrained network only where there is no other.
-        common: The last one at or before the place that all runs have reached; None if there is none.
+        best: The best one that was measured as the last, the first of several; that of the untrained network only
+            where there is no other.
+        common: The last one that was measured as the last, at or before the place that all runs have reached; None if
+            there is none.
+        protocol: How the last one was measured; None where nothing says it.
+        others: The other ways in which there are values; None among them where nothing says it.
     """
 
     last: Point
     best: Point
     common: Point | None
+    protocol: Protocol | None = None
+    others: tuple[Protocol | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,7 @@ class Summary:
 
     Attributes:
         run: The run.
-        metrics: By name, without `evaluation/`.
+        metrics: By name, without `evaluation/`; with `evaluate/` those that were measured afterwards.
         images_per_second: The median of what was logged, or None.
         seconds_per_kimg: The mean of the whole run, or None.
         data_wait: The median share of the time that was spent waiting for data, 0 to 1, or None.
@@ -90,14 +96,14 @@ def common_nimg(runs: Sequence[Run]) -> int:
 
 
 def metric_names(summaries: Sequence[Summary]) -> list[str]:
-    """The evaluation metrics that any run has, those of a whole run before those of a direction."""
+    """The metrics that any run has: its own first, and before those of a direction."""
     names = {name for summary in summaries for name in summary.metrics}
-    return sorted(names, key=lambda name: (name.count("/"), name))
+    return sorted(names, key=lambda name: (name.startswith(JUDGES), name.count("/"), name))
 
 
 def is_higher_better(name: str, higher: Collection[str]) -> bool:
-    """Whether more is better, for `kid` and for `kid/a_to_b` alike."""
-    return name.partition("/")[0] in higher
+    """Whether more is better, for `kid`, `kid/a_to_b` and `evaluate/kid:3f2a91bc` alike."""
+    return metric_of(name) in higher
 
 
 def best_of(summaries: Sequence[Summary], name: str, higher: Collection[str]) -> float | None:
@@ -111,11 +117,11 @@ def best_of(summaries: Sequence[Summary], name: str, higher: Collection[str]) ->
 def _summary(run: Run, common: int, higher: Collection[str]) -> Summary:
     metrics = {}
     for key, curve in run.curves.items():
-        if key.startswith(EVALUATION):
-            name = key.removeprefix(EVALUATION)
-            found = _metric(curve, common, is_higher_better(name, higher))
+        if key.startswith(JUDGES):
+            history = run.protocols.get(series_of(key), ())
+            found = _metric(curve, history, common, is_higher_better(key, higher))
             if found is not None:
-                metrics[name] = found
+                metrics[shown(key)] = found
     seconds = training_seconds(run)
     return Summary(
         run,
@@ -127,16 +133,41 @@ def _summary(run: Run, common: int, higher: Collection[str]) -> Summary:
     )
 
 
-def _metric(curve: Curve, common: int, higher: bool) -> Metric | None:
+def _metric(curve: Curve, history: History, common: int, higher: bool) -> Metric | None:
     known = np.isfinite(curve.values)
     steps, values = curve.steps[known], curve.values[known]
     if not len(values):
         return None
+    protocol = in_force(history, int(steps[-1]))
+    alike = measured_as(protocol, history, steps)
+    others = tuple(one for one in protocols_at(history, steps) if one != protocol)
+    steps, values = steps[alike], values[alike]
     first = int(len(steps) > 1 and steps[0] == 0)  # the untrained network is no result
     best = first + int(np.argmax(values[first:]) if higher else np.argmin(values[first:]))
     before = int(np.searchsorted(steps, common, side="right")) - 1
     points = [Point(float(value), int(step)) for value, step in zip(values, steps, strict=True)]
-    return Metric(points[-1], points[best], points[before] if before >= 0 and common else None)
+    return Metric(points[-1], points[best], points[before] if before >= 0 and common else None, protocol, others)
+
+
+def measured_as(protocol: Protocol | None, history: History, steps: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Which of the points were measured in one way: bool `[n]`; with None, those of which nothing says how."""
+    same = [place for place, one in enumerate((None, *(entry.protocol for entry in history))) if one == protocol]
+    return np.isin(_entries(history, steps), same)
+
+
+def protocols_at(history: History, steps: npt.NDArray[np.int64]) -> list[Protocol | None]:
+    """In which ways there are points, oldest first; None where nothing says it."""
+    ways = (None, *(entry.protocol for entry in history))
+    found: list[Protocol | None] = []
+    for place in np.unique(_entries(history, steps)):
+        if ways[place] not in found:
+            found.append(ways[place])
+    return found
+
+
+def _entries(history: History, steps: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """For each point the number of its entry, from 1; 0 before the first one."""
+    return np.searchsorted([entry.nimg for entry in history], steps, side="right").astype(np.int64)
 
 
 def cost(run: Run) -> Cost:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from hires_gan.tracking.comparison.histories import DRAWN_POINTS, SERVER_POINTS
+from hires_gan.tracking.comparison.measured import Measurement, in_words, measurements_of
 from hires_gan.tracking.comparison.runs import MOST_CURVES, Run
 from hires_gan.tracking.comparison.summary import Metric, Summary, best_of, common_nimg, metric_names
+from hires_gan.tracking.names import series_of
 
 ABSENT = "-"
 _PLAIN_GROUPS = ("", "speed", "cost")
@@ -24,7 +26,8 @@ class Column:
         group: What stands above several columns: a metric's name; empty where it stands for itself.
         head: Its own head.
         cells: Of each run.
-        best: The places of the runs whose value is the best of all; none where only one run has one.
+        best: The places of the runs whose value is the best of all; none where only one run has one, or where they
+            were not measured alike.
     """
 
     group: str
@@ -40,10 +43,15 @@ def columns_of(summaries: Sequence[Summary], higher: Collection[str]) -> list[Co
         summaries: Of the runs.
         higher: The metrics of which more is better.
     """
+    measured = {one.metric: one for one in measurements_of(summaries)}
     return [
         _plain("", "status", summaries, lambda one: one.run.status),
         _plain("", "kimg", summaries, lambda one: f"{one.run.nimg / 1000:g}" if one.run.nimg else ABSENT),
-        *(column for name in metric_names(summaries) for column in _of_metric(name, summaries, higher)),
+        *(
+            column
+            for name in metric_names(summaries)
+            for column in _of_metric(name, summaries, higher, measured[series_of(name)])
+        ),
         _plain("speed", "images/s", summaries, lambda one: number(one.images_per_second)),
         _plain("speed", "s/kimg", summaries, lambda one: number(one.seconds_per_kimg)),
         _plain("speed", "data wait", summaries, lambda one: _share(one.data_wait)),
@@ -90,6 +98,7 @@ def notes_on(summary: Summary) -> list[str]:
         notes.append("does not say on how many GPUs it trained: its GPU hours count one")
     if run.undrawn:
         notes.append(f"{run.undrawn} more metrics than the {MOST_CURVES} that are read: look at them in MLflow")
+    notes += _on_changes(summary)
     if any(curve.sampled for curve in run.curves.values()):
         notes.append(
             f"curves are longer than what is read of a server: {DRAWN_POINTS} points at even distances, "
@@ -99,6 +108,15 @@ def notes_on(summary: Summary) -> list[str]:
     if bad:
         notes.append(f"not always a finite number, and not drawn there: {', '.join(bad)}")
     return notes
+
+
+def _on_changes(summary: Summary) -> Iterator[str]:
+    for series in dict.fromkeys(map(series_of, summary.metrics)):
+        found = next(metric for name, metric in summary.metrics.items() if series_of(name) == series)
+        if found.others:
+            known = [one for one in (*found.others, found.protocol) if one is not None]
+            words = in_words(known) or "of some values nothing says how"
+            yield f"{series} was not always measured alike ({words}): its best is of those measured as the last one"
 
 
 def common_place(runs: Sequence[Run]) -> int | None:
@@ -111,9 +129,9 @@ def _plain(group: str, head: str, summaries: Sequence[Summary], cell: Callable[[
     return Column(group, head, tuple(map(cell, summaries)))
 
 
-def _of_metric(name: str, summaries: Sequence[Summary], higher: Collection[str]) -> list[Column]:
+def _of_metric(name: str, summaries: Sequence[Summary], higher: Collection[str], measured: Measurement) -> list[Column]:
     found = [one.metrics.get(name) for one in summaries]
-    record = best_of(summaries, name, higher)
+    record = best_of(summaries, name, higher) if measured.alike else None
     winners = frozenset(
         place for place, metric in enumerate(found) if metric is not None and metric.best.value == record
     )

@@ -1,0 +1,287 @@
+"""Both dials of `performance`, trained with the same seeds: do their curves differ by more than those of two seeds?"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hires_gan.bench.children import Ended, start
+from hires_gan.bench.dials_curves import LEVEL, Apart, Curve, apart, compared, limit
+from hires_gan.bench.identity import identity, write_record
+from hires_gan.errors import Failure, UsageError
+from hires_gan.progress import say
+
+DIALS = ("fast", "reference")
+_STOPPED = 75
+_GRACE = 120.0
+"""Seconds from the signal to the end of a run, at most: it writes a checkpoint."""
+_SAME = ("gpu.name", "cpu.model", "git.commit", "git.dirty", "version.torch", "version.cuda")
+"""What all runs must have in common."""
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to train.
+
+    Attributes:
+        out: The folder of everything; what was trained there before is kept.
+        seconds: How long each run trains, from its start; None: to the configuration's `run.total_kimg`.
+        seeds: At least two of them tell how far apart two seeds are.
+        runs: So many at most are trained now; None: all.
+    """
+
+    out: Path
+    seconds: float | None = 480.0
+    seeds: tuple[int, ...] = (0, 1)
+    runs: int | None = None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run, trained or yet to be."""
+
+    dial: str
+    seed: int
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """Of the run."""
+        return self.folder.name
+
+    @property
+    def trained_on(self) -> Path:
+        """Where it is kept which code trains it on what, beside its log."""
+        return self.folder.parent.parent / f"{self.name}.json"
+
+    @property
+    def machine(self) -> Record:
+        """What `identity` said when it was begun; nothing if it was not."""
+        with contextlib.suppress(OSError, ValueError):
+            return dict(json.loads(self.trained_on.read_text()))
+        return {}
+
+    @property
+    def status(self) -> Record:
+        """What the run says of itself; nothing if it was not begun."""
+        with contextlib.suppress(OSError, ValueError):
+            return dict(json.loads((self.folder / "status.json").read_text()))
+        return {}
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended as it should."""
+        return self.status.get("state") in ("finished", "preempted")
+
+
+def bench_dials(config: Path, overrides: Sequence[str], request: Request) -> Record:
+    """Train each dial with each seed, one run after the other, and compare their curves.
+
+    Args:
+        config: The configuration's file, which has been read without an error.
+        overrides: Settings that replace those of the file, in every run.
+        request: What to train.
+
+    Returns:
+        What is written to `dials.json`: the head, `settings`, `runs`, `complete`, and once all are trained `metrics`,
+        `level`, `limit`, `equal`, `differ` and `undecided`.
+
+    Raises:
+        UsageError: The arguments cannot be, or the folder holds runs of other settings, or of another GPU, CPU, commit
+            or version of torch while some are yet to be trained.
+        Failure: A run fails, they have no point in common, or the result cannot be written.
+    """
+    _check(request)
+    runs = [Trained(*key, request.out / "runs" / f"{key[0]}-{key[1]}") for key in _keys(request)]
+    settings = {
+        "config": " ".join([config.name, *overrides]),
+        "seconds": request.seconds,
+        "seeds": list(request.seeds),
+    }
+    _make(request.out)
+    _refuse_others(request.out, settings)
+    head = identity("dials") | {"settings": settings}
+    write_record(request.out / "dials.json", head | {"complete": False})
+    waiting = [run for run in runs if not run.done][: request.runs]
+    if waiting:
+        _refuse_other_machines(runs, head)
+    for run in waiting:
+        _train(run, config, overrides, request, head)
+    record = head | {"runs": [_described(run) for run in runs], "complete": all(run.done for run in runs)}
+    if record["complete"]:
+        record |= _compared(runs, request)
+    write_record(request.out / "dials.json", record)
+    return record
+
+
+def _check(request: Request) -> None:
+    if len(set(request.seeds)) < len(request.seeds) or not request.seeds:
+        raise UsageError(f"--seeds is {','.join(map(str, request.seeds))}; different whole numbers are allowed")
+    if request.seconds is not None and request.seconds <= 0:
+        raise UsageError(f"--seconds is {request.seconds:g}; a number above 0 is allowed")
+    if request.runs is not None and request.runs < 0:
+        raise UsageError(f"--runs is {request.runs}; 0 or more are allowed")
+
+
+def _keys(request: Request) -> Iterator[tuple[str, int]]:
+    """Seed by seed, so that a dial is never measured on another hour than the other one."""
+    for seed in request.seeds:
+        for dial in DIALS:
+            yield dial, seed
+
+
+def _make(folder: Path) -> None:
+    try:
+        (folder / "runs").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Failure(f"--out is {folder}, which cannot be made: {error.strerror}") from None
+
+
+def _refuse_others(folder: Path, settings: Record) -> None:
+    """Runs of other settings are not to be compared with those to come."""
+    before: Record = {}
+    with contextlib.suppress(OSError, ValueError):
+        before = json.loads((folder / "dials.json").read_text())["settings"]
+    if before and any(before[key] != settings[key] for key in ("config", "seconds")):
+        length = "" if before["seconds"] is None else f" for {before['seconds']:g} seconds"
+        raise UsageError(f"--out is {folder}, which was made with {before['config']}{length}: give another folder")
+
+
+def _refuse_other_machines(runs: Sequence[Trained], head: Record) -> None:
+    """What differs between two runs has to be their dial or their seed."""
+    for run in runs:
+        for name in _SAME if run.machine else ():
+            before, now = run.machine.get(name), head.get(name)
+            if before != now:
+                raise UsageError(
+                    f"{run.trained_on} says that {run.name} was trained with {name} {before}, and here it is {now}: "
+                    "train all runs with one, or give another folder as --out"
+                )
+
+
+def _train(run: Trained, config: Path, overrides: Sequence[str], request: Request, head: Record) -> None:
+    say(f"training {run.name}")
+    if not run.machine:
+        write_record(run.trained_on, head)
+    own = [f"performance={run.dial}", f"run.seed={run.seed}", f"run.name={run.name}", "tracking.uri=null"]
+    where = [f"run.dir={run.folder.parent}"]
+    log = request.out / f"{run.name}.log"
+    # Its records belong here, whatever server others go to.
+    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    process = start(["train", config, *overrides, *own, *where], log, environment)
+    code = _ended(process, request.seconds)
+    if code not in (0, _STOPPED) or not run.done:
+        reason = Ended(code, log.read_text(errors="replace")).reason
+        raise Failure(f"{run.name} ended with exit code {code} ({reason}): {log} says more")
+
+
+def _ended(process: subprocess.Popen[bytes], seconds: float | None) -> int | None:
+    """The exit code, behind a signal when the time is up; whatever comes, the process does not outlive this."""
+    try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(seconds)
+        process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(_GRACE)
+        return None
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def _described(run: Trained) -> Record:
+    status = run.status
+    found = {key: status.get(key) for key in ("state", "nimg")}
+    return {"name": run.name, "dial": run.dial, "seed": run.seed, **found, "trained_on": run.machine}
+
+
+def _compared(runs: Sequence[Trained], request: Request) -> Record:
+    """How far apart they are, and their curves as a page and a picture."""
+    from hires_gan.evaluation.catalogue import METRICS
+    from hires_gan.tracking.comparison.command import compare
+
+    higher = {name for name, metric in METRICS.items() if metric.better == "higher"}
+    folders = [str(run.folder) for run in runs]
+    compare(folders, request.out, None, None, higher)
+    found = _metrics(runs, _curves(folders, higher))
+    most = limit(len(request.seeds), len(found))
+    told = {name: one.differs(most) for name, one in found.items()}
+    return {
+        "metrics": {
+            name: dataclasses.asdict(one) | {"ratio": one.ratio, "differs": told[name]} for name, one in found.items()
+        },
+        "level": LEVEL,
+        "limit": most,
+        "equal": all(one.equal for one in found.values()),
+        "differ": [name for name, differs in told.items() if differs],
+        "undecided": None in told.values(),
+    }
+
+
+def _curves(folders: Sequence[str], higher: set[str]) -> list[dict[str, Curve]]:
+    """By run, the points of each metric."""
+    from hires_gan.tracking.comparison.content import read_comparison
+
+    runs = read_comparison(folders, None, None, higher).runs
+    return [{name: (curve.steps, curve.values) for name, curve in run.curves.items()} for run in runs]
+
+
+def _metrics(runs: Sequence[Trained], curves: Sequence[dict[str, Curve]]) -> dict[str, Apart]:
+    shared = [name for name in compared(list(curves[0])) if all(name in own for own in curves)]
+    found = {}
+    for name in shared:
+        one = apart(name, {(run.dial, run.seed): own[name] for run, own in zip(runs, curves, strict=True)})
+        if one is not None:
+            found[name] = one
+    if not found:
+        raise Failure(
+            "the runs have no point in common: train longer (--seconds), or log more often (tracking.every_kimg, "
+            "evaluation.every_kimg)"
+        )
+    return found
+
+
+def table(record: Record, out: Path) -> Iterator[str]:
+    """The result for people."""
+    for run in record["runs"]:
+        yield f"{run['name']:16}{run['state'] or 'not trained yet':16}{(run['nimg'] or 0) / 1000:>10.1f} kimg"
+    if not record["complete"]:
+        yield "the same command again trains what is left"
+        return
+    yield ""
+    yield f"{'metric':32}{'points':>8}{'dials':>12}{'seeds':>12}{'ratio':>8}"
+    for name, one in record["metrics"].items():
+        yield _line(name, one)
+    yield _verdict(record)
+    yield from (str(out / name) for name in ("dials.json", "comparison.html", "comparison.png"))
+
+
+def _line(name: str, one: Record) -> str:
+    seeds = "-" if one["seeds"] is None else f"{one['seeds']:.4g}"
+    ratio = "-" if one["ratio"] is None else f"{one['ratio']:.2f}"
+    note = "equal" if one["equal"] else {True: "differs", False: "", None: ""}[one["differs"]]
+    return f"{name:32}{one['points']:>8}{one['dials']:>12.4g}{seeds:>12}{ratio:>8}  {note}".rstrip()
+
+
+def _verdict(record: Record) -> str:
+    if record["equal"]:
+        return "fast and reference have the same curves, bit by bit"
+    if record["undecided"]:
+        return "one seed does not tell how far apart two are: train at least two (--seeds 0,1)"
+    chance = (
+        f"{record['limit']:.2f} times the distance of two seeds, which {len(record['settings']['seeds'])} seeds and "
+        f"{len(record['metrics'])} metrics exceed by chance in {record['level']:.0%} of all comparisons at most"
+    )
+    if record["differ"]:
+        return f"fast and reference are farther apart in {', '.join(record['differ'])} than {chance}"
+    return f"fast and reference are in no metric farther apart than {chance}"

@@ -1,0 +1,327 @@
+"""What each lever of speed is worth: a configuration's steps measured with one more pulled each time."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from hires_gan.bench.children import Ended, call
+from hires_gan.bench.identity import identity, write_record
+from hires_gan.bench.train import check_micro
+from hires_gan.bench.train_images import Images, synthetic_domains
+from hires_gan.bench.train_steps import find_place, recipe_for
+from hires_gan.errors import UsageError
+from hires_gan.progress import say
+from hires_gan.recipes.protocol import Stage
+from hires_gan.settings import at_resolution
+from hires_gan.training.compiling import CACHE
+from hires_gan.training.settings import Plan
+from hires_gan.training.trainer import micro_batch
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Lever:
+    """One row.
+
+    Attributes:
+        name: As `--lever` has it.
+        adds: In a few words.
+        overrides: The settings that pull it.
+        gpu: Whether it moves something on a GPU alone.
+        doubles: Whether the micro-batch is twice as large.
+        aside: Whether the rows below do without it.
+    """
+
+    name: str
+    adds: str
+    overrides: tuple[str, ...] = ()
+    gpu: bool = False
+    doubles: bool = False
+    aside: bool = False
+
+
+_NONE = "levers={graphs: null, fused: null, tf32: null, compile: null}"
+LEVERS = (
+    Lever(
+        "reference",
+        "float32, step by step, ops in plain torch",
+        ("precision=fp32", "performance=reference", _NONE, "ops={backend: reference, require_native: false}"),
+    ),
+    Lever("half", "half precision in the high resolutions", ("precision=HALF",)),
+    Lever("native", "the compiled ops", ("ops.backend=native",)),
+    Lever("tf32", "TF32 for what stays in float32", ("levers.tf32=true",), gpu=True),
+    Lever("fused", "an optimizer's step in one kernel", ("levers.fused=true",), gpu=True),
+    Lever("graphs", "each phase as a CUDA graph", ("levers.graphs=true",), gpu=True),
+    Lever("fp16", "float16 in place of bfloat16", ("precision=fp16",), aside=True),
+    Lever(
+        "recompute",
+        "high resolutions computed again in the backward pass",
+        ("recipe.generator.recompute=true",),
+        aside=True,
+    ),
+    Lever("micro", "twice as many images at once", doubles=True, aside=True),
+    Lever("compile-main", "torch.compile of the phases of every step", ("levers.compile=main",)),
+    Lever("compile-all", "torch.compile of R1 and path lengths as well", ("levers.compile=all",)),
+)
+"""In this order, each with those before it but those aside. What `fast` does ends with `graphs`."""
+_FIRST = LEVERS[0].name
+_RECOMPUTE = "recipe.generator.recompute"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to measure.
+
+    Attributes:
+        micro: Images at once; None for the configuration's.
+        levers: The rows that are wanted; empty for all.
+        data: What is trained on.
+        steps: Timed ones of each row; None for the default of `bench train`.
+        seconds: How long a row may take, and its second call where code is compiled.
+        out: Where to write the result as JSON; written after every row.
+    """
+
+    micro: int | None = None
+    levers: tuple[str, ...] = ()
+    data: Literal["synthetic", "real"] = "synthetic"
+    steps: int | None = None
+    seconds: float = 900.0
+    out: Path | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A lever, and everything that it is measured with."""
+
+    lever: Lever
+    overrides: tuple[str, ...]
+    micro: int
+    skipped: str = ""
+
+
+@dataclass
+class _Bench:
+    """What all rows have in common, and what has been measured of them."""
+
+    config: Path
+    request: Request
+    head: Record
+    rows: list[Record] = field(default_factory=list)
+
+    def record(self, complete: bool) -> Record:
+        return self.head | {"rows": self.rows, "complete": complete}
+
+    def write(self, complete: bool) -> None:
+        if self.request.out is not None:
+            write_record(self.request.out, self.record(complete))
+
+
+def bench_levers(plan: Plan, config: Path, overrides: Sequence[str], request: Request) -> Record:
+    """Measure rows one after the other, each in a process of its own: neither memory nor compiled code is handed on.
+
+    A row that fails does not end the others, which go on without its lever. A row that compiles is called twice, with
+    a cache of its own: without code in it, and with the code of the first call.
+
+    Args:
+        plan: The configuration.
+        config: Its file.
+        overrides: Settings that replace those of the file, in every row.
+        request: What to measure.
+
+    Returns:
+        What is written: the head, `settings` and `rows`.
+
+    Raises:
+        UsageError: The arguments cannot be, or so many images at once are more than the batch, or no whole groups.
+        Failure: The result cannot be written.
+    """
+    _check(request)
+    stage = _last_stage(plan)
+    micro = request.micro or micro_batch(plan.batch, stage)
+    check_micro(micro, stage)
+    text = " ".join([config.name, *overrides])
+    settings = {"config": text, "micro": micro, "data": request.data, "steps": request.steps, "device": _device()}
+    bench = _Bench(config, request, identity("levers") | {"settings": settings})
+    bench.write(complete=False)  # better now than after the measurement
+    _measure_rows(bench, plan, tuple(overrides), micro)
+    bench.write(complete=True)
+    return bench.record(complete=True)
+
+
+def _check(request: Request) -> None:
+    known = [lever.name for lever in LEVERS]
+    for name in request.levers:
+        if name not in known:
+            raise UsageError(f"--lever is {name!r}; {', '.join(known)} are allowed")
+    for option, value in (("--micro", request.micro), ("--steps", request.steps), ("--seconds", request.seconds)):
+        if value is not None and value <= 0:
+            raise UsageError(f"{option} is {value:g}; a number above 0 is allowed")
+
+
+def _device() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
+def _last_stage(plan: Plan) -> Stage:
+    recipe = recipe_for(plan, Images("synthetic", domains=synthetic_domains(plan)))
+    return find_place(recipe, None).stage
+
+
+def _measure_rows(bench: _Bench, plan: Plan, overrides: tuple[str, ...], micro: int) -> None:
+    pulled = overrides
+    for lever in LEVERS:
+        row = _row(lever, pulled, plan, micro)
+        wanted = not bench.request.levers or lever.name in bench.request.levers
+        if wanted:
+            bench.rows.append(_measured(bench, row))
+            bench.write(complete=False)
+        failed = wanted and bench.rows[-1]["status"] == "failed"
+        # Without the first row's settings, the others would be those of the dial.
+        if not (row.skipped or lever.aside) and (not failed or lever.name == _FIRST):
+            pulled = row.overrides
+
+
+def _row(lever: Lever, before: tuple[str, ...], plan: Plan, micro: int) -> Row:
+    half = plan.precision if plan.precision in ("bf16", "fp16") else "bf16"
+    own = tuple(text.replace("HALF", half) for text in lever.overrides)
+    recomputes = hasattr(plan.recipe, "generator") and hasattr(plan.recipe.generator, "recompute")
+    if lever.name == _FIRST and recomputes:
+        own += (f"{_RECOMPUTE}=false",)
+    if lever.doubles:
+        micro *= 2
+        own += _room(plan, micro)
+    return Row(lever, (*before, *own), micro, _idle(lever, plan, recomputes))
+
+
+def _room(plan: Plan, micro: int) -> tuple[str, ...]:
+    """A batch of `micro` images, where the configuration's is smaller."""
+    size = at_resolution(plan.batch.size, plan.recipe.resolution)
+    return (f"batch.size={micro}",) if size < micro else ()
+
+
+def _idle(lever: Lever, plan: Plan, recomputes: bool) -> str:
+    if lever.gpu and not torch.cuda.is_available():
+        return "moves nothing on a CPU"
+    if lever.name == "recompute" and not recomputes:
+        return "the family computes nothing again"
+    if lever.name == "fp16" and plan.precision == "fp16":
+        return "the configuration's precision, which the row half has"
+    if lever.name == "fp16" and plan.recipe.translates:
+        return "the family's gradients need the range of bfloat16"
+    return ""
+
+
+def _measured(bench: _Bench, row: Row) -> Record:
+    lever = row.lever
+    record: Record = {"name": lever.name, "adds": lever.adds, "overrides": list(row.overrides), "micro": row.micro}
+    if row.skipped:
+        return record | {"status": "skipped", "reason": row.skipped}
+    say(f"{lever.name}: {lever.adds}")
+    # What a killed row's compilers still write must not end the rows that follow.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        out, environment = Path(folder) / "train.json", _environment(Path(folder))
+        ended = call(_arguments(bench, row, out, bench.request.steps), bench.request.seconds, environment)
+        judged = _judged(bench, ended, out)
+        if judged.get("compile_seconds"):
+            ended = call(_arguments(bench, row, out, 1), bench.request.seconds, environment)
+            judged |= _cached(_judged(bench, ended, out))
+        return record | judged
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    """Code that is compiled is kept in the row's folder alone, Triton's with inductor's."""
+    own = {name: value for name, value in os.environ.items() if name != "TRITON_CACHE_DIR"}
+    return own | {CACHE: str(folder / "compiled")}
+
+
+def _arguments(bench: _Bench, row: Row, out: Path, steps: int | None) -> list[object]:
+    counted = [] if steps is None else ["--steps", steps]
+    fixed = ["--micro", row.micro, "--data", bench.request.data, *counted, "--out", out]
+    return ["bench", "train", "--config", bench.config, *fixed, *row.overrides]
+
+
+def _cached(again: Record) -> Record:
+    """What the same row takes to compile with the code of the first call at hand."""
+    return {"compile_seconds_cached": again.get("compile_seconds"), "not_cached": again.get("reason")}
+
+
+def _judged(bench: _Bench, ended: Ended, out: Path) -> Record:
+    """What a row has come to."""
+    if ended.code is None:
+        return {"status": "failed", "reason": f"it took longer than {bench.request.seconds:g} seconds"}
+    if ended.code != 0:
+        return {"status": "failed", "reason": ended.reason}
+    train = json.loads(out.read_text())
+    (result,) = train["results"]
+    if result["compiled"]["refused"]:
+        name, reason = next(iter(result["compiled"]["refused"].items()))
+        return {"status": "failed", "reason": f"the {name} was not compiled: {reason}", "train": train}
+    rate = result["images_per_s"]
+    return {"status": "measured", **_figures(result), **_over(bench.rows, rate), "train": train}
+
+
+def _figures(result: Record) -> Record:
+    memory = result["memory"]
+    return {
+        "images_per_s": result["images_per_s"],
+        "ms_per_step": result["average_ms_per_step"],
+        "peak_memory": memory["resident"] if memory["reserved"] is None else memory["reserved"],
+        "peak_of": "resident" if memory["reserved"] is None else "reserved",
+        "compile_seconds": sum(result["compiled"]["seconds"].values()),
+    }
+
+
+def _over(rows: Sequence[Record], rate: float) -> Record:
+    """By the last row that was measured and handed its lever on, and by the first row, if that was measured."""
+    aside = {lever.name for lever in LEVERS if lever.aside}
+    rates = {row["name"]: row["images_per_s"] for row in rows if row["status"] == "measured"}
+    handed = [name for name in rates if name not in aside]
+    first = rates.get(_FIRST)
+    return {
+        "gain": rate / rates[handed[-1]] if handed else None,
+        "over": handed[-1] if handed else None,
+        "over_reference": None if first is None else rate / first,
+    }
+
+
+def table(record: Record) -> Iterator[str]:
+    """The rows for people."""
+    settings = record["settings"]
+    yield f"{settings['config']}: micro-batch {settings['micro']}, {settings['data']} images, on {settings['device']}"
+    yield f"{'lever':14}{'images/s':>10}{'ms/step':>10}{'peak GiB':>10}{'gain':>8}{'in all':>8}  what it adds"
+    for row in record["rows"]:
+        yield _line(row)
+    aside = ", ".join(lever.name for lever in LEVERS if lever.aside)
+    yield (
+        f"Each row has what those above it have, without those that failed, and without {aside}; gain: images/s by "
+        f"those of the row before; in all: by those of {_FIRST}"
+    )
+
+
+def _line(row: Record) -> str:
+    if row["status"] != "measured":
+        return f"{row['name']:14}{row['status']}: {row['reason']}"
+    gains = "".join(f"{_times(row[name]):>8}" for name in ("gain", "over_reference"))
+    figures = f"{row['images_per_s']:>10.2f}{row['ms_per_step']:>10.1f}{row['peak_memory'] / 2**30:>10.2f}{gains}"
+    return f"{row['name']:14}{figures}  {row['adds']}{_compiled(row)}"
+
+
+def _times(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.2f}x"
+
+
+def _compiled(row: Record) -> str:
+    if not row["compile_seconds"]:
+        return ""
+    again = row["compile_seconds_cached"]
+    with_code = f"failed: {row['not_cached']}" if again is None else f"{again:.0f} s"
+    return f" ({row['compile_seconds']:.0f} s to compile, again from its cache: {with_code})"

@@ -1,0 +1,219 @@
+"""`hires-gan bench dials`: how far curves are apart, by hand; what is trained; and on a CPU, where both are one."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hires_gan import cli
+from hires_gan.bench import dials
+from hires_gan.bench.children import start
+from hires_gan.bench.dials import Request, Trained, bench_dials, table
+from hires_gan.bench.dials_curves import Curve, apart, compared, limit
+from hires_gan.bench.identity import identity
+from hires_gan.errors import Failure, UsageError
+
+CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
+TINY = (
+    "recipe.resolution=8",
+    "batch.size=4",
+    "recipe.generator.latent_size=8",
+    "recipe.generator.fmap_base=64",
+    "recipe.generator.fmap_max=8",
+    "recipe.discriminator.fmap_base=64",
+    "recipe.discriminator.fmap_max=8",
+    "recipe.augment=null",
+    "evaluation.metrics=[]",
+    "evaluation.best=null",
+    "samples.every_kimg=null",
+    "tracking.every_kimg=0.016",
+)
+
+
+def curve(*values: float, steps: list[int] | None = None) -> Curve:
+    places = list(range(1000, 1000 * (len(values) + 1), 1000)) if steps is None else steps
+    return np.array(places, np.int64), np.array(values, np.float64)
+
+
+def by_hand(fast: list[Curve], reference: list[Curve]) -> dict[tuple[str, int], Curve]:
+    runs = {("fast", seed): one for seed, one in enumerate(fast)}
+    return runs | {("reference", seed): one for seed, one in enumerate(reference)}
+
+
+def test_distances_are_those_by_hand():
+    """Means 2 and 5, then 3 and 3: root mean square of 3 and 0. Seeds are 2 and 4 apart, then 0 and 2."""
+    runs = by_hand([curve(1, 3), curve(3, 3)], [curve(3, 2), curve(7, 4)])
+    found = apart("evaluation/fid", runs)
+    assert found is not None
+    assert found.points == 2
+    assert found.dials == pytest.approx(math.sqrt((9 + 0) / 2))
+    assert found.seeds == pytest.approx(math.sqrt((4 + 16 + 0 + 4) / 4))
+    assert found.ratio == pytest.approx(math.sqrt(4.5 / 6))
+    assert found.equal is False and found.differs(0.86) is True and found.differs(0.87) is False
+
+
+@pytest.mark.parametrize(
+    ("seeds", "metrics", "t"),
+    [(2, 1, 4.302653), (2, 5, 9.924843), (3, 1, 2.776445), (3, 5, 4.604095), (6, 1, 2.228139)],
+)
+def test_the_limit_is_students(seeds, metrics, t):
+    """Two-sided quantiles as tables have them, for 0.05 and 0.01, with 2, 4 and 10 degrees of freedom."""
+    assert limit(seeds, metrics) == pytest.approx(t / math.sqrt(seeds), rel=1e-6)
+
+
+def test_one_seed_does_not_tell_unless_the_curves_are_equal():
+    assert limit(1, 4) is None
+    one = apart("evaluation/fid", by_hand([curve(1.0)], [curve(2.0)]))
+    assert one is not None and one.seeds is None and one.ratio is None and one.differs(limit(1, 1)) is None
+    same = apart("evaluation/fid", by_hand([curve(1.0)], [curve(1.0)]))
+    assert same is not None and same.equal is True and same.differs(limit(1, 1)) is False
+
+
+def test_seeds_that_are_not_apart_leave_no_room_for_dials_that_are():
+    found = apart("evaluation/fid", by_hand([curve(1.0), curve(1.0)], [curve(1.5), curve(1.5)]))
+    assert found is not None and found.ratio is None and found.differs(limit(2, 1)) is True
+
+
+def drawn(
+    random: np.random.Generator, seeds: int, correlation: float, shift: float = 0.0
+) -> dict[tuple[str, int], Curve]:
+    """Runs of the same distribution: ten points each, the next one with that correlation to the one before."""
+    noise = random.normal(size=(2, seeds, 10))
+    values = noise.copy()
+    for place in range(1, 10):
+        values[..., place] = correlation * values[..., place - 1] + math.sqrt(1 - correlation**2) * noise[..., place]
+    values[1] += shift
+    return by_hand([curve(*row) for row in values[0]], [curve(*row) for row in values[1]])
+
+
+def share_that_differs(seeds: int, correlation: float, metrics: int, shift: float = 0.0) -> float:
+    """Of 400 comparisons, those in which some metric differs."""
+    random, most = np.random.default_rng(seeds), limit(seeds, metrics)
+    found = 0
+    for _ in range(400):
+        drawings = [apart("evaluation/fid", drawn(random, seeds, correlation, shift)) for _ in range(metrics)]
+        found += any(one is not None and one.differs(most) for one in drawings)
+    return found / 400
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.9, 0.99, 1.0])
+@pytest.mark.parametrize(("seeds", "metrics"), [(2, 1), (2, 4), (4, 4)])
+def test_equal_dials_are_seldom_told_to_differ(seeds, metrics, correlation):
+    """Five in a hundred at most, and where curves are constant just so many: the limit is no larger than needed."""
+    share = share_that_differs(seeds, correlation, metrics)
+    assert share <= 0.08, "0.05 within three standard deviations of 400 comparisons"
+    assert share >= 0.02 or correlation < 1
+
+
+@pytest.mark.parametrize(("seeds", "shift"), [(2, 12.0), (4, 5.0)])
+def test_a_difference_is_found(seeds, shift):
+    """Of that many standard deviations of a run: the more seeds, the smaller it may be."""
+    assert share_that_differs(seeds, 0.9, 4, shift) > 0.95
+
+
+def test_only_places_that_all_have_count():
+    late = curve(1, 2, 3, steps=[2000, 3000, 4000])
+    gone = curve(1, float("nan"), 3, 9)
+    found = apart("evaluation/fid", by_hand([curve(1, 2, 3, 4), curve(1, 2, 3)], [late, gone]))
+    assert found is not None and found.points == 1, "3000: at 2000 one is not finite, at 4000 one has ended"
+    assert apart("evaluation/fid", by_hand([curve(1)], [curve(1, steps=[5])])) is None
+
+
+def test_losses_are_compared_by_stretches():
+    """Noise from step to step averages out; what is left of it is not what two dials are judged by."""
+    draw = np.random.default_rng(0)
+    runs = by_hand(*([curve(*draw.normal(size=800)) for _ in range(2)] for _ in range(2)))
+    losses, judged = apart("loss/generator", runs), apart("evaluation/fid", runs)
+    assert losses is not None and judged is not None
+    assert (losses.points, judged.points) == (8, 800)
+    assert losses.dials < 0.3 < judged.dials
+
+
+def test_speed_is_not_compared():
+    names = ["evaluation/swd", "loss/r1", "speed/images_per_second", "statistics/score_real", "kimg"]
+    assert compared(names) == ["evaluation/swd", "loss/r1"]
+
+
+@pytest.mark.parametrize(
+    ("request_", "sentence"),
+    [
+        ({"seeds": (1, 1)}, "--seeds is 1,1; different whole numbers are allowed"),
+        ({"seeds": ()}, "--seeds is ; different whole numbers are allowed"),
+        ({"seconds": 0.0}, "--seconds is 0; a number above 0 is allowed"),
+        ({"runs": -1}, "--runs is -1; 0 or more are allowed"),
+    ],
+)
+def test_what_cannot_be_is_refused(request_, sentence, tmp_path):
+    with pytest.raises(UsageError, match=sentence):
+        bench_dials(CONFIGS / "demo.yaml", (), Request(tmp_path, **request_))
+
+
+def test_other_settings_than_before_are_refused(tmp_path):
+    config = CONFIGS / "demo.yaml"
+    bench_dials(config, (), Request(tmp_path, runs=0))
+    bench_dials(config, (), Request(tmp_path, runs=0))
+    with pytest.raises(UsageError, match=r"was made with demo\.yaml for 480 seconds"):
+        bench_dials(config, ("batch.size=8",), Request(tmp_path, runs=0))
+
+
+@pytest.mark.parametrize(("name", "other"), [("gpu.name", "another GPU"), ("git.commit", "0" * 40)])
+def test_runs_of_another_machine_or_commit_are_not_gone_on_with(name, other, tmp_path, monkeypatch):
+    """Refused before anything is trained; what is trained may be compared anywhere."""
+    config = CONFIGS / "demo.yaml"
+    bench_dials(config, (), Request(tmp_path, runs=0))
+    (tmp_path / "fast-0.json").write_text(json.dumps(identity("dials") | {name: other}))
+    monkeypatch.setattr(dials, "_train", None)
+    with pytest.raises(UsageError, match=rf"fast-0\.json says that fast-0 was trained with {name} {other}, and here"):
+        bench_dials(config, (), Request(tmp_path, runs=1))
+    told = bench_dials(config, (), Request(tmp_path, runs=0))
+    assert [run["trained_on"].get(name) for run in told["runs"]] == [other, None, None, None]
+
+
+def test_a_run_that_fails_is_told_with_its_reason(tmp_path):
+    config = CONFIGS / "stylegan2_demo.yaml"
+    with pytest.raises(Failure, match=r"fast-0 ended with exit code 2 \(.*nowhere.*\): .*fast-0\.log says more"):
+        bench_dials(config, (*TINY, f"data.shards={tmp_path}/nowhere"), Request(tmp_path / "out"))
+    record = json.loads((tmp_path / "out" / "dials.json").read_text())
+    assert record["complete"] is False
+
+
+def test_the_time_ends_a_run_by_its_own_process_alone(tmp_path):
+    process = start(["bench", "tracking", "--delay", 600], tmp_path / "log", os.environ)
+    assert dials._ended(process, 0.2) == -signal.SIGTERM
+
+
+@pytest.mark.slow
+def test_on_a_cpu_both_dials_have_the_same_curves(monkeypatch, tmp_path, capfd):
+    """Exact kimg; one run in the first call, and the rest in the second, which keeps it."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", str(tmp_path / "elsewhere"))
+    config, out = CONFIGS / "stylegan2_demo.yaml", tmp_path / "out"
+    overrides = (*TINY, "run.total_kimg=0.064")
+    first = bench_dials(config, overrides, Request(out, None, (0, 1), runs=1))
+    assert [run["state"] for run in first["runs"]] == ["finished", None, None, None] and not first["complete"]
+    assert list(table(first, out))[-1] == "the same command again trains what is left"
+    kept = Trained("fast", 0, out / "runs" / "fast-0").status
+    capfd.readouterr()
+    arguments = ["bench", "dials", "--config", config, "--kimg", 0.064, "--out", out, *TINY]
+    monkeypatch.setattr(sys, "argv", ["hires-gan", *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert not end.value.code
+    record = json.loads((out / "dials.json").read_text())
+    assert Trained("fast", 0, out / "runs" / "fast-0").status == kept, "it was trained already"
+    assert record["complete"] and record["equal"] and record["differ"] == [] and not record["undecided"]
+    assert {"loss/generator", "loss/discriminator_real"} <= record["metrics"].keys()
+    assert record["limit"] == limit(2, len(record["metrics"])) and record["level"] == 0.05
+    assert {run["trained_on"]["version.torch"] for run in record["runs"]} == {record["version.torch"]}
+    for one in record["metrics"].values():
+        assert one["dials"] == one["ratio"] == 0 < one["seeds"] and one["points"] > 0
+    assert (out / "comparison.html").stat().st_size and (out / "comparison.png").stat().st_size
+    assert not (tmp_path / "elsewhere").exists()
+    assert "fast and reference have the same curves, bit by bit" in capfd.readouterr().out

@@ -1,0 +1,279 @@
+"""`hires-gan bench levers`: which rows there are, what each is measured with, and that a failing one ends none."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hires_gan import cli
+from hires_gan.bench import levers
+from hires_gan.bench.children import Ended, call
+from hires_gan.bench.levers import LEVERS, Request, bench_levers, table
+from hires_gan.config import load_configuration
+from hires_gan.errors import UsageError
+
+CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
+NAMES = [lever.name for lever in LEVERS]
+SMALL = (
+    "recipe.resolution=8",
+    "batch.size=4",
+    "recipe.generator.latent_size=8",
+    "recipe.generator.fmap_base=64",
+    "recipe.generator.fmap_max=8",
+    "recipe.discriminator.fmap_base=64",
+    "recipe.discriminator.fmap_max=8",
+    "evaluation.metrics=[]",
+    "evaluation.best=null",
+)
+ASIDE = ["fp16", "recompute", "micro"]
+Answer = Callable[[list[str]], Ended]
+
+
+def told(images_per_s: float, out: Path, refused: dict[str, str] | None = None, seconds: float | None = None) -> Ended:
+    """What `bench train` leaves behind."""
+    compiled = {} if seconds is None else {"generator phase": seconds - 2.0, "discriminator phase": 2.0}
+    result = {
+        "images_per_s": images_per_s,
+        "average_ms_per_step": 1000 / images_per_s,
+        "memory": {"reserved": 2**30, "allocated": 2**29, "resident": None},
+        "compiled": {"seconds": compiled, "refused": refused or {}},
+    }
+    out.write_text(json.dumps({"results": [result]}))
+    return Ended(0, "")
+
+
+@pytest.fixture
+def answering(monkeypatch) -> Callable[[Answer], list[list[str]]]:
+    """No process is started: a function answers, and the arguments are kept."""
+
+    def install(answer: Answer) -> list[list[str]]:
+        calls: list[list[str]] = []
+
+        def called(arguments: Sequence[object], seconds: float, environment: Mapping[str, str]) -> Ended:
+            calls.append([str(argument) for argument in arguments])
+            return answer(calls[-1])
+
+        monkeypatch.setattr(levers, "call", called)
+        return calls
+
+    return install
+
+
+@pytest.fixture
+def with_a_gpu(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "a GPU")
+
+
+def out_of(arguments: list[str]) -> Path:
+    return Path(arguments[arguments.index("--out") + 1])
+
+
+def overrides_of(arguments: list[str]) -> list[str]:
+    return arguments[arguments.index("--out") + 2 :]
+
+
+def measure(name: str, *overrides: str, **request: Any) -> dict[str, Any]:
+    config = CONFIGS / f"{name}.yaml"
+    return bench_levers(load_configuration(config, overrides), config, overrides, Request(**request))
+
+
+@pytest.mark.usefixtures("with_a_gpu")
+@pytest.mark.parametrize("name", ["stylegan2_ffhq1024", "progressive_celebahq1024", "munit_faces1024"])
+def test_each_row_is_a_configuration_with_one_lever_more(name, answering):
+    """All of them are valid; the first has nothing, the last everything but what is measured aside."""
+    calls = answering(lambda arguments: told(len(calls) * 10.0, out_of(arguments)))
+    record = measure(name, "batch.size=4", micro=4)
+    translates = name.startswith("munit")
+    rows = {row["name"]: row for row in record["rows"] if row["status"] == "measured"}
+    assert list(rows) == [one for one in NAMES if one != ("fp16" if translates else "recompute")]
+    given = dict(zip(rows, calls, strict=True))
+    plans = {one: load_configuration(CONFIGS / f"{name}.yaml", overrides_of(given[one])) for one in rows}
+    first, last = plans["reference"], plans["compile-all"]
+    assert (first.precision, first.performance, first.ops.backend) == ("fp32", "reference", "reference")
+    assert set(first.levers.model_dump().values()) == {None}
+    assert (last.precision, last.ops.backend, last.batch.size) == ("bf16", "native", 4)
+    assert last.levers.model_dump() == {"graphs": True, "fused": True, "tf32": True, "compile": "all"}
+    if translates:
+        assert [plans[one].recipe.generator.recompute for one in ("reference", "recompute", "compile-all")] == [0, 1, 0]
+    else:
+        assert plans["fp16"].precision == "fp16"
+    assert [plans[one].batch.size for one in rows] == [8 if one == "micro" else 4 for one in rows]
+    carried = [given[one] for one in rows if one not in ASIDE]
+    for before, after in itertools.pairwise(carried):
+        assert overrides_of(after)[: len(overrides_of(before))] == overrides_of(before)
+    for one in set(ASIDE) & set(rows):
+        assert overrides_of(given[one])[: len(overrides_of(given["graphs"]))] == overrides_of(given["graphs"])
+    micros = {one: arguments[arguments.index("--micro") + 1] for one, arguments in given.items()}
+    assert micros == {one: "8" if one == "micro" else "4" for one in rows}
+    assert record["complete"] is True
+
+
+@pytest.mark.usefixtures("with_a_gpu")
+def test_rows_are_compared_with_the_one_before_and_with_the_first(answering):
+    """Those aside with `graphs`, and so are those behind them."""
+    calls = answering(lambda arguments: told(len(calls) * 10.0, out_of(arguments)))
+    record = measure("stylegan2_ffhq1024", micro=4)
+    rows = {row["name"]: row for row in record["rows"] if row["status"] == "measured"}
+    over = ["reference", "half", "native", "tf32", "fused", "graphs", "graphs", "graphs", "compile-main"]
+    assert [row["over"] for row in rows.values()] == [None, *over]
+    for row in list(rows.values())[1:]:
+        assert row["gain"] == pytest.approx(row["images_per_s"] / rows[row["over"]]["images_per_s"])
+    assert [row["over_reference"] for row in rows.values()] == [None, *(pytest.approx(n) for n in range(2, 11))]
+    lines = list(table(record))
+    assert any(line.startswith("micro              80.00      12.5      1.00   1.33x   8.00x  twice") for line in lines)
+    assert "without those that failed, and without fp16, recompute, micro" in lines[-1]
+
+
+@pytest.mark.usefixtures("with_a_gpu")
+def test_what_compiles_is_called_again_with_its_code_at_hand(monkeypatch, tmp_path):
+    """Each row has a cache of its own, which is empty at first; the second call tells how long the code takes then."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    seen: list[tuple[str, list[str]]] = []
+
+    def called(arguments: Sequence[object], seconds: float, environment: Mapping[str, str]) -> Ended:
+        words = [str(argument) for argument in arguments]
+        folder, compiles = environment["TORCHINDUCTOR_CACHE_DIR"], words[-1].startswith("levers.compile=")
+        assert "TRITON_CACHE_DIR" not in environment and environment["PATH"]
+        warm = Path(folder).exists()
+        seen.append((folder, words))
+        Path(folder).mkdir(exist_ok=True)
+        if warm and words[-1] == "levers.compile=all":
+            return Ended(1, "error: no room")
+        return told(10.0, out_of(words), seconds=(5.0 if warm else 72.0) if compiles else None)
+
+    monkeypatch.setattr(levers, "call", called)
+    record = measure("stylegan2_ffhq1024", micro=4, steps=3, levers=("graphs", "compile-main", "compile-all"))
+    folders, words = zip(*seen, strict=True)
+    assert [folders.index(one) for one in folders] == [0, 1, 1, 3, 3] and str(tmp_path) not in folders
+    assert [arguments[arguments.index("--steps") + 1] for arguments in words] == ["3", "3", "1", "3", "1"]
+    keys = ("status", "compile_seconds", "compile_seconds_cached", "not_cached")
+    assert [[row.get(key) for key in keys] for row in record["rows"]] == [
+        ["measured", 0, None, None],
+        ["measured", 72.0, 5.0, None],
+        ["measured", 72.0, None, "no room"],
+    ]
+    lines = list(table(record))
+    assert lines[2].endswith("each phase as a CUDA graph")
+    assert lines[3].endswith("(72 s to compile, again from its cache: 5 s)")
+    assert lines[4].endswith("(72 s to compile, again from its cache: failed: no room)")
+
+
+@pytest.mark.usefixtures("with_a_gpu")
+def test_a_row_that_fails_is_told_and_the_others_go_on_without_its_lever(answering, tmp_path):
+    out, seen = tmp_path / "levers.json", []
+
+    def answer(arguments: list[str]) -> Ended:
+        given = overrides_of(arguments)
+        seen.append(json.loads(out.read_text()))
+        if given[-1] == "levers.graphs=true":
+            return Ended(1, "something\nerror: out of memory at 1024x1024\n")
+        if given[-1] == "levers.compile=main":
+            return Ended(None, "")
+        if given[-1] == "levers.compile=all":
+            return told(50.0, out_of(arguments), {"r1 phase": "it reads a value"})
+        return told(10.0, out_of(arguments))
+
+    calls = answering(answer)
+    record = measure("stylegan2_ffhq1024", micro=4, out=out, seconds=7.0)
+    rows = {row["name"]: row for row in record["rows"]}
+    assert rows["graphs"]["status"] == "failed" and rows["graphs"]["reason"] == "out of memory at 1024x1024"
+    assert rows["compile-main"]["reason"] == "it took longer than 7 seconds"
+    assert rows["compile-all"]["reason"] == "the r1 phase was not compiled: it reads a value"
+    assert rows["micro"]["status"] == "measured" and rows["micro"]["over"] == "fused"
+    assert rows["compile-all"]["overrides"][-2:] == ["levers.fused=true", "levers.compile=all"]
+    assert not {"levers.graphs=true", "levers.compile=main", "levers.compile=all"} & set(rows["micro"]["overrides"])
+    assert len(calls) == 10, "what failed is not called again"
+    assert [len(one["rows"]) for one in seen] == [0, 1, 2, 3, 4, 5, 6, 8, 9, 10], "written behind every row"
+    assert not any(one["complete"] for one in seen)
+    assert json.loads(out.read_text()) == json.loads(json.dumps(record))
+    lines = list(table(record))
+    assert lines[0] == "stylegan2_ffhq1024.yaml: micro-batch 4, synthetic images, on a GPU"
+    assert any(line.startswith("graphs        failed: out of memory at 1024x1024") for line in lines)
+    assert any(line.startswith("recompute     skipped: the family computes nothing again") for line in lines)
+    assert any(line.startswith("fused              10.00     100.0      1.00   1.00x   1.00x") for line in lines)
+
+
+@pytest.mark.usefixtures("with_a_gpu")
+def test_rows_that_are_left_out_count_as_pulled(answering):
+    calls = answering(lambda arguments: told(10.0, out_of(arguments)))
+    record = measure("stylegan2_ffhq1024", micro=4, levers=("graphs", "compile-main"), steps=3, data="real")
+    assert [row["name"] for row in record["rows"]] == ["graphs", "compile-main"]
+    assert [row["over"] for row in record["rows"]] == [None, "graphs"]
+    assert {"precision=bf16", "ops.backend=native", "levers.fused=true"} <= set(overrides_of(calls[0]))
+    assert calls[0][calls[0].index("--steps") + 1] == "3" and calls[0][calls[0].index("--data") + 1] == "real"
+
+
+def test_on_a_cpu_what_moves_nothing_is_left_out(answering):
+    calls = answering(lambda arguments: told(10.0, out_of(arguments)))
+    record = measure("demo")
+    skipped = [row["name"] for row in record["rows"] if row["status"] == "skipped"]
+    assert skipped == ["tf32", "fused", "graphs", "recompute"]
+    assert len(calls) == len(NAMES) - 4
+    assert not any(override.startswith(("levers.graphs", "batch.size")) for override in overrides_of(calls[-1]))
+
+
+@pytest.mark.parametrize(
+    ("request_", "sentence"),
+    [
+        ({"levers": ("graph",)}, "--lever is 'graph'; reference, half, native, .* are allowed"),
+        ({"micro": 0}, "--micro is 0; a number above 0 is allowed"),
+        ({"micro": 20}, "--micro is 20; a multiple of 4 is allowed, up to the batch of 16"),
+        ({"micro": 6}, "--micro is 6; a multiple of 4 is allowed, up to the batch of 16"),
+        ({"steps": -1}, "--steps is -1; a number above 0 is allowed"),
+        ({"seconds": 0.0}, "--seconds is 0; a number above 0 is allowed"),
+    ],
+)
+def test_what_cannot_be_is_refused(request_, sentence, monkeypatch):
+    """Before any row is measured."""
+    monkeypatch.setattr(levers, "call", None)
+    with pytest.raises(UsageError, match=sentence):
+        measure("demo", **request_)
+
+
+def test_a_process_whose_time_is_up_is_killed():
+    ended = call(["bench", "tracking"], 0.01)
+    assert ended.code is None
+
+
+def test_the_last_error_is_the_reason():
+    assert Ended(1, "a\nerror: what\n  detail\n").reason == "what"
+    assert Ended(1, "Traceback\nValueError: what\n\n").reason == "ValueError: what"
+    assert Ended(1, "").reason == "it said nothing"
+
+
+@pytest.mark.slow
+def test_the_command_measures_rows_in_processes_of_their_own(monkeypatch, tmp_path, capfd):
+    """Two rows, and one in between that cannot be."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    bad = levers.Lever("native", "what is not allowed", ("precision=fp7",))
+    chosen = [bad if lever.name == "native" else lever for lever in LEVERS[:3]]
+    monkeypatch.setattr(levers, "LEVERS", (chosen[0], chosen[2], chosen[1]))
+    out, config = tmp_path / "levers.json", CONFIGS / "demo.yaml"
+    arguments = ["bench", "levers", "--config", config, "--micro", 4, "--steps", 1, "--out", out, *SMALL]
+    monkeypatch.setattr(sys, "argv", ["hires-gan", *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert not end.value.code
+    record = json.loads(out.read_text())
+    assert [(row["name"], row["status"]) for row in record["rows"]] == [
+        ("reference", "measured"),
+        ("native", "failed"),
+        ("half", "measured"),
+    ]
+    assert record["rows"][1]["reason"].startswith('precision is "fp7"')
+    reference, half = record["rows"][0], record["rows"][2]
+    assert (
+        half["gain"] == pytest.approx(half["images_per_s"] / reference["images_per_s"]) and half["over"] == "reference"
+    )
+    assert half["over_reference"] == half["gain"]
+    assert (reference["train"]["settings"]["precision"], half["train"]["settings"]["precision"]) == ("fp32", "bf16")
+    assert reference["train"]["settings"]["ops"] == "reference" and reference["peak_of"] == "resident"
+    assert capfd.readouterr().out.startswith("demo.yaml recipe.resolution=8")
