@@ -95,7 +95,8 @@ def test_every_family(family):
     record = bench_memory(plan_of(family, *sides), "small", Request(micro=(4,)))
     (found,) = stages(record)
     assert list(found.measured[0].phases) == FAMILIES[family]
-    assert found.own == 4 and min(found.measured[0].phases.values()) > 0 and not found.measured[0].failed
+    phases = found.measured[0].phases.values()  # a phase may fit into what the one before it has left
+    assert found.own == 4 and min(phases) >= 0 and max(phases) > 0 and not found.measured[0].failed
 
 
 def test_all_stages_or_one_of_them(tmp_path):
