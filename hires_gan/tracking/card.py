@@ -18,11 +18,11 @@ class ModelCard:
         translates: whether it makes images of images.
         is_best: whether it has the best value of its run.
         watched: the metric of the run that says so, "evaluation/swd" for example; empty for none.
-        value: its value for the best; None for another, and where the store shall say it.
         higher_is_better: which way is better.
         compared: names the way in which it is measured (data, number of images, feature network): only where two
             versions agree in it are their values compared; empty where that is not known.
         config: the file of the resolved configuration, which is logged beside the checkpoint; empty for none.
+        value: what was watched, of the best; None for another, and where the store shall say it.
     """
 
     recipe: str
@@ -33,7 +33,7 @@ class ModelCard:
     translates: bool = False
     is_best: bool = False
     watched: str = ""
-    value: float | None = None
     higher_is_better: bool = False
     compared: str = ""
     config: str = ""
+    value: float | None = None
