@@ -165,7 +165,13 @@ def test_a_pickle_in_place_of_the_weights_is_refused(poisoned: tuple[str, Path],
 def contest(server: LocalServer, client: Any, tmp_path: Path) -> Any:
     """Registers one version after the other, each with a value of its own, and says which one `best` is."""
 
-    def enter(value: float, compared: str = "fid on 10 images", higher: bool = False, number: list[int] = [0]) -> str:  # noqa: B006
+    def enter(
+        value: float,
+        compared: str = "fid on 10 images",
+        higher: bool = False,
+        anew: float | None = None,
+        number: list[int] = [0],  # noqa: B006
+    ) -> str:
         number[0] += 1
         folder = tmp_path / f"run-{number[0]}"
         folder.mkdir()
@@ -177,12 +183,22 @@ def contest(server: LocalServer, client: Any, tmp_path: Path) -> Any:
             TrackingSettings(uri=server.uri), folder, folder, folder.name, None, {}, {}, folder / "config.yaml"
         )
         tracker.log_metrics(number[0], {"evaluation/fid": value})
-        card = ModelCard("x", 4, 1, number[0], tmp_path.name, False, True, "evaluation/fid", higher, compared)
+        card = ModelCard(
+            "x", 4, 1, number[0], tmp_path.name, False, True, "evaluation/fid", higher, compared, value=anew
+        )
         tracker.log_model(place, card)
         tracker.finish("FINISHED", 60)
         return str(client.get_model_version_by_alias(tmp_path.name, "best").version)
 
     return enter
+
+
+def test_the_best_has_the_value_by_which_it_is_the_best(contest: Any, client: Any, tmp_path: Path) -> None:
+    """The store went past it with another measure, before the run went on from an earlier checkpoint."""
+    assert contest(5.0) == "1"
+    assert contest(1.0, anew=6.0) == "1"
+    assert client.get_model_version(tmp_path.name, "2").tags["evaluation/fid"] == "6.0"
+    assert contest(9.0, anew=4.0) == "3"
 
 
 def test_best_moves_only_to_what_is_better_by_the_same_measure(contest: Any, capfd: pytest.CaptureFixture[str]) -> None:
