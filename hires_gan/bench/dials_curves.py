@@ -10,11 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from hires_gan.tracking.names import EVALUATION
+
 Curve = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
 """Images shown, ascending, and the values there."""
 WINDOWS = 8
 """Means of losses over so many stretches of training are compared: a single batch's loss tells little."""
-JUDGING, MINIMISED = "evaluation/", "loss/"
+MINIMISED = "loss/"
 LEVEL = 0.05
 """How often all metrics together may call two dials different that are one, at most."""
 _HALVINGS = 60
@@ -94,7 +96,7 @@ def _inside(sine: float, degrees: int) -> float:
 
 def compared(metrics: Sequence[str]) -> list[str]:
     """Those that are compared: what judges images, and what is minimised."""
-    return [name for name in metrics if name.startswith((JUDGING, MINIMISED))]
+    return [name for name in metrics if name.startswith((EVALUATION, MINIMISED))]
 
 
 def apart(name: str, runs: Mapping[tuple[str, int], Curve]) -> Apart | None:

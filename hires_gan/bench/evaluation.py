@@ -6,7 +6,6 @@ once by a whole evaluation; the features of the reals come from the cache, as fr
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from hires_gan.bench.identity import identity
+from hires_gan.bench.identity import identity, write_record
 from hires_gan.data.command import PrepareOptions
 from hires_gan.data.prepare import prepare
 from hires_gan.data.settings import DataSettings
@@ -35,7 +34,6 @@ from hires_gan.evaluation.instruments import Instruments
 from hires_gan.evaluation.protocol import CheckpointRecord
 from hires_gan.evaluation.reals import CHUNK, Reals
 from hires_gan.evaluation.subjects import Generated
-from hires_gan.inference.files import write_whole
 from hires_gan.recipes.families import build_recipe
 from hires_gan.recipes.stylegan2_settings import StyleGAN2Settings
 
@@ -164,6 +162,5 @@ def bench_evaluation(request: Request) -> dict[str, Any]:
     costs = measure(request, torch.device(name))
     record = {**identity("evaluation"), "device": name, "share": costs.share, **asdict(costs)}
     if request.out is not None:
-        text = json.dumps(record, indent=1) + "\n"
-        write_whole(request.out, lambda partial: partial.write_text(text, encoding="utf-8"))
+        write_record(request.out, record)
     return record

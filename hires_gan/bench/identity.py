@@ -1,13 +1,14 @@
-"""What a measured number means nothing without, and the file that it is written to."""
+"""What all measurements have: options, what a number means nothing without, and the file that it is written to."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from hires_gan.errors import Failure
+from hires_gan.errors import Failure, UsageError
 
 
 def identity(bench: str) -> dict[str, Any]:
@@ -39,3 +40,17 @@ def write_record(out: Path, record: dict[str, Any]) -> None:
         out.write_text(json.dumps(record, indent=1) + "\n")
     except OSError as error:
         raise Failure(f"{out} cannot be written: {error.strerror}") from None
+
+
+def require_least(options: Mapping[str, tuple[int | None, int]]) -> None:
+    """Refuse options whose value is too small.
+
+    Args:
+        options: By option, its value, None where it was not given, and the least that is allowed.
+
+    Raises:
+        UsageError: Names the first of them.
+    """
+    for option, (value, least) in options.items():
+        if value is not None and value < least:
+            raise UsageError(f"{option} is {value}; a whole number of {least} or more is allowed")

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from hires_gan.bench.identity import identity, write_record
+from hires_gan.bench.identity import identity, require_least, write_record
 from hires_gan.bench.train_images import Images, open_images
 from hires_gan.errors import UsageError
-from hires_gan.ops.selection import choose, explain, resolve
+from hires_gan.ops.selection import resolve
 from hires_gan.progress import say
 from hires_gan.recipes.families import build_recipe
 from hires_gan.recipes.protocol import Stage, stage_at
-from hires_gan.training.launch import DTYPES, choose_float32, join_launch, make_deterministic, remark_on_levers
+from hires_gan.training.launch import DTYPES, join_launch, set_up
 from hires_gan.training.memory import DryRun, StageMemory
 from hires_gan.training.memory_advice import in_words, suggest, table
 from hires_gan.training.settings import BackendSettings, Plan
@@ -85,9 +85,7 @@ def _with_suggestion(found: StageMemory) -> Record:
 
 
 def _check(request: Request) -> None:
-    for option, value, least in (("--processes", request.processes, 1), ("--stage-nimg", request.stage_nimg, 0)):
-        if value is not None and value < least:
-            raise UsageError(f"{option} is {value}; a whole number of {least} or more is allowed")
+    require_least({"--processes": (request.processes, 1), "--stage-nimg": (request.stage_nimg, 0)})
     if request.all_stages and request.stage_nimg is not None:
         raise UsageError("--all-stages measures every stage, and --stage-nimg chooses one: give one of the two")
 
@@ -95,12 +93,7 @@ def _check(request: Request) -> None:
 def _prepared(plan: Plan) -> torch.device:
     """The device, with everything set as for a run."""
     device = join_launch(BackendSettings(name="single")).device
-    choose_float32(plan.precision, plan.performance, plan.levers)
-    remark_on_levers(plan.levers, device)
-    if plan.run.deterministic:
-        make_deterministic()
-    choose(plan.ops.backend, plan.ops.require_native, device)
-    say(explain(device))
+    set_up(plan, device)
     return device
 
 

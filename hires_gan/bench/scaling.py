@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from hires_gan.bench.identity import identity, write_record
+from hires_gan.bench.identity import identity, require_least, write_record
 from hires_gan.bench.scaling_measure import count_step, local_batch, measure_step
 from hires_gan.bench.scaling_model import ASSUMED, IN_WORDS, Conditions, Network, PhaseCost, StepCost, strong, weak
 from hires_gan.bench.scaling_together import Record, measure_together
@@ -18,10 +18,9 @@ from hires_gan.bench.train_images import open_images
 from hires_gan.bench.train_measure import told_out_of_memory
 from hires_gan.bench.train_steps import Stand, find_place, recipe_for
 from hires_gan.errors import UsageError
-from hires_gan.ops.selection import choose, explain, resolve
-from hires_gan.progress import say
+from hires_gan.ops.selection import resolve
 from hires_gan.recipes.protocol import Stage
-from hires_gan.training.launch import choose_float32, join_launch, make_deterministic
+from hires_gan.training.launch import join_launch, set_up
 from hires_gan.training.levers import pulled
 from hires_gan.training.settings import Plan
 from hires_gan.training.trainer import micro_batch
@@ -89,7 +88,7 @@ def bench_scaling(plan: Plan, config: str, request: Request) -> Record | None:
         record = identity("scaling") | {"load_average_before": _load(), "settings": {"config": config}}
         if request.out is not None and world.first:
             write_record(request.out, {})  # better now than after the measurement
-        _prepare(plan, world)
+        set_up(plan, world.device)
     record = _measured(plan, record, request, world) | {"load_average_after": _load()}
     if request.out is not None and world.first:
         write_record(request.out, record)
@@ -98,9 +97,7 @@ def bench_scaling(plan: Plan, config: str, request: Request) -> Record | None:
 
 
 def _check(plan: Plan, request: Request) -> None:
-    for option, value, least in (("--calls", request.calls, 1), ("--stage-nimg", request.stage_nimg, 0)):
-        if value is not None and value < least:
-            raise UsageError(f"{option} is {value}; a whole number of {least} or more is allowed")
+    require_least({"--calls": (request.calls, 1), "--stage-nimg": (request.stage_nimg, 0)})
     if plan.backend.name == "deepspeed":
         raise UsageError(
             "backend.name is deepspeed, and bench scaling measures data parallel training alone; leave it out"
@@ -109,15 +106,6 @@ def _check(plan: Plan, request: Request) -> None:
         raise UsageError(
             "--no-measure needs the seconds of every phase; give --step-seconds generator=0.026,discriminator=0.028,..."
         )
-
-
-def _prepare(plan: Plan, world: World) -> None:
-    """Set everything as for a run."""
-    choose_float32(plan.precision, plan.performance, plan.levers)
-    if plan.run.deterministic:
-        make_deterministic()
-    choose(plan.ops.backend, plan.ops.require_native, world.device)
-    say(explain(world.device))
 
 
 def _measured(plan: Plan, head: Record, request: Request, world: World) -> Record:

@@ -10,16 +10,15 @@ from typing import Literal
 
 import torch
 
-from hires_gan.bench.identity import identity, write_record
+from hires_gan.bench.identity import identity, require_least, write_record
 from hires_gan.bench.train_images import Images, open_images
 from hires_gan.bench.train_measure import Job, Record, measure, next_smaller, told_out_of_memory
 from hires_gan.bench.train_rates import Rates
 from hires_gan.bench.train_steps import Place, find_place, recipe_for
 from hires_gan.errors import UsageError
-from hires_gan.ops.selection import choose, explain, resolve
-from hires_gan.progress import say
+from hires_gan.ops.selection import resolve
 from hires_gan.recipes.protocol import Stage
-from hires_gan.training.launch import choose_float32, join_launch, make_deterministic, remark_on_levers
+from hires_gan.training.launch import join_launch, set_up
 from hires_gan.training.settings import BackendSettings, Plan
 from hires_gan.training.trainer import micro_batch
 
@@ -71,7 +70,8 @@ def bench_train(plan: Plan, config: str, request: Request) -> Record:
         UsageError: The arguments cannot be, or the reference is of another GPU.
         Failure: The memory is too small, the data cannot be read, or the result cannot be written.
     """
-    _check(request)
+    least = {"--steps": (request.steps, 1), "--warmup": (request.warmup, 0), "--stage-nimg": (request.stage_nimg, 0)}
+    require_least(least)
     device = _prepared(plan, request)
     head = identity("train")
     reference = None if request.reference is None else read_reference(request.reference, head["gpu.name"])
@@ -94,27 +94,12 @@ def bench_train(plan: Plan, config: str, request: Request) -> Record:
     return record
 
 
-def _check(request: Request) -> None:
-    for option, value, least in (
-        ("--steps", request.steps, 1),
-        ("--warmup", request.warmup, 0),
-        ("--stage-nimg", request.stage_nimg, 0),
-    ):
-        if value is not None and value < least:
-            raise UsageError(f"{option} is {value}; a whole number of {least} or more is allowed")
-
-
 def _prepared(plan: Plan, request: Request) -> torch.device:
     """The device, with everything set as for a run."""
     device = join_launch(BackendSettings(name="single")).device
     if request.profile and device.type != "cuda":
         raise UsageError("--profile lists the kernels of a GPU, and torch finds none here; leave it out")
-    choose_float32(plan.precision, plan.performance, plan.levers)
-    remark_on_levers(plan.levers, device)
-    if plan.run.deterministic:
-        make_deterministic()
-    choose(plan.ops.backend, plan.ops.require_native, device)
-    say(explain(device))
+    set_up(plan, device)
     return device
 
 

@@ -18,6 +18,7 @@ from torch.distributed import HashStore, Store  # type: ignore[attr-defined]
 
 from hires_gan import __version__
 from hires_gan.errors import Failure, UsageError
+from hires_gan.ops.selection import choose, explain
 from hires_gan.progress import console, say
 from hires_gan.training.greeting import Card, greet
 from hires_gan.training.launcher import (
@@ -32,7 +33,7 @@ from hires_gan.training.launcher import (
     wants_cpu,
 )
 from hires_gan.training.levers import AS_THE_DIAL_SAYS, Levers, allows_tf32, without_effect
-from hires_gan.training.settings import BackendSettings, Performance, Precision
+from hires_gan.training.settings import BackendSettings, Performance, Plan, Precision
 from hires_gan.training.world import World, join
 
 DTYPES: dict[Precision, torch.dtype] = {
@@ -237,6 +238,20 @@ def _described(device: torch.device) -> str:
     count = torch.cuda.device_count()
     others = f", 1 of {count} GPUs" if count > 1 else ""
     return f"{torch.cuda.get_device_name(device)} ({device}{others})"
+
+
+def set_up(plan: Plan, device: torch.device) -> None:
+    """Let this process compute on its device as a configuration says, and say what computes the ops.
+
+    Raises:
+        Failure: If the compiled ops are asked for and missing.
+    """
+    choose_float32(plan.precision, plan.performance, plan.levers)
+    remark_on_levers(plan.levers, device)
+    if plan.run.deterministic:
+        make_deterministic()
+    choose(plan.ops.backend, plan.ops.require_native, device)
+    say(explain(device))
 
 
 def choose_float32(

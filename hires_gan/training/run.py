@@ -22,7 +22,6 @@ from hires_gan.data.opening import describe_order, order_of, resolve_lanes
 from hires_gan.data.replacement import CorruptRows
 from hires_gan.data.shard_cache import require_room
 from hires_gan.errors import Failure, UsageError
-from hires_gan.ops.selection import choose, explain
 from hires_gan.progress import console, say
 from hires_gan.recipes.families import build_recipe
 from hires_gan.recipes.protocol import LabelDistribution, Recipe
@@ -34,7 +33,7 @@ from hires_gan.tracking.tracker import Tracker
 from hires_gan.training.backends import Backend
 from hires_gan.training.gallery import open_gallery
 from hires_gan.training.initial_weights import open_initial, start_from
-from hires_gan.training.launch import DTYPES, choose_float32, join_launch, make_deterministic, remark_on_levers
+from hires_gan.training.launch import DTYPES, join_launch, set_up
 from hires_gan.training.launcher import zero_stage
 from hires_gan.training.memory_check import Asked, check_memory, out_of_memory, show_known, telling_too_little
 from hires_gan.training.memory_meter import is_out_of_memory
@@ -93,12 +92,7 @@ def _prepare(
     world.agree("the configuration", hashlib.sha256(resolved.encode()).hexdigest())
     world.agree("the versions", json.dumps(versions(), sort_keys=True))
     with world.together():
-        choose_float32(plan.precision, plan.performance, plan.levers)
-        remark_on_levers(plan.levers, world.device)
-        if plan.run.deterministic:
-            make_deterministic()
-        choose(plan.ops.backend, plan.ops.require_native, world.device)
-        say(explain(world.device))
+        set_up(plan, world.device)
         data = open_data(plan.data)
         labels = check_data(plan, data)
         check_decoder(plan.data, data, world.device)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small_plans import SMALL
 
 from hires_gan import cli
 from hires_gan.bench import dials
@@ -22,16 +23,8 @@ from hires_gan.errors import Failure, UsageError
 
 CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
 TINY = (
-    "recipe.resolution=8",
-    "batch.size=4",
-    "recipe.generator.latent_size=8",
-    "recipe.generator.fmap_base=64",
-    "recipe.generator.fmap_max=8",
-    "recipe.discriminator.fmap_base=64",
-    "recipe.discriminator.fmap_max=8",
+    *SMALL,
     "recipe.augment=null",
-    "evaluation.metrics=[]",
-    "evaluation.best=null",
     "samples.every_kimg=null",
     "tracking.every_kimg=0.016",
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_plans import SMALL
 
 from hires_gan import cli
 from hires_gan.bench import levers
@@ -20,17 +21,6 @@ from hires_gan.errors import UsageError
 
 CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
 NAMES = [lever.name for lever in LEVERS]
-SMALL = (
-    "recipe.resolution=8",
-    "batch.size=4",
-    "recipe.generator.latent_size=8",
-    "recipe.generator.fmap_base=64",
-    "recipe.generator.fmap_max=8",
-    "recipe.discriminator.fmap_base=64",
-    "recipe.discriminator.fmap_max=8",
-    "evaluation.metrics=[]",
-    "evaluation.best=null",
-)
 ASIDE = ["fp16", "recompute", "micro"]
 Answer = Callable[[list[str]], Ended]
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from bench_shards import pngs, write_shards
+from small_plans import NARROW, SMALL, run
 
-from hires_gan import cli
 from hires_gan.bench.memory import Request, bench_memory, lines
 from hires_gan.config import load_configuration
 from hires_gan.errors import Failure
@@ -21,16 +20,7 @@ from hires_gan.training.memory_advice import needed
 from hires_gan.training.memory_meter import ResidentMeter
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-SMALL = (
-    "recipe.generator.latent_size=8",
-    "recipe.generator.fmap_base=64",
-    "recipe.generator.fmap_max=8",
-    "recipe.discriminator.fmap_base=64",
-    "recipe.discriminator.fmap_max=8",
-    "evaluation.metrics=[]",
-    "evaluation.best=null",
-)
-GROWING = ("recipe.resolution=8", "batch.size=8", *SMALL)
+GROWING = ("recipe.resolution=8", "batch.size=8", *NARROW)
 WIDE = ("recipe.resolution=64", "batch.size=16", "recipe.loss.path_length=2", "evaluation.metrics=[]")
 FAMILIES = {
     "demo": ["discriminator", "generator"],
@@ -38,16 +28,6 @@ FAMILIES = {
     "stylegan2_demo": ["generator", "discriminator", "r1"],
     "munit_demo": ["discriminator", "generator"],
 }
-
-
-def run(monkeypatch, *arguments: object) -> int:
-    """The command's exit code."""
-    monkeypatch.setattr(sys, "argv", ["hires-gan", "bench", "memory", *map(str, arguments)])
-    try:
-        cli.main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
 
 
 def config(name: str) -> Path:
@@ -69,7 +49,7 @@ def test_figures_grow_with_the_micro_batch_and_what_is_predicted_comes_true(monk
     """The memory of a real process: two groups at once take more than one, and three what follows from both."""
     out = tmp_path / "memory.json"
     own = [*WIDE, "evaluation.best=null", "--micro", 12, "--micro", 4, "--micro", 8, "--out", out]
-    assert run(monkeypatch, "--config", config("stylegan2_demo"), *own) == 0
+    assert run(monkeypatch, "memory", "--config", config("stylegan2_demo"), *own) == 0
     record = json.loads(out.read_text())
     (found,) = stages(record)
     if found.remark:
@@ -91,7 +71,7 @@ def test_figures_grow_with_the_micro_batch_and_what_is_predicted_comes_true(monk
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family(family):
-    sides = () if family == "munit_demo" else ("recipe.resolution=8", "batch.size=4", *SMALL)
+    sides = () if family == "munit_demo" else SMALL
     record = bench_memory(plan_of(family, *sides), "small", Request(micro=(4,)))
     (found,) = stages(record)
     assert list(found.measured[0].phases) == FAMILIES[family]
@@ -162,7 +142,7 @@ def test_what_does_not_fit_is_a_row_that_says_so(monkeypatch):
 
 def test_where_nothing_fits_it_is_said_what_helps(monkeypatch, capfd):
     out_of_memory_above(monkeypatch, 0)
-    assert run(monkeypatch, "--config", config("demo"), *GROWING) == 0
+    assert run(monkeypatch, "memory", "--config", config("demo"), *GROWING) == 0
     said = capfd.readouterr().out
     ways = "set precision=bf16, or recipe.discriminator.group_size below 4, or recipe.resolution=4, which trains"
     assert f"not even 4 images at once fit at all: {ways} something else" in said
@@ -199,7 +179,7 @@ def test_a_machine_is_not_driven_out_of_its_memory(monkeypatch):
     ],
 )
 def test_wrong_arguments(arguments, message, monkeypatch, capfd):
-    assert run(monkeypatch, "--config", config("demo"), *GROWING, *arguments) == 2
+    assert run(monkeypatch, "memory", "--config", config("demo"), *GROWING, *arguments) == 2
     assert message in capfd.readouterr().err
 
 
@@ -213,7 +193,12 @@ def test_a_place_for_the_result_that_is_not_there(tmp_path):
 def test_the_command_on_a_gpu(performance, monkeypatch, tmp_path):
     out = tmp_path / "memory.json"
     own = [*WIDE, "evaluation.best=null", "precision=bf16", f"performance={performance}", "--out", out]
-    assert run(monkeypatch, "--config", config("stylegan2_demo"), *own, "--micro", 4, "--micro", 8, "--micro", 12) == 0
+    assert (
+        run(
+            monkeypatch, "memory", "--config", config("stylegan2_demo"), *own, "--micro", 4, "--micro", 8, "--micro", 12
+        )
+        == 0
+    )
     (found,) = stages(json.loads(out.read_text()))
     first, second, third = found.measured
     assert first.whole < second.whole < third.whole < found.capacity

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from bench_shards import pngs, write_shards
+from small_plans import SMALL, run
 
-from hires_gan import cli
 from hires_gan.bench import train, train_measure, train_rates
 from hires_gan.bench.train import Request, bench_train, read_reference
 from hires_gan.bench.train_images import Images, Synthetic, open_images, supply
@@ -27,17 +26,6 @@ from hires_gan.recipes.protocol import Stage
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CPU = torch.device("cpu")
-SMALL = (
-    "recipe.resolution=8",
-    "batch.size=4",
-    "recipe.generator.latent_size=8",
-    "recipe.generator.fmap_base=64",
-    "recipe.generator.fmap_max=8",
-    "recipe.discriminator.fmap_base=64",
-    "recipe.discriminator.fmap_max=8",
-    "evaluation.metrics=[]",
-    "evaluation.best=null",
-)
 PHASES = {
     "stylegan2_demo": {"generator": 1, "path_length": 4, "discriminator": 1, "r1": 16},
     "stylegan_demo": {"discriminator": 1, "generator": 1},
@@ -58,16 +46,6 @@ def small_limits(monkeypatch):
     monkeypatch.setitem(train_rates._BUFFER, "cpu", 2**16)
 
 
-def run(monkeypatch, *arguments: object) -> int:
-    """The command's exit code."""
-    monkeypatch.setattr(sys, "argv", ["hires-gan", "bench", "train", *map(str, arguments)])
-    try:
-        cli.main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
-
-
 def small_plan(demo: str = "stylegan2_demo", *overrides: str):
     return load_configuration(ROOT / "configs" / f"{demo}.yaml", [*small(demo), *overrides])
 
@@ -78,7 +56,7 @@ def small_plan(demo: str = "stylegan2_demo", *overrides: str):
 @pytest.mark.parametrize("demo", PHASES)
 def test_the_command(demo, monkeypatch, tmp_path, capfd):
     out, config = tmp_path / "train.json", ROOT / "configs" / f"{demo}.yaml"
-    assert run(monkeypatch, "--config", config, *small(demo), "--steps", 2, "--warmup", 1, "--out", out) == 0
+    assert run(monkeypatch, "train", "--config", config, *small(demo), "--steps", 2, "--warmup", 1, "--out", out) == 0
     record = json.loads(out.read_text())
     settings, result = record["settings"], record["results"][0]
     assert record["complete"] is True and record["bench"] == "train"
@@ -111,7 +89,7 @@ def test_the_command(demo, monkeypatch, tmp_path, capfd):
 def test_what_a_checkpoint_costs_is_measured_beside_it(monkeypatch, tmp_path, capfd):
     out, config, folder = tmp_path / "train.json", ROOT / "configs" / "demo.yaml", tmp_path / "disk"
     arguments = ["--config", config, *small("demo"), "--steps", 3, "--warmup", 1, "--checkpoint", folder, "--out", out]
-    assert run(monkeypatch, *arguments) == 0
+    assert run(monkeypatch, "train", *arguments) == 0
     saved = json.loads(out.read_text())["results"][0]["checkpoint"]
     assert saved["steps"] == 3
     assert saved["lost_share_of_step"] == pytest.approx(saved["lost"] / saved["step"])
@@ -129,7 +107,10 @@ def test_what_a_checkpoint_costs_is_measured_beside_it(monkeypatch, tmp_path, ca
 def test_a_folder_that_cannot_be_made_is_named(monkeypatch, tmp_path, capfd):
     (tmp_path / "file").touch()
     config = ROOT / "configs" / "demo.yaml"
-    assert run(monkeypatch, "--config", config, *small("demo"), "--steps", 1, "--checkpoint", tmp_path / "file") == 1
+    assert (
+        run(monkeypatch, "train", "--config", config, *small("demo"), "--steps", 1, "--checkpoint", tmp_path / "file")
+        == 1
+    )
     assert f"--checkpoint is {tmp_path / 'file'}" in capfd.readouterr().err
 
 
@@ -190,7 +171,7 @@ def test_real_images_in_the_middle_of_the_schedule(tmp_path, monkeypatch):
     out = tmp_path / "train.json"
     own = [f"data.shards={shards}", "data.workers=0", "recipe.schedule.start_resolution=4"]
     arguments = ["--data", "real", "--stage-nimg", 6000, "--steps", 3, "--warmup", 1, "--out", out]
-    assert run(monkeypatch, "--config", ROOT / "configs" / "demo.yaml", *SMALL, *own, *arguments) == 0
+    assert run(monkeypatch, "train", "--config", ROOT / "configs" / "demo.yaml", *SMALL, *own, *arguments) == 0
     record = json.loads(out.read_text())
     assert (record["settings"]["data"], record["settings"]["nimg"]) == ("real", 6000)
     assert (record["settings"]["fade"], record["settings"]["resolution"]) == (True, 8)
@@ -226,7 +207,7 @@ def test_real_images_are_those_of_a_run(tmp_path):
     ],
 )
 def test_wrong_arguments(arguments, message, monkeypatch, capfd):
-    assert run(monkeypatch, "--config", ROOT / "configs" / "stylegan2_demo.yaml", *small(), *arguments) == 2
+    assert run(monkeypatch, "train", "--config", ROOT / "configs" / "stylegan2_demo.yaml", *small(), *arguments) == 2
     assert message in capfd.readouterr().err
 
 
@@ -245,11 +226,11 @@ def test_too_little_memory(error, monkeypatch, capfd, tmp_path):
 
     monkeypatch.setattr(train, "measure", full)
     own = ["batch.size=16", "--config", ROOT / "configs" / "stylegan2_demo.yaml"]
-    assert run(monkeypatch, *small(), *own, "--micro", 12) == 1
+    assert run(monkeypatch, "train", *small(), *own, "--micro", 12) == 1
     said = capfd.readouterr().err
     assert "out of memory at 8x8 with a micro-batch of 12: the next smaller micro-batch is --micro 8" in said
     assert "Traceback" not in said
-    assert run(monkeypatch, *small(), *own, "--micro", 4) == 1
+    assert run(monkeypatch, "train", *small(), *own, "--micro", 4) == 1
     assert "with a micro-batch of 4: it is the smallest" in capfd.readouterr().err
 
 
@@ -444,7 +425,7 @@ def test_the_command_on_a_gpu(performance, monkeypatch, tmp_path):
     ]
     monkeypatch.setitem(train_rates._SIDES, "cuda", 1024)
     monkeypatch.setitem(train_rates._BUFFER, "cuda", 2**26)
-    assert run(monkeypatch, "--config", config, *own) == 0
+    assert run(monkeypatch, "train", "--config", config, *own) == 0
     record = json.loads(out.read_text())
     result, profile = record["results"][0], record["results"][0]["profile"]
     assert result["steps"] == 16 and result["average_ms_per_step"] == result["ms_per_step"]

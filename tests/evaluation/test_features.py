@@ -337,24 +337,13 @@ def test_a_file_of_another_network_is_refused(hub: Path, tmp_path: Path, monkeyp
         open_extractor("inception", path, False, CPU)
 
 
-class Pictures(torch.utils.data.Dataset[Tensor]):
-    def __init__(self, images: Tensor) -> None:
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, number: int) -> Tensor:
-        return self.images[number]
-
-
 def theirs(reals: Tensor, fakes: Tensor, extractor: str, **settings: object) -> dict[str, float]:
     """torch-fidelity's own evaluation, from images to numbers."""
     import torch_fidelity
 
     found: dict[str, float] = torch_fidelity.calculate_metrics(
-        input1=Pictures(fakes),
-        input2=Pictures(reals),
+        input1=tiny.Pictures(fakes),
+        input2=tiny.Pictures(reals),
         fid=True,
         kid=True,
         kid_subset_size=min(1000, len(reals), len(fakes)),

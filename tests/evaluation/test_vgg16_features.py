@@ -81,20 +81,10 @@ def test_it_looks_for_the_layer_that_torch_fidelity_takes_for_precision_and_reca
 def test_precision_and_recall_are_torch_fidelitys_from_images_on(published: Path) -> None:
     import torch_fidelity
 
-    class Pictures(torch.utils.data.Dataset[Tensor]):
-        def __init__(self, images: Tensor) -> None:
-            self.images = images
-
-        def __len__(self) -> int:
-            return len(self.images)
-
-        def __getitem__(self, number: int) -> Tensor:
-            return self.images[number]
-
     reals, fakes = tiny.pictures(24, seed=1), tiny.pictures(24, seed=2, brightness=110)
     expected = torch_fidelity.calculate_metrics(
-        input1=Pictures(fakes),
-        input2=Pictures(reals),
+        input1=tiny.Pictures(fakes),
+        input2=tiny.Pictures(reals),
         prc=True,
         feature_extractor="vgg16",
         feature_extractor_weights_path=str(published),

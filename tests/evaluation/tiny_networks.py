@@ -93,6 +93,19 @@ def install(site: Path, package: str, source: str, version: str = "1.2") -> None
     (info / "RECORD").write_text(f"{package}.py,,\n{info.name}/METADATA,,\n{info.name}/top_level.txt,,\n")
 
 
+class Pictures(torch.utils.data.Dataset[Tensor]):
+    """Images as torch-fidelity takes them."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, number: int) -> Tensor:
+        return self.images[number]
+
+
 def install_in_place(site: Path, source: Path, package: str, version: str = "1.2", editable: bool = True) -> None:
     """A distribution whose source lies elsewhere, as `pip install -e` leaves it; a file of its own is not in `site`."""
     install(site, package, "", version)
