@@ -129,13 +129,17 @@ def test_tasks_of_srun_that_know_nothing_of_each_other_are_refused(config: str) 
 
 @pytest.mark.slow
 def test_accelerates_deepspeed_launcher_makes_one_world_on_a_cpu(tmp_path: Path) -> None:
-    """accelerate alone would take each of the two for the only one."""
+    """accelerate alone would take each of the two for the only one.
+
+    DeepSpeed's launcher starts Python unbuffered, so that each piece of a print is a write of its own: a line is one
+    piece, or the two processes' lines would stand in each other.
+    """
     program = (
         "from hires_gan.training.launch import join_launch\n"
         "from hires_gan.training.settings import BackendSettings\n"
         "world = join_launch(BackendSettings(timeout=30, grace=60))\n"
         "from accelerate import PartialState\n"
-        "print('of', world.size, PartialState().num_processes, flush=True)\n"
+        "print(f'of {world.size} {PartialState().num_processes}\\n', end='', flush=True)\n"
         "world.leave()\n"
     )
     (tmp_path / "start.py").write_text(program)
