@@ -31,7 +31,7 @@ FLOORS: list[set[str]] = [
     {"data"},
     {"randomness"},
     {"ops"},
-    {"errors", "settings", "progress", "cores", "toolkit", "__version__"},
+    {"errors", "settings", "progress", "cores", "memory", "toolkit", "__version__"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 FACE = {"load": "inference"}  # what the package's own __init__ offers, and the room where it lives

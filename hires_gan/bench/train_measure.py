@@ -22,10 +22,10 @@ from hires_gan.bench.train_profile import Activity, busy_ms, kernels, profiled
 from hires_gan.bench.train_rates import Rates, buffer_bytes, matrix_dtype, matrix_side
 from hires_gan.bench.train_steps import Stand, Timing, peak_memory, time_phase, time_steps
 from hires_gan.errors import Failure
+from hires_gan.memory import is_out_of_memory
 from hires_gan.progress import say
 from hires_gan.recipes.protocol import Batch, Phase, Stage
 from hires_gan.training.launch import DTYPES
-from hires_gan.training.memory_meter import is_out_of_memory
 from hires_gan.training.settings import Plan
 
 PHASE_CALLS = 4

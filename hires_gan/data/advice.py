@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
 
 from hires_gan.cores import usable_cores
@@ -25,6 +24,7 @@ from hires_gan.data.reader import SampleReader
 from hires_gan.data.settings import DataSettings
 from hires_gan.data.shards import CorruptSample
 from hires_gan.errors import Failure
+from hires_gan.memory import available_memory
 
 _SECONDS = 2.0
 """The longest that the probe goes on; an image that it has begun is finished."""
@@ -45,7 +45,6 @@ _MOST_PREFETCH = 16
 _MEMORY = 0.125
 """The share of the available memory that all rings on this machine may take."""
 
-_CGROUP = Path("/sys/fs/cgroup")
 _CPUS = Path("/sys/devices/system/cpu")
 _CPU = torch.device("cpu")
 
@@ -275,21 +274,6 @@ def threads_per_core(cpus: Path = _CPUS) -> int:
     except (OSError, ValueError):
         return 1
     return max(1, sum(part[-1] - part[0] + 1 for part in ends))
-
-
-def available_memory(cgroup: Path = _CGROUP) -> int:
-    """Bytes that can be taken without swapping, and without passing the limit of a container."""
-    free = int(psutil.virtual_memory().available)
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        try:
-            left = int((cgroup / limit).read_text()) - int((cgroup / used).read_text())
-        except (OSError, ValueError):  # version 2 writes "max" for no limit
-            continue
-        return max(0, min(free, left))
-    return free
 
 
 def probe(

@@ -43,7 +43,7 @@ from hires_gan.data.replacement import Report
 from hires_gan.data.settings import DataSettings
 from hires_gan.data.shards import ShardSet
 from hires_gan.data.stream_reader import StreamReader
-from hires_gan.data.waiting import SLICE, Deadline, Stopped, never
+from hires_gan.data.waiting import SLICE, Asked, Deadline, Stopped, never
 from hires_gan.errors import Failure, UsageError
 from hires_gan.progress import say
 
@@ -211,7 +211,7 @@ class DaliDecoder:
         advice: Advice,
         largest: int,
         device: torch.device,
-        stopped: Callable[[], bool] = never,
+        stopped: Asked = never,
     ) -> None:
         gpu = gpu_for(settings, device)
         check_installed(gpu)

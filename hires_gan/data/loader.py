@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -25,7 +25,7 @@ from hires_gan.data.reader import SampleReader
 from hires_gan.data.replacement import CorruptRows
 from hires_gan.data.settings import DataSettings
 from hires_gan.data.shards import ShardSet
-from hires_gan.data.waiting import never
+from hires_gan.data.waiting import Asked, never
 from hires_gan.progress import say
 
 __all__ = ["Loaded", "Loader", "Request", "SampleReader", "check_decoder"]
@@ -70,7 +70,7 @@ class Loader:
         corrupt: CorruptRows | None = None,
         lanes: int | None = None,
         typical: Request | None = None,
-        stopped: Callable[[], bool] = never,
+        stopped: Asked = never,
     ) -> None:
         lanes = resolve_lanes(settings.stream.lanes, 1) if lanes is None else lanes
         self.reader = SampleReader(data, seed, settings.mirror, settings.max_corrupt, lanes)
@@ -172,7 +172,7 @@ def _start(
     advice: Advice,
     largest: int,
     device: torch.device,
-    stopped: Callable[[], bool],
+    stopped: Asked,
 ) -> BatchDecoder:
     """The one place that knows which decoders there are."""
     if settings.decoder == "torchvision":

@@ -13,7 +13,7 @@ from hires_gan.data.heartbeat import HEART
 from hires_gan.data.reader import SampleReader
 from hires_gan.data.replacement import Report
 from hires_gan.data.ring import Ring
-from hires_gan.data.waiting import Stopped, never
+from hires_gan.data.waiting import Asked, Stopped, never
 from hires_gan.data.workers import WorkerPool
 
 
@@ -36,7 +36,7 @@ class ProcessDecoder:
         largest: int,
         count: int,
         timeout: float,
-        stopped: Callable[[], bool] = never,
+        stopped: Asked = never,
     ) -> None:
         self.reader, self.slots, self._stopped = reader, slots, stopped
         self.ring = Ring(slots, largest, len(reader.domains))

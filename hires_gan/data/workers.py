@@ -21,7 +21,7 @@ from hires_gan.data.heartbeat import HEART
 from hires_gan.data.orphans import watch_parent
 from hires_gan.data.replacement import Report
 from hires_gan.data.ring import Ring
-from hires_gan.data.waiting import Deadline, Stopped, never
+from hires_gan.data.waiting import Asked, Deadline, Stopped, never
 from hires_gan.errors import Failure
 
 _NOTHING = -1
@@ -118,9 +118,7 @@ class WorkerPool:
         stopped: Asked again and again while this waits for them; the wait is given up once it is true.
     """
 
-    def __init__(
-        self, reader: Fills, ring: Ring, count: int, timeout: float, stopped: Callable[[], bool] = never
-    ) -> None:
+    def __init__(self, reader: Fills, ring: Ring, count: int, timeout: float, stopped: Asked = never) -> None:
         self._reader, self._timeout, self._stopped = reader, timeout, stopped
         # For each worker, the row that it reads, and its signs of life while it waits for a shard.
         self._board = Ring(2 * count, 8)

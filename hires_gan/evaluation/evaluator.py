@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hires_gan.data.advice import available_memory
 from hires_gan.data.waiting import Asked, Stopped
 from hires_gan.errors import Failure, UsageError
 from hires_gan.evaluation.averages import NotFinite, exact_mean, unless_not_finite
@@ -40,6 +39,7 @@ from hires_gan.evaluation.swd import (
     mean_distance,
     memory_needed,
 )
+from hires_gan.memory import available_memory
 from hires_gan.progress import ProgressBar, say
 
 _SWD: Parameters = {"patches": PATCHES_PER_IMAGE, "patch_size": PATCH_SIZE, "directions": DIRECTIONS}

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from hires_gan.memory import is_out_of_memory
 from hires_gan.progress import say
 from hires_gan.training.activity import doing, progressing
-from hires_gan.training.memory_meter import is_out_of_memory
 
 Function = Callable[..., Sequence[Tensor]]
 """From tensors to tensors; writes none."""

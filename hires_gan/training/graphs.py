@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import torch
 
+from hires_gan.memory import is_out_of_memory
 from hires_gan.progress import say
-from hires_gan.training.memory_meter import is_out_of_memory
 
 
 class Recorder:

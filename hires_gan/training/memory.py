@@ -16,13 +16,14 @@ from typing import Any, Self
 
 import torch
 
+from hires_gan.memory import is_out_of_memory
 from hires_gan.progress import console
 from hires_gan.recipes.families import build_recipe
 from hires_gan.recipes.protocol import Batch, LabelDistribution, Recipe, Stage
 from hires_gan.training.backends import Backend
 from hires_gan.training.launch import DTYPES
 from hires_gan.training.launcher import zero_stage
-from hires_gan.training.memory_meter import Meter, is_out_of_memory, meter_of
+from hires_gan.training.memory_meter import Meter, meter_of
 from hires_gan.training.settings import Plan
 
 WEIGHTS, IMAGES, TOGETHER = "weights", "images", "all phases in turn"

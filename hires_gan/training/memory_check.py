@@ -19,13 +19,14 @@ import torch
 from hires_gan import __version__
 from hires_gan.errors import Failure
 from hires_gan.inference.files import write_whole
+from hires_gan.memory import is_out_of_memory
 from hires_gan.progress import console, say
 from hires_gan.recipes.protocol import LabelDistribution, Recipe, Stage, stage_at
 from hires_gan.training.activity import doing
 from hires_gan.training.launcher import zero_stage
 from hires_gan.training.memory import IMAGES, TOGETHER, WEIGHTS, DryRun, StageMemory
 from hires_gan.training.memory_advice import MARGIN, fits, size, sound, suggest, table, ways_out
-from hires_gan.training.memory_meter import is_out_of_memory, meter_of
+from hires_gan.training.memory_meter import meter_of
 from hires_gan.training.settings import Plan
 from hires_gan.training.shares import share
 from hires_gan.training.trainer import Trainer, micro_batch

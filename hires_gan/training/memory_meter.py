@@ -11,7 +11,7 @@ from typing import Protocol
 import psutil
 import torch
 
-from hires_gan.data.advice import available_memory
+from hires_gan.memory import available_memory
 
 _STATUS = Path("/proc/self/status")
 _FORGET = Path("/proc/self/clear_refs")
@@ -50,20 +50,6 @@ class Meter(Protocol):
 def meter_of(device: torch.device) -> Meter:
     """What counts on this device."""
     return CudaMeter(device) if device.type == "cuda" else ResidentMeter()
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the memory of a GPU or of the machine was exhausted.
-
-    Torch has a class of its own only for what its allocator did not get of a GPU.
-    """
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _EXHAUSTED)
-
-
-_EXHAUSTED = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
-"""What torch says of the machine's memory, of the driver's, and of that which cuBLAS, cuDNN and others lack."""
 
 
 class CudaMeter:

@@ -22,6 +22,7 @@ from hires_gan.data.opening import describe_order, order_of, resolve_lanes
 from hires_gan.data.replacement import CorruptRows
 from hires_gan.data.shard_cache import require_room
 from hires_gan.errors import Failure, UsageError
+from hires_gan.memory import is_out_of_memory
 from hires_gan.progress import console, say
 from hires_gan.recipes.families import build_recipe
 from hires_gan.recipes.protocol import LabelDistribution, Recipe
@@ -36,7 +37,6 @@ from hires_gan.training.initial_weights import open_initial, start_from
 from hires_gan.training.launch import DTYPES, join_launch, set_up
 from hires_gan.training.launcher import zero_stage
 from hires_gan.training.memory_check import Asked, check_memory, out_of_memory, show_known, telling_too_little
-from hires_gan.training.memory_meter import is_out_of_memory
 from hires_gan.training.registering import SHORT_WAIT, TRACKING_WAIT, log_model, register_best
 from hires_gan.training.restarts import launch_identity, restart_count, stopped_by_this_launch
 from hires_gan.training.resume_rules import refuse_changes

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 from input_definition import noise_files, write_shards
 
 from hires_gan.data import advice
-from hires_gan.data.advice import Machine, Measured, Wish, advise, available_memory, probe, suggest, threads_per_core
+from hires_gan.data.advice import Machine, Measured, Wish, advise, probe, suggest, threads_per_core
 from hires_gan.data.domains import Source, in_one_set
 from hires_gan.data.reader import SampleReader
 from hires_gan.data.settings import DataSettings
@@ -374,23 +373,3 @@ def test_threads_of_a_core(tmp_path, text, threads):
         (tmp_path / "cpu0" / "topology").mkdir(parents=True)
         (tmp_path / "cpu0" / "topology" / "thread_siblings_list").write_text(text)
     assert threads_per_core(tmp_path) == threads
-
-
-def write(folder: Path, **files: str) -> Path:
-    for name, text in files.items():
-        path = folder / name.replace("__", "/").replace("_dot_", ".")
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(text)
-    return folder
-
-
-def test_the_memory_of_a_container(tmp_path, monkeypatch):
-    monkeypatch.setattr(advice.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 10 * GIB})())
-    assert available_memory(tmp_path) == 10 * GIB
-    assert available_memory(write(tmp_path, memory_dot_max="max\n", memory_dot_current="5\n")) == 10 * GIB
-    assert available_memory(write(tmp_path, memory_dot_max="4000\n", memory_dot_current="1000\n")) == 3000
-    assert available_memory(write(tmp_path, memory_dot_max="4000\n", memory_dot_current="5000\n")) == 0
-    version_1 = tmp_path / "version-1"
-    version_1.mkdir()
-    write(version_1, memory__memory_dot_limit_in_bytes="700\n", memory__memory_dot_usage_in_bytes="200\n")
-    assert available_memory(version_1) == 500

@@ -347,3 +347,21 @@ def test_wherever_the_gpu_is_full_a_sentence_ends_it(
     monkeypatch.setattr(module, name, full)
     with pytest.raises(Failure, match=r"^the GPU has no room for the evaluation \(CUDA out of memory. Tried"):
         measured(here, family, wanted(metric, sources=TINY_SOURCES))
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (MemoryError(), r"^this machine has no room for the evaluation \(out of memory\): let nothing else"),
+        (MemoryError("Unable to allocate 4.00 EiB"), r"^this machine has no room for the evaluation \(Unable"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "^this machine has no room for the"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), "^the GPU has no room for the evalua"),
+    ],
+)
+def test_whose_memory_it_is(error: Exception, sentence: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> Any:
+        raise error
+
+    monkeypatch.setattr(subjects, "enlarge", full)
+    with pytest.raises(Failure, match=sentence):
+        measured(here, "progressive", wanted("swd", sources=TINY_SOURCES))
