@@ -12,13 +12,11 @@ from hires_gan.checkpoint import Checkpoint
 from hires_gan.errors import UsageError
 from hires_gan.evaluation.alike import protocols_of
 from hires_gan.evaluation.results import Result
-from hires_gan.tracking.names import AFTERWARDS
+from hires_gan.tracking.names import AFTERWARDS, taken_otherwise
 from hires_gan.tracking.protocols import Protocol, fingerprint, read_history, record, tag_of
 from hires_gan.tracking.settings import TrackingSettings
 from hires_gan.tracking.store import find_run, open_store, redact, resolve_uri, sqlite_path, store_lock, translated
 
-_DIGITS = 8
-"""Of a protocol's fingerprint, in a name."""
 _HIDDEN = "***"
 """What stands in an address in place of a password."""
 _CHECKPOINTS = "checkpoints"
@@ -119,7 +117,7 @@ def _series(logged: Any, metric: str, protocol: Protocol) -> str:
     is_new = tag is None and name not in logged.metrics
     if is_new or [entry.protocol for entry in read_history(tag)] == [protocol]:
         return name
-    return f"{name}:{fingerprint(protocol)[:_DIGITS]}"
+    return taken_otherwise(name, fingerprint(protocol))
 
 
 def _named(values: Mapping[str, float], series: Mapping[str, str]) -> dict[str, float]:

@@ -7,6 +7,8 @@ EVALUATION = "evaluation/"
 AFTERWARDS = "evaluate/"
 """Before those that were measured of one of its checkpoints by itself."""
 JUDGES = (EVALUATION, AFTERWARDS)
+_DIGITS = 8
+"""Of a protocol's fingerprint, in a name."""
 
 
 def is_part(key: str) -> bool:
@@ -29,3 +31,13 @@ def series_of(name: str) -> str:
 def metric_of(name: str) -> str:
     """The metric's own name: `fid` for `evaluate/fid:3f2a91bc/a_to_b`, whose end tells how it was measured."""
     return series_of(name).removeprefix(AFTERWARDS).removeprefix(EVALUATION).partition(":")[0]
+
+
+def taken_otherwise(name: str, fingerprint: str) -> str:
+    """`evaluate/fid:3f2a91bc`, for what was measured in another way than what has the plain name.
+
+    Args:
+        name: The plain one.
+        fingerprint: The sha256 of the way; empty where nothing says it.
+    """
+    return f"{name}:{fingerprint[:_DIGITS] or 'not said'}"

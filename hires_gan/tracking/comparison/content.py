@@ -11,6 +11,7 @@ from hires_gan.tracking.comparison.differences import Difference, machines_that_
 from hires_gan.tracking.comparison.grids import GridRow, read_grids
 from hires_gan.tracking.comparison.locate import Finder
 from hires_gan.tracking.comparison.measured import Measurement, measurements_of, notes_on_measuring, some
+from hires_gan.tracking.comparison.naming import under_one_name
 from hires_gan.tracking.comparison.runs import Run, read_runs
 from hires_gan.tracking.comparison.summary import Summary, summarise
 from hires_gan.tracking.comparison.table import Column, columns_of, notes_on
@@ -61,7 +62,7 @@ def read_comparison(
         UsageError: Nothing goes by one of the names.
         Failure: A store cannot be read, or a run is deleted.
     """
-    runs = read_runs(Finder(uri, experiment).find_all(arguments))
+    runs = under_one_name(read_runs(Finder(uri, experiment).find_all(arguments)))
     summaries = summarise(runs, higher)
     return Comparison(
         summaries,
