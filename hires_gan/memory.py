@@ -11,8 +11,13 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 _MACHINES = "can't allocate memory"
 """What torch says where the machine's memory is exhausted."""
-_CARDS = ("CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
-"""What torch says of the driver's memory, and of that which cuBLAS, cuDNN and others lack."""
+_CARDS = (
+    "CUDA error: out of memory",
+    "CUDA driver error: out of memory",  # of segments that grow
+    "_STATUS_ALLOC_FAILED",  # cuBLAS, cuDNN and others
+    "FIND was unable to find an engine",  # cuDNN, where each way to compute has been tried and lacks memory
+)
+"""What torch says where a card's memory is exhausted, and it is not its allocator that says it."""
 
 
 def available_memory(cgroup: Path = _CGROUP) -> int:

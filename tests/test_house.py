@@ -219,8 +219,17 @@ def is_private(name: str) -> bool:
     return parts[0] in {"torch", "torchvision"} and any(p.startswith("_") and not p.startswith("__") for p in parts[1:])
 
 
+WITHOUT_PUBLIC_NAMES = {
+    # How a recording is given up whose end has failed.
+    ("hires_gan/training/graphs.py", name)
+    for name in ("torch._C", "torch._C._cuda_endAllocateToPool", "torch._C._cuda_releasePool")
+}
+
+
 def test_no_private_function_of_torch_is_used() -> None:
-    assert [f"{name_of(path)}:{line} {name}" for path in FILES for line, name in private_torch(parsed(path))] == []
+    """But for those that have no public name."""
+    used = {(name_of(path), name) for path in FILES for _, name in private_torch(parsed(path))}
+    assert used == WITHOUT_PUBLIC_NAMES
 
 
 def test_the_rule_on_private_names_sees_what_it_must_see() -> None:

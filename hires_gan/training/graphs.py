@@ -7,6 +7,7 @@ launches the very same kernels.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import torch
@@ -61,8 +62,26 @@ class Recorder:
                 function()
         except BaseException:
             torch.cuda.set_stream(current)  # a recording that fails leaves its own stream behind
+            self._give_up(graph)
             raise
         return graph
+
+    def _give_up(self, graph: torch.cuda.CUDAGraph) -> None:
+        """End what torch leaves open where not only a recording fails, but the end of it, too.
+
+        Its allocator would take the recording to be under way for ever. As long as one is, no memory comes back that
+        several streams have used, as that of every batch of images is. Torch has no public call for this.
+        """
+        assert self._pool is not None
+        _FAILED.append(graph)
+        device = torch.cuda.current_device()
+        with contextlib.suppress(RuntimeError):  # it says so where the recording has ended in order
+            torch._C._cuda_endAllocateToPool(device, self._pool)
+            torch._C._cuda_releasePool(device, self._pool)
+
+
+_FAILED: list[torch.cuda.CUDAGraph] = []
+"""Recordings that were given up: torch may ask them still whether a stream is theirs."""
 
 
 class _Recorded:

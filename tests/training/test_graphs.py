@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -247,6 +249,63 @@ def test_what_cannot_be_recorded_is_said_once_and_kept(refusing, capsys):
     assert capsys.readouterr().err == remark + "\n" and len(calls) == 6 and not recorder.enabled
 
 
+class TorchsRecordings:
+    """What a recording asks of torch, in place of torch: once begun, it is taken to be under way until its end."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, ends: bool) -> None:
+        self.under_way, self.held, self.streams = list[object](), list[object](), list[object]()
+        self.ends = ends
+        for name, own in {
+            "CUDAGraph": object,
+            "graph": self.recording,
+            "graph_pool_handle": lambda: (0, 1),
+            "current_stream": lambda: "the stream",
+            "current_device": lambda: 0,
+            "set_stream": self.streams.append,
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, own)
+        for name, own in {"_cuda_endAllocateToPool": self.end, "_cuda_releasePool": self.release}.items():
+            monkeypatch.setattr(torch._C, name, own)
+
+    @contextlib.contextmanager
+    def recording(self, graph: object, pool: object, **_: object) -> Iterator[None]:
+        self.under_way.append(pool)
+        self.held.append(pool)
+        try:
+            yield
+        finally:
+            if not self.ends:
+                raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+            self.under_way.remove(pool)
+
+    def end(self, device: int, pool: object) -> None:
+        if pool not in self.under_way:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+        self.under_way.remove(pool)
+
+    def release(self, device: int, pool: object) -> None:
+        self.held.remove(pool)
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_no_recording_stays_under_way_that_has_failed(ends, monkeypatch, capsys):
+    """Whether torch has ended it in order or not: its memory is let go of once at most, and by us only where not."""
+    torchs = TorchsRecordings(monkeypatch, ends)
+    recorder = Recorder(torch.device("cuda"), True)
+
+    def asks() -> None:
+        if torchs.under_way:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    call = recorder.wrap(asks, "test")
+    for _ in range(3):
+        call()
+    assert torchs.under_way == [] and torchs.streams == ["the stream"]
+    assert torchs.held == ([(0, 1)] if ends else []), "a recording that has ended in order lets go by itself"
+    (remark,) = recorder.remarks
+    assert "the test cannot be recorded" in remark and "(operation not permitted" in remark
+
+
 def test_without_its_one_kernel_adam_is_torchs_own():
     """On a CPU the same bits as parameter by parameter; on a GPU, torch takes many parameters at once."""
 
@@ -362,6 +421,21 @@ class TestOnGpu:
         assert "previous error" not in said  # the cause is told, not what came of it
         assert not recorder.enabled
         assert torch.cuda.current_stream() == torch.cuda.default_stream()
+        self.memory_of_two_streams_comes_back()
+
+    @staticmethod
+    def memory_of_two_streams_comes_back() -> None:
+        """As that of each batch does, which is copied on a stream of its own."""
+        side, size = torch.cuda.Stream(), 64 * 2**20
+        before = torch.cuda.memory_allocated()
+        for _ in range(4):
+            with torch.cuda.stream(side):
+                images = torch.zeros(size, dtype=torch.uint8, device="cuda")
+            images.record_stream(torch.cuda.current_stream())
+            del images
+            torch.cuda.synchronize()
+        torch.empty(1, device="cuda")  # torch looks for what has come back where somebody asks for memory
+        assert torch.cuda.memory_allocated() - before < size
 
     @pytest.mark.parametrize("dials", [("fast", "reference"), ("reference", "fast")])
     def test_a_checkpoint_goes_on_under_the_other_dial(self, dials):

@@ -475,8 +475,9 @@ class TestOnGpu:
         assert all(0 < one["capacity"] <= torch.cuda.get_device_properties(0).total_memory for one in stages)
 
     def test_a_card_that_is_too_small_is_refused(self, settings, capfd):
-        whole = torch.cuda.get_device_properties(0).total_memory
-        torch.cuda.set_per_process_memory_fraction(48 * 2**20 / whole)
+        torch.cuda.empty_cache()
+        whole, before = torch.cuda.get_device_properties(0).total_memory, torch.cuda.memory_allocated()
+        torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 48 * 2**20) / whole)
         try:
             with pytest.raises(Failure, match="the run does not fit, and has not begun: at 4x4"):
                 run(changed(settings, recipe=WIDE))
@@ -485,4 +486,5 @@ class TestOnGpu:
             torch.cuda.empty_cache()
         assert "out of memory" in capfd.readouterr().err
         assert not folder_of(settings).exists()
-        assert torch.cuda.memory_allocated() < 32 * 2**20, "the networks of dry steps are gone"
+        # Others before may have left something: what cuBLAS works in is torch's, and stays.
+        assert torch.cuda.memory_allocated() - before < 8 * MB, "the networks of dry steps are gone"
