@@ -39,9 +39,14 @@ def _git(*arguments: str) -> str | None:
 
 
 def _code_tags() -> dict[str, str]:
-    tags = {"mlflow.user": _user(), "mlflow.source.name": sys.argv[0], "mlflow.source.type": "LOCAL"}
+    tags = {"mlflow.user": _user(), "mlflow.source.name": _program(sys.argv[0]), "mlflow.source.type": "LOCAL"}
     commit, dirty = _checkout() or _named(os.environ.get(_COMMIT, ""))
     return {**tags, "mlflow.source.git.commit": commit, "git.commit": commit, "git.dirty": dirty} if commit else tags
+
+
+def _program(path: str) -> str:
+    """What MLflow calls the source: the command, also where it runs as a module, as launchers start it."""
+    return "hires-gan" if Path(path).parts[-2:] == ("hires_gan", "__main__.py") else path
 
 
 def _checkout() -> tuple[str, str] | None:

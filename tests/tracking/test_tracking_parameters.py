@@ -106,3 +106,16 @@ def test_the_image_names_its_commit(told: str, tags: dict[str, str], monkeypatch
     monkeypatch.setenv("HIRES_GAN_COMMIT", told)
     found = machine_tags()
     assert {key: value for key, value in found.items() if "git" in key} == tags
+
+
+@pytest.mark.parametrize(
+    ("started", "source"),
+    [
+        ("/somewhere/hires_gan/__main__.py", "hires-gan"),  # -m hires_gan, as launchers start it
+        ("/somewhere/bin/hires-gan", "/somewhere/bin/hires-gan"),
+        ("own/training.py", "own/training.py"),
+    ],
+)
+def test_the_source_is_the_command(started: str, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.sys, "argv", [started])
+    assert machine_tags()["mlflow.source.name"] == source
