@@ -44,7 +44,8 @@ SANITIZED ?= sanitizer
 SANITIZER ?= $(firstword $(shell command -v compute-sanitizer) $(wildcard /usr/local/cuda*/bin/compute-sanitizer))
 
 .PHONY: help setup ops demo ui test test-slow kills lint image image-check k8s-check wheels clean \
-	gpu-check gpu-ops gpu-input gpu-train gpu-levers gpu-compile gpu-munit gpu-evaluate gpu-dials
+	gpu-check gpu-ops gpu-tests gpu-compile-tests gpu-sanitize gpu-input gpu-train gpu-levers gpu-compile gpu-munit \
+	gpu-evaluate gpu-dials
 
 help:
 	@echo "make setup      the environment, in $(VENV), and the compiled ops"
@@ -57,9 +58,10 @@ help:
 	@echo "make image      the container image $(IMAGE):TAG, with $(DOCKER); IMAGE=registry/name TAG=... for others"
 	@echo "make image-check  hadolint, and what the image's stages do, without a container engine (minutes, 12 GB in /var/tmp)"
 	@echo "make k8s-check  the Kubernetes manifests: schemas, policy, commands (part of make test)"
-	@echo "make gpu-check  all parts of it, with the Python that has torch, results in $(OUT): gpu-ops (tests, ops), gpu-input,"
-	@echo "                gpu-train, gpu-levers, gpu-compile, gpu-munit, gpu-evaluate, gpu-dials; each by itself, too. Real images:"
-	@echo "                GPU_SHARDS, GPU_SHARDS_B, GPU_IMAGES; another program's images/s: REFERENCE_JSON_4, REFERENCE_JSON_8"
+	@echo "make gpu-check  all parts of it, with the Python that has torch, results in $(OUT): gpu-ops (build, ops), gpu-tests,"
+	@echo "                gpu-compile-tests, gpu-sanitize, gpu-input, gpu-train, gpu-levers, gpu-compile, gpu-munit, gpu-evaluate,"
+	@echo "                gpu-dials; each by itself, too. Some tests: GPU_TESTS=PATHS GPU_K=EXPRESSION. Real images: GPU_SHARDS,"
+	@echo "                GPU_SHARDS_B, GPU_IMAGES; another program's images/s: REFERENCE_JSON_4, REFERENCE_JSON_8"
 	@echo "make wheels     packages for gpu-check on a machine without a network, in .wheels"
 
 setup: $(VENV)/.ready
@@ -120,9 +122,10 @@ wheels:
 
 # On a machine of its own, without a network: whatever Python has torch will do. Every step of a part runs, whatever
 # became of those before it, and every part; the exit code tells whether all went well. Where a GPU is lent for minutes,
-# each part is run by itself: gpu-levers and gpu-compile for one family (FAMILIES=munit), gpu-dials one run of its four
-# at a time (DIALS_RUNS=1).
-GPU_PARTS = gpu-ops gpu-input gpu-train gpu-levers gpu-compile gpu-munit gpu-evaluate gpu-dials
+# each part is run by itself, and leaves what it has when it is cut off: benchmarks/README.md says how to divide them.
+# Behind gpu-ops everything is built.
+GPU_PARTS = gpu-ops gpu-tests gpu-compile-tests gpu-sanitize gpu-input gpu-train gpu-levers gpu-compile gpu-munit \
+	gpu-evaluate gpu-dials
 
 gpu-check:
 	@failed=; for part in $(GPU_PARTS); do $(MAKE) --no-print-directory $$part || failed="$$failed $$part"; done; \
@@ -132,6 +135,8 @@ gpu-check:
 define GPU_BEGIN
 mkdir -p $(OUT); failed=; \
 step() { echo "== $$*"; "$$@" || { echo "== failed, with exit code $$?: $$*"; failed=yes; }; }; \
+[ -n "$(COMMIT)$$HIRES_GAN_COMMIT" ] || \
+	echo "== records will not say which commit was measured: there is no checkout, and HIRES_GAN_COMMIT names none"; \
 if [ -d .wheels ] && [ "$(GPU_PYTHON)" != "$(BIN)/python" ]; then \
 	export PIP_BREAK_SYSTEM_PACKAGES=1; \
 	step sh -c "$(GPU_PYTHON) -m pip install --quiet --no-index --no-deps .wheels/*.whl"; fi; \
@@ -141,15 +146,49 @@ endef
 GPU_END = test -z "$$failed"
 GPU_BENCH = $(GPU_PYTHON) -m hires_gan bench
 
+# Without torch.compile first, which takes most of the time.
 gpu-ops:
 	@$(GPU_BEGIN); \
+	step $(GPU_BENCH) ops --no-compile --out $(OUT)/ops.json; \
+	step $(GPU_BENCH) ops --out $(OUT)/ops-compiled.json; \
+	$(GPU_END)
+
+# Which tests: paths or names, all by default, and an expression as pytest's -k has it. Those that compile have a part of
+# their own, which takes far longer.
+GPU_TESTS ?=
+GPU_K ?=
+GPU_COMPILING = compile or inductor
+gpu_k = $(if $(GPU_K),($(GPU_K)) and )
+
+# `tested NAME WHAT...` runs tests. Each is in NAME.log as soon as it has ended, behind those of earlier calls; NAME.xml
+# is written at the end.
+define GPU_TESTED
+tested() { name=$$1; shift; \
+	set -- "$$@" -v --durations=30 --junitxml=$(OUT)/$$name.xml $(GPU_TESTS); \
+	echo "== $$(date -u +%FT%TZ), commit $(or $(COMMIT),$${HIRES_GAN_COMMIT:-unknown}): $$*" >> $(OUT)/$$name.log; \
+	bash -o pipefail -c 'log=$$1; shift; "$$@" 2>&1 | tee -a "$$log"' tested $(OUT)/$$name.log "$$@"; }
+endef
+GPU_PYTEST = $(GPU_PYTHON) -m pytest -m gpu
+
+gpu-tests:
+	@$(GPU_BEGIN); $(GPU_TESTED); \
+	step tested gpu-tests $(GPU_PYTEST) -k "$(gpu_k)not ($(GPU_COMPILING))"; \
+	$(GPU_END)
+
+gpu-compile-tests:
+	@$(GPU_BEGIN); $(GPU_TESTED); \
+	step tested gpu-compile-tests $(GPU_PYTEST) -k "$(gpu_k)($(GPU_COMPILING))"; \
+	$(GPU_END)
+
+SANITIZER_TOOLS ?= memcheck racecheck initcheck
+
+gpu-sanitize:
+	@$(GPU_BEGIN); $(GPU_TESTED); \
 	if [ -n "$(SANITIZER)" ]; then \
-		for tool in memcheck racecheck initcheck; do \
-			step env PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(SANITIZER) --tool $$tool --error-exitcode 1 \
-			$(GPU_PYTHON) -m pytest -m gpu -k "$(SANITIZED)" --junitxml=$(OUT)/$$tool-tests.xml; done; \
+		for tool in $(SANITIZER_TOOLS); do \
+			step tested $$tool-tests env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+			$(SANITIZER) --tool $$tool --error-exitcode 1 $(GPU_PYTEST) -k "$(gpu_k)($(SANITIZED))"; done; \
 	else echo "== compute-sanitizer is not on the PATH"; fi; \
-	step $(GPU_PYTHON) -m pytest -m gpu --junitxml=$(OUT)/gpu-tests.xml; \
-	step $(GPU_BENCH) ops --out $(OUT)/ops.json; \
 	$(GPU_END)
 
 gpu-input:
@@ -176,9 +215,6 @@ GPU_STEP_MS = $(GPU_PYTHON) -c "import json, sys; print(json.load(open(sys.argv[
 
 gpu-train:
 	@$(GPU_BEGIN); \
-	for name in stylegan2_ffhq1024 progressive_celebahq1024 munit_faces1024; do \
-		step $(GPU_BENCH) memory --config configs/$$name.yaml --out $(OUT)/memory-$$name.json; done; \
-	step $(GPU_BENCH) scaling --config configs/stylegan2_ffhq1024.yaml --out $(OUT)/scaling.json; \
 	for size in 4 8 32; do \
 		theirs=; case $$size in 4) theirs="$(REFERENCE_JSON_4)";; 8) theirs="$(REFERENCE_JSON_8)";; esac; \
 		[ $$size = 32 ] || [ -n "$$theirs" ] || \
@@ -190,17 +226,23 @@ gpu-train:
 		step $(GPU_BENCH) tracking --step-ms $$milliseconds --batch 32 --kimg 6 --samples-every-kimg 4 \
 		--store sqlite --store server --out $(OUT)/tracking.json || \
 		{ echo "== failed: $(OUT)/train-32.json has no milliseconds of a step to measure tracking beside"; failed=yes; }; \
+	for name in stylegan2_ffhq1024 progressive_celebahq1024 munit_faces1024; do \
+		step $(GPU_BENCH) memory --config configs/$$name.yaml --out $(OUT)/memory-$$name.json; done; \
+	step $(GPU_BENCH) scaling --config configs/stylegan2_ffhq1024.yaml --out $(OUT)/scaling.json; \
 	$(GPU_END)
 
-# What each lever of speed is worth, for each family; FAMILIES=munit measures one of them.
+# What each lever of speed is worth, for each family: FAMILIES=munit measures one of them, EAGER="reference half" these
+# rows of gpu-levers, COMPILED=compile-main this one of gpu-compile. The same command goes on with the rows that are there.
+# A row is cut off behind LEVER_SECONDS, one that compiles is called twice.
+LEVER_SECONDS ?= 900
 FAMILIES ?= stylegan2 progressive munit
 LEVERS_stylegan2 = --config configs/stylegan2_ffhq1024.yaml batch.size=4 --micro 4
 LEVERS_progressive = --config configs/progressive_celebahq1024.yaml batch.size=4 --micro 4
 LEVERS_munit = --config configs/munit_faces1024.yaml batch.size=1 recipe.generator.content_downs=3 --micro 1 --steps 16
-EAGER = reference half native tf32 fused graphs fp16 recompute micro
-COMPILED = reference graphs compile-main compile-all
+EAGER ?= reference half native tf32 fused graphs fp16 recompute micro
+COMPILED ?= reference graphs compile-main compile-all
 levers_of = $(foreach family,$(FAMILIES),step $(GPU_BENCH) levers $(LEVERS_$(family)) $(2:%=--lever %) \
-	--out $(OUT)/levers-$(family)$(1).json;)
+	--seconds $(LEVER_SECONDS) --out $(OUT)/levers-$(family)$(1).json;)
 
 gpu-levers:
 	@$(GPU_BEGIN); $(call levers_of,,$(EAGER)) $(GPU_END)
@@ -228,7 +270,7 @@ gpu-evaluate:
 	$(GPU_END)
 
 # Both dials with two seeds or more, on a folder of images that GPU_IMAGES names; the same command goes on with what is
-# left, on the same kind of GPU and with the same commit.
+# left, on the same kind of GPU and with the same commit. DIALS_RUNS=0 builds and prepares alone, DIALS_RUNS=1 trains one.
 GPU_IMAGES ?=
 DIALS_SECONDS ?= 480
 DIALS_SEEDS ?= 0,1

@@ -153,7 +153,9 @@ def bench_levers_command(
             help="How long a row may take, compiling included; as long again for the second call of one that compiles."
         ),
     ] = 900.0,
-    out: Annotated[Path | None, typer.Option(help="A JSON file for the result.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A JSON file for the result; the same command goes on with its rows.")
+    ] = None,
 ) -> None:
     """Measure what each lever of speed is worth: float32 step by step first, then one more at a time."""
     from hires_gan.config import load_configuration

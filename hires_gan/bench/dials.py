@@ -15,7 +15,14 @@ from typing import Any
 
 from hires_gan.bench.children import Ended, start
 from hires_gan.bench.dials_curves import LEVEL, Apart, Curve, apart, compared, limit
-from hires_gan.bench.identity import identity, write_record
+from hires_gan.bench.identity import (
+    NAME_THE_COMMIT,
+    UNKNOWN,
+    identity,
+    require_writable,
+    say_unknown_commit,
+    write_record,
+)
 from hires_gan.errors import Failure, UsageError
 from hires_gan.progress import say
 
@@ -86,6 +93,8 @@ class Trained:
 def bench_dials(config: Path, overrides: Sequence[str], request: Request) -> Record:
     """Train each dial with each seed, one run after the other, and compare their curves.
 
+    What was compared in the folder before stays there until more can be compared.
+
     Args:
         config: The configuration's file, which has been read without an error.
         overrides: Settings that replace those of the file, in every run.
@@ -97,29 +106,29 @@ def bench_dials(config: Path, overrides: Sequence[str], request: Request) -> Rec
 
     Raises:
         UsageError: The arguments cannot be, or the folder holds runs of other settings, or of another GPU, CPU, commit
-            or version of torch while some are yet to be trained.
+            or version of torch, or of a commit that is not known, while some are yet to be trained.
         Failure: A run fails, they have no point in common, or the result cannot be written.
     """
     _check(request)
     runs = [Trained(*key, request.out / "runs" / f"{key[0]}-{key[1]}") for key in _keys(request)]
-    settings = {
-        "config": " ".join([config.name, *overrides]),
-        "seconds": request.seconds,
-        "seeds": list(request.seeds),
-    }
+    text = " ".join([config.name, *overrides])
+    settings = {"config": text, "seconds": request.seconds, "seeds": list(request.seeds)}
     _make(request.out)
-    _refuse_others(request.out, settings)
+    out, before = request.out / "dials.json", _before(request.out)
+    _refuse_others(request.out, before, settings)
     head = identity("dials") | {"settings": settings}
-    write_record(request.out / "dials.json", head | {"complete": False})
+    _open(out, before, head)
     waiting = [run for run in runs if not run.done][: request.runs]
     if waiting:
         _refuse_other_machines(runs, head)
+        say_unknown_commit(head)
     for run in waiting:
         _train(run, config, overrides, request, head)
     record = head | {"runs": [_described(run) for run in runs], "complete": all(run.done for run in runs)}
     if record["complete"]:
         record |= _compared(runs, request)
-    write_record(request.out / "dials.json", record)
+    if record["complete"] or not before.get("complete"):
+        write_record(out, record)
     return record
 
 
@@ -146,14 +155,28 @@ def _make(folder: Path) -> None:
         raise Failure(f"--out is {folder}, which cannot be made: {error.strerror}") from None
 
 
-def _refuse_others(folder: Path, settings: Record) -> None:
-    """Runs of other settings are not to be compared with those to come."""
-    before: Record = {}
+def _before(folder: Path) -> Record:
+    """What an earlier call has left; nothing if there was none."""
     with contextlib.suppress(OSError, ValueError):
-        before = json.loads((folder / "dials.json").read_text())["settings"]
-    if before and any(before[key] != settings[key] for key in ("config", "seconds")):
-        length = "" if before["seconds"] is None else f" for {before['seconds']:g} seconds"
-        raise UsageError(f"--out is {folder}, which was made with {before['config']}{length}: give another folder")
+        found = json.loads((folder / "dials.json").read_text())
+        return found if isinstance(found, dict) and "settings" in found else {}
+    return {}
+
+
+def _open(out: Path, before: Record, head: Record) -> None:
+    """See that the result can be written; other settings are refused from now on."""
+    if before:
+        require_writable(out)
+    else:
+        write_record(out, head | {"complete": False})
+
+
+def _refuse_others(folder: Path, before: Record, settings: Record) -> None:
+    """Runs of other settings are not to be compared with those to come."""
+    made = before.get("settings", {})
+    if made and any(made[key] != settings[key] for key in ("config", "seconds")):
+        length = "" if made["seconds"] is None else f" for {made['seconds']:g} seconds"
+        raise UsageError(f"--out is {folder}, which was made with {made['config']}{length}: give another folder")
 
 
 def _refuse_other_machines(runs: Sequence[Trained], head: Record) -> None:
@@ -166,6 +189,11 @@ def _refuse_other_machines(runs: Sequence[Trained], head: Record) -> None:
                     f"{run.trained_on} says that {run.name} was trained with {name} {before}, and here it is {now}: "
                     "train all runs with one, or give another folder as --out"
                 )
+        if run.machine and head["git.commit"] == UNKNOWN:
+            raise UsageError(
+                f"{run.trained_on} says that {run.name} was trained with a commit that is not known, as it is not "
+                f"known here: give another folder as --out, and {NAME_THE_COMMIT}"
+            )
 
 
 def _train(run: Trained, config: Path, overrides: Sequence[str], request: Request, head: Record) -> None:
@@ -212,7 +240,7 @@ def _compared(runs: Sequence[Trained], request: Request) -> Record:
 
     higher = {name for name, metric in METRICS.items() if metric.better == "higher"}
     folders = [str(run.folder) for run in runs]
-    compare(folders, request.out, None, None, higher)
+    list(compare(folders, request.out, None, None, higher))  # each file is written when its line is asked for
     found = _metrics(runs, _curves(folders, higher))
     most = limit(len(request.seeds), len(found))
     told = {name: one.differs(most) for name, one in found.items()}

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from hires_gan.bench.identity import identity, write_record
+from hires_gan.bench.identity import identity, require_writable, write_record
 from hires_gan.data.command import PrepareOptions
 from hires_gan.data.prepare import prepare
 from hires_gan.data.settings import DataSettings
@@ -158,6 +158,8 @@ def bench_evaluation(request: Request) -> dict[str, Any]:
         UsageError: If a metric cannot be taken of so many images, or needs weights that are not there.
         Failure: If the file cannot be written.
     """
+    if request.out is not None:
+        require_writable(request.out)
     name = request.device or ("cuda" if torch.cuda.is_available() else "cpu")
     costs = measure(request, torch.device(name))
     record = {**identity("evaluation"), "device": name, "share": costs.share, **asdict(costs)}

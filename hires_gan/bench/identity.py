@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from hires_gan.errors import Failure, UsageError
+from hires_gan.progress import say
+
+UNKNOWN = "unknown"
+NAME_THE_COMMIT = "set HIRES_GAN_COMMIT to what `git describe --always --abbrev=40 --dirty` says in its checkout"
+"""Where the code was copied without it."""
 
 
 def identity(bench: str) -> dict[str, Any]:
     """When, which code, on what: the head of every result.
+
+    `git.commit` and `git.dirty` are `UNKNOWN` where there is no checkout, and HIRES_GAN_COMMIT names no commit.
 
     Args:
         bench: The name of the measurement.
@@ -21,7 +29,19 @@ def identity(bench: str) -> dict[str, Any]:
 
     wanted = ("git.", "version.", "cpu.", "memory.", "gpu.")
     tags = {name: value for name, value in machine_tags().items() if name.startswith(wanted)}
-    return {"bench": bench, "date": datetime.now(UTC).isoformat(timespec="seconds"), **tags, "cpu.model": _model()}
+    code = {"git.commit": UNKNOWN, "git.dirty": UNKNOWN}
+    return {"bench": bench, "date": now(), **code, **tags, "cpu.model": _model()}
+
+
+def now() -> str:
+    """The time to the second, in UTC, as ISO 8601 has it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def say_unknown_commit(head: Mapping[str, Any]) -> None:
+    """Say, before anything is measured, that a later call cannot go on with what this one leaves."""
+    if head["git.commit"] == UNKNOWN:
+        say(f"which commit this is is not known, so that a later call cannot go on with this one: {NAME_THE_COMMIT}")
 
 
 def _model() -> str:
@@ -40,6 +60,23 @@ def write_record(out: Path, record: dict[str, Any]) -> None:
         out.write_text(json.dumps(record, indent=1) + "\n")
     except OSError as error:
         raise Failure(f"{out} cannot be written: {error.strerror}") from None
+
+
+def require_writable(path: Path) -> None:
+    """See, before anything is measured, that a result can be written; what is there stays as it is.
+
+    Raises:
+        Failure: If the file cannot be written.
+    """
+    try:
+        new = not path.exists()
+        path.open("ab").close()
+        if new:
+            Path(os.path.realpath(path)).unlink()  # not a link, but the file that it points to
+    except OSError as error:
+        raise Failure(
+            f"{path} cannot be written: {error.strerror}; name a file in a folder that is there and can be written to"
+        ) from None
 
 
 def require_least(options: Mapping[str, tuple[int | None, int]]) -> None:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hires_gan.bench.identity import identity, write_record
+from hires_gan.bench.identity import identity, require_writable, write_record
 from hires_gan.bench.input_contestants import Contestant, Measurement, Task, measured
 from hires_gan.bench.input_images import describe, in_every_form, make_shards, sample_of, stored
 from hires_gan.bench.input_limits import reading_alone, reading_cold
@@ -88,15 +88,21 @@ def bench_input(request: Request) -> list[Result]:
     _check(request)
     decoders = usable_decoders(request.decoders)
     if request.out is not None:
-        write_record(request.out, {})  # better now than after the measurement
-    load = os.getloadavg()[0]
-    results = [_at(resolution, request, decoders) for resolution in request.resolutions]
-    if request.out is not None:
-        record: dict[str, Any] = {"workers": request.workers, "batch": request.batch, "rounds": request.rounds}
-        record |= {"seconds": request.seconds, "load_average_before": round(load, 2)}
-        found = [asdict(result) | {"figures": figures(result)} for result in results]
-        write_record(request.out, identity("input") | record | {"results": found})
+        require_writable(request.out)
+    head, results = _head(request), list[Result]()
+    for resolution in request.resolutions:
+        results.append(_at(resolution, request, decoders))
+        if request.out is not None:
+            found = [asdict(result) | {"figures": figures(result)} for result in results]
+            state = {"results": found, "complete": len(results) == len(request.resolutions)}
+            write_record(request.out, head | state)
     return results
+
+
+def _head(request: Request) -> dict[str, Any]:
+    settings = {"workers": request.workers, "batch": request.batch, "rounds": request.rounds}
+    load = round(os.getloadavg()[0], 2)
+    return identity("input") | settings | {"seconds": request.seconds, "load_average_before": load}
 
 
 def _check(request: Request) -> None:

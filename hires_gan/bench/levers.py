@@ -8,12 +8,13 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from hires_gan.bench.children import Ended, call
-from hires_gan.bench.identity import identity, write_record
+from hires_gan.bench.identity import identity, now, require_writable, say_unknown_commit, write_record
+from hires_gan.bench.levers_record import Record, hours, read_earlier, with_gains
 from hires_gan.bench.train import check_micro
 from hires_gan.bench.train_images import Images, synthetic_domains
 from hires_gan.bench.train_steps import find_place, recipe_for
@@ -24,8 +25,6 @@ from hires_gan.settings import at_resolution
 from hires_gan.training.compiling import CACHE
 from hires_gan.training.settings import Plan
 from hires_gan.training.trainer import micro_batch
-
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ class Request:
         data: What is trained on.
         steps: Timed ones of each row; None for the default of `bench train`.
         seconds: How long a row may take, and its second call where code is compiled.
-        out: Where to write the result as JSON; written after every row.
+        out: Where to write the result as JSON; written after every row, and gone on with if it has rows already.
     """
 
     micro: int | None = None
@@ -110,19 +109,31 @@ class Row:
 
 @dataclass
 class _Bench:
-    """What all rows have in common, and what has been measured of them."""
+    """What all rows have in common, and by name what has been measured of them, now or in an earlier call."""
 
     config: Path
     request: Request
     head: Record
-    rows: list[Record] = field(default_factory=list)
+    rows: dict[str, Record] = field(default_factory=dict)
+
+    def kept(self, row: Row) -> Record:
+        """What is there of the same row, measured with the same settings; nothing if it is yet to be measured."""
+        found = self.rows.get(row.lever.name, {})
+        same = (found.get("overrides"), found.get("micro")) == (list(row.overrides), row.micro)
+        return found if same else {}
 
     def record(self, complete: bool) -> Record:
-        return self.head | {"rows": self.rows, "complete": complete}
+        rows = [self.rows[lever.name] for lever in LEVERS if lever.name in self.rows]
+        return self.head | {"rows": with_gains(rows, _aside(), _FIRST), "complete": complete}
 
     def write(self, complete: bool) -> None:
         if self.request.out is not None:
             write_record(self.request.out, self.record(complete))
+
+    def add(self, record: Record) -> None:
+        """Keep a row, also for a later call."""
+        self.rows[record["name"]] = record
+        self.write(complete=False)
 
 
 def bench_levers(plan: Plan, config: Path, overrides: Sequence[str], request: Request) -> Record:
@@ -131,6 +142,9 @@ def bench_levers(plan: Plan, config: Path, overrides: Sequence[str], request: Re
     A row that fails does not end the others, which go on without its lever. A row that compiles is called twice, with
     a cache of its own: without code in it, and with the code of the first call.
 
+    Rows that the file of the result has already are not measured again, but for those that failed there, or whose
+    settings are others now that a row above them is measured, or has failed.
+
     Args:
         plan: The configuration.
         config: Its file.
@@ -138,10 +152,11 @@ def bench_levers(plan: Plan, config: Path, overrides: Sequence[str], request: Re
         request: What to measure.
 
     Returns:
-        What is written: the head, `settings` and `rows`.
+        What is written: the head, that of the first call, `settings` and `rows`, each with its own `date`.
 
     Raises:
-        UsageError: The arguments cannot be, or so many images at once are more than the batch, or no whole groups.
+        UsageError: The arguments cannot be, so many images at once are more than the batch, or no whole groups, or the
+            file of the result is no such record, or one of other settings, or of another machine or commit.
         Failure: The result cannot be written.
     """
     _check(request)
@@ -150,8 +165,7 @@ def bench_levers(plan: Plan, config: Path, overrides: Sequence[str], request: Re
     check_micro(micro, stage)
     text = " ".join([config.name, *overrides])
     settings = {"config": text, "micro": micro, "data": request.data, "steps": request.steps, "device": _device()}
-    bench = _Bench(config, request, identity("levers") | {"settings": settings})
-    bench.write(complete=False)  # better now than after the measurement
+    bench = _begun(config, request, identity("levers") | {"settings": settings})
     _measure_rows(bench, plan, tuple(overrides), micro)
     bench.write(complete=True)
     return bench.record(complete=True)
@@ -165,6 +179,22 @@ def _check(request: Request) -> None:
     for option, value in (("--micro", request.micro), ("--steps", request.steps), ("--seconds", request.seconds)):
         if value is not None and value <= 0:
             raise UsageError(f"{option} is {value:g}; a number above 0 is allowed")
+
+
+def _begun(config: Path, request: Request, head: Record) -> _Bench:
+    """With what an earlier call has left, which stays as it is until a row is added."""
+    earlier = read_earlier(request.out, head)
+    if request.out is not None:
+        require_writable(request.out)
+        say_unknown_commit(head)
+    if earlier is None:
+        return _Bench(config, request, head)
+    say(f"{request.out} has rows already; what was measured is not measured again")
+    return _Bench(config, request, earlier, {row["name"]: row for row in earlier["rows"]})
+
+
+def _aside() -> list[str]:
+    return [lever.name for lever in LEVERS if lever.aside]
 
 
 def _device() -> str:
@@ -181,10 +211,9 @@ def _measure_rows(bench: _Bench, plan: Plan, overrides: tuple[str, ...], micro: 
     for lever in LEVERS:
         row = _row(lever, pulled, plan, micro)
         wanted = not bench.request.levers or lever.name in bench.request.levers
-        if wanted:
-            bench.rows.append(_measured(bench, row))
-            bench.write(complete=False)
-        failed = wanted and bench.rows[-1]["status"] == "failed"
+        if wanted and bench.kept(row).get("status") not in ("measured", "skipped"):
+            bench.add(_measured(bench, row))
+        failed = bench.kept(row).get("status") == "failed"
         # Without the first row's settings, the others would be those of the dial.
         if not (row.skipped or lever.aside) and (not failed or lever.name == _FIRST):
             pulled = row.overrides
@@ -225,6 +254,7 @@ def _measured(bench: _Bench, row: Row) -> Record:
     record: Record = {"name": lever.name, "adds": lever.adds, "overrides": list(row.overrides), "micro": row.micro}
     if row.skipped:
         return record | {"status": "skipped", "reason": row.skipped}
+    record["date"] = now()
     say(f"{lever.name}: {lever.adds}")
     # What a killed row's compilers still write must not end the rows that follow.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
@@ -232,6 +262,7 @@ def _measured(bench: _Bench, row: Row) -> Record:
         ended = call(_arguments(bench, row, out, bench.request.steps), bench.request.seconds, environment)
         judged = _judged(bench, ended, out)
         if judged.get("compile_seconds"):
+            bench.add(record | judged | {"compile_seconds_cached": None, "not_cached": "the second call was cut off"})
             ended = call(_arguments(bench, row, out, 1), bench.request.seconds, environment)
             judged |= _cached(_judged(bench, ended, out))
         return record | judged
@@ -262,11 +293,13 @@ def _judged(bench: _Bench, ended: Ended, out: Path) -> Record:
         return {"status": "failed", "reason": ended.reason}
     train = json.loads(out.read_text())
     (result,) = train["results"]
+    if remarks := result.get("remarks"):
+        return {"status": "failed", "reason": remarks[0], "train": train}
     if result["compiled"]["refused"]:
         name, reason = next(iter(result["compiled"]["refused"].items()))
         return {"status": "failed", "reason": f"the {name} was not compiled: {reason}", "train": train}
-    rate = result["images_per_s"]
-    return {"status": "measured", **_figures(result), **_over(bench.rows, rate), "train": train}
+    gains = dict.fromkeys(("gain", "over", "over_reference"))  # which follow from all rows
+    return {"status": "measured", **_figures(result), **gains, "train": train}
 
 
 def _figures(result: Record) -> Record:
@@ -280,19 +313,6 @@ def _figures(result: Record) -> Record:
     }
 
 
-def _over(rows: Sequence[Record], rate: float) -> Record:
-    """By the last row that was measured and handed its lever on, and by the first row, if that was measured."""
-    aside = {lever.name for lever in LEVERS if lever.aside}
-    rates = {row["name"]: row["images_per_s"] for row in rows if row["status"] == "measured"}
-    handed = [name for name in rates if name not in aside]
-    first = rates.get(_FIRST)
-    return {
-        "gain": rate / rates[handed[-1]] if handed else None,
-        "over": handed[-1] if handed else None,
-        "over_reference": None if first is None else rate / first,
-    }
-
-
 def table(record: Record) -> Iterator[str]:
     """The rows for people."""
     settings = record["settings"]
@@ -300,10 +320,10 @@ def table(record: Record) -> Iterator[str]:
     yield f"{'lever':14}{'images/s':>10}{'ms/step':>10}{'peak GiB':>10}{'gain':>8}{'in all':>8}  what it adds"
     for row in record["rows"]:
         yield _line(row)
-    aside = ", ".join(lever.name for lever in LEVERS if lever.aside)
+    yield from hours(record)
     yield (
-        f"Each row has what those above it have, without those that failed, and without {aside}; gain: images/s by "
-        f"those of the row before; in all: by those of {_FIRST}"
+        f"Each row has what those above it have, without those that failed, and without {', '.join(_aside())}, which "
+        f"are aside; gain: images/s by those of the last row above that is not aside; in all: by those of {_FIRST}"
     )
 
 

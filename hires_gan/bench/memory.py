@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from hires_gan.bench.identity import identity, require_least, write_record
+from hires_gan.bench.identity import identity, require_least, require_writable, write_record
 from hires_gan.bench.train_images import Images, open_images
 from hires_gan.errors import UsageError
 from hires_gan.ops.selection import resolve
@@ -54,8 +54,8 @@ def bench_memory(plan: Plan, config: str, request: Request) -> Record:
         request: What to measure.
 
     Returns:
-        What is written: the head, `settings`, and `stages`, each with what `StageMemory` has and `suggestion`, what
-        `Suggestion` has or None; bytes throughout.
+        What is written: the head, `settings`, `stages`, each with what `StageMemory` has and `suggestion`, what
+        `Suggestion` has or None, and `complete`; bytes throughout.
 
     Raises:
         UsageError: The arguments cannot be, or labels are asked for and the data have none.
@@ -68,12 +68,13 @@ def bench_memory(plan: Plan, config: str, request: Request) -> Record:
     micros = [_micros(plan, stage, request) for stage in stages]
     record = identity("memory") | {"settings": _settings(plan, config, request, device), "stages": []}
     if request.out is not None:
-        write_record(request.out, {})  # better now than after the measurement
+        require_writable(request.out)
     with DryRun(plan, images.labels, images.domains, device) as dry:
         for stage, wanted in zip(stages, micros, strict=True):
             say(f"dry steps at {stage.resolution}x{stage.resolution}, {', '.join(map(str, wanted))} images at once")
             found = dry.measure(stage, _own(stage, request.processes), wanted)
             record["stages"].append(_with_suggestion(found))
+            record["complete"] = len(record["stages"]) == len(stages)
             if request.out is not None:
                 write_record(request.out, record)
     return record

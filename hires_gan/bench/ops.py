@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from hires_gan import ops
-from hires_gan.bench.identity import identity, write_record
+from hires_gan.bench.identity import identity, require_writable, write_record
 from hires_gan.bench.ops_cases import LAYOUTS, PASSES, Case, Pass, Size, training_cases
 from hires_gan.bench.ops_passes import (
     Compiled,
@@ -116,7 +116,7 @@ def bench_ops(request: Request) -> list[Row]:
         say("on a CPU, ours is the twin of the GPU's kernels: it is there to be correct, not to be fast")
     head = _head(plan)  # what is loaded now; a build or a commit meanwhile changes nothing of what is measured
     if request.out is not None:
-        write_record(request.out, {})  # better now than after the measurement
+        require_writable(request.out)
     rows: list[Row] = []
     with ops.backend("native"), ProgressBar("measuring", 3 * len(plan.runs), "passes") as bar:
         for number, run in enumerate(plan.runs, start=1):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from hires_gan.bench.identity import identity, require_least, write_record
+from hires_gan.bench.identity import identity, require_least, require_writable, write_record
 from hires_gan.bench.scaling_measure import count_step, local_batch, measure_step
 from hires_gan.bench.scaling_model import ASSUMED, IN_WORDS, Conditions, Network, PhaseCost, StepCost, strong, weak
 from hires_gan.bench.scaling_together import Record, measure_together
@@ -73,8 +73,9 @@ def bench_scaling(plan: Plan, config: str, request: Request) -> Record | None:
         request: What to measure, and what to assume.
 
     Returns:
-        What is written: the head, `settings`, `step`, `network`, `weak` and `strong`, and with several processes
-        `together`; None on all processes but the first.
+        What is written: the head, `settings`, `remarks` (what was neither recorded nor compiled though it was to be),
+        `step`, `network`, `weak` and `strong`, and with several processes `together`; None on all processes but the
+        first.
 
     Raises:
         UsageError: The arguments cannot be.
@@ -87,7 +88,7 @@ def bench_scaling(plan: Plan, config: str, request: Request) -> Record | None:
     with world.together():
         record = identity("scaling") | {"load_average_before": _load(), "settings": {"config": config}}
         if request.out is not None and world.first:
-            write_record(request.out, {})  # better now than after the measurement
+            require_writable(request.out)
         set_up(plan, world.device)
     record = _measured(plan, record, request, world) | {"load_average_after": _load()}
     if request.out is not None and world.first:
@@ -126,8 +127,13 @@ def _measured(plan: Plan, head: Record, request: Request, world: World) -> Recor
             cost = as_given(cost, request.seconds)
         else:
             cost = count_step(stand, request.seconds)
-    settings = {"settings": head["settings"] | _settings(plan, stand, world)}
+    settings = {"settings": head["settings"] | _settings(plan, stand, world), "remarks": _remarks(stand, world)}
     return head | settings | together | predicted(cost, stand.place.stage, request, _is_recorded(plan, stage, request))
+
+
+def _remarks(stand: Stand, world: World) -> list[str]:
+    """Those of all processes, each once."""
+    return list(dict.fromkeys(remark for own in world.gathered(stand.backend.remarks) for remark in own))
 
 
 def _check_names(seconds: dict[str, float], stand: Stand) -> None:

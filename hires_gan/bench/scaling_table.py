@@ -23,6 +23,7 @@ def table(record: Record) -> list[str]:
         "",
         *_wrapped(f"a step alone, {step['images']} images: {step['average_ms']:.2f} ms, {step['from']}"),
         *_phases(step),
+        *[line for remark in record["remarks"] for line in _wrapped(f"remark: {remark}")],
     ]
     lines += ["", *_together(record["together"])] if "together" in record else []
     lines += ["", *_assumptions(record)]

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from hires_gan.bench.identity import identity, write_record
+from hires_gan.bench.identity import identity, require_writable, write_record
 from hires_gan.bench.tracking_servers import LocalServer, SlowProxy
 from hires_gan.errors import UsageError
 from hires_gan.progress import say
@@ -40,7 +40,7 @@ class Request:
         metrics: how many are logged at once.
         delay: seconds for which the slow server's answers are late.
         stores: which stores.
-        out: a JSON file for the result.
+        out: a JSON file for the result; written after every store.
     """
 
     step_ms: float = 60.0
@@ -70,16 +70,22 @@ def bench_tracking(request: Request) -> dict[str, Any]:
     Returns:
         The record: the request, and for every store the shares of the steps' time: `blocked`, which the steps waited;
         `beside`, the processor time of all other threads of the process; and `left`, the points that were not sent when
-        the last step ended.
+        the last step ended; `complete`, whether all stores are there.
+
+    Raises:
+        Failure: If the result cannot be written.
     """
+    if request.out is not None:
+        require_writable(request.out)
     settings = {name: value for name, value in vars(request).items() if name not in ("out", "stores")}
     record = identity("tracking") | {"settings": settings, "stores": {}}
     for store in request.stores:
         with tempfile.TemporaryDirectory() as folder, _opened(store, Path(folder), request.delay) as uri:
             say(f"{store}: {request.kimg:g} kimg, {_steps(request) * request.step_ms / 1000:.0f} s")
             record["stores"][store] = _measure(request, uri, Path(folder))
-    if request.out is not None:
-        write_record(request.out, record)
+        record["complete"] = len(record["stores"]) == len(set(request.stores))
+        if request.out is not None:
+            write_record(request.out, record)
     return record
 
 

@@ -10,13 +10,16 @@ from typing import Literal
 
 import torch
 
-from hires_gan.bench.identity import identity, require_least, write_record
+from hires_gan.bench.identity import identity, require_least, require_writable, write_record
+from hires_gan.bench.train_checkpoint import require_folder
 from hires_gan.bench.train_images import Images, open_images
 from hires_gan.bench.train_measure import Job, Record, measure, next_smaller, told_out_of_memory
 from hires_gan.bench.train_rates import Rates
 from hires_gan.bench.train_steps import Place, find_place, recipe_for
-from hires_gan.errors import UsageError
+from hires_gan.bench.train_table import table
+from hires_gan.errors import Failure, UsageError
 from hires_gan.ops.selection import resolve
+from hires_gan.progress import say
 from hires_gan.recipes.protocol import Stage
 from hires_gan.training.launch import join_launch, set_up
 from hires_gan.training.settings import BackendSettings, Plan
@@ -39,7 +42,7 @@ class Request:
         data: What is trained on.
         profile: Whether to list the GPU's kernels, too.
         reference: A JSON file with `images_per_s` of something else on the same GPU.
-        out: Where to write the result as JSON; written after every micro-batch.
+        out: Where to write the result as JSON, in place of what is there; written after every micro-batch.
         checkpoint: Where to write checkpoints, to measure what they cost the steps; None: that is not measured.
     """
 
@@ -63,8 +66,9 @@ def bench_train(plan: Plan, config: str, request: Request) -> Record:
         request: What to measure.
 
     Returns:
-        What is written: the head, `settings`, `results`, and of the fastest of them `micro`, `images_per_s` and
-        `ratio_to_reference`.
+        What is written: the head, `settings`, `results`, of the fastest of them `micro`, `images_per_s` and
+        `ratio_to_reference`, and `complete`. Where a micro-batch fails, what was measured before it is shown and
+        written, with the sentence as `failed`.
 
     Raises:
         UsageError: The arguments cannot be, or the reference is of another GPU.
@@ -82,16 +86,51 @@ def bench_train(plan: Plan, config: str, request: Request) -> Record:
     at, group = request.stage_nimg, place.stage.group
     job = Job(plan, images, device, at, place.cycle, group, *counts, request.profile, request.checkpoint)
     head |= {"settings": {"config": config} | _settings(job, place), "load_average_before": _load()}
+    _require_places(request)
+    return _measured(job, micros, place.stage, _Result(head, reference, request.out))
+
+
+def _require_places(request: Request) -> None:
+    """What cannot be written is told before the measurement."""
     if request.out is not None:
-        write_record(request.out, {})  # better now than after the measurement
-    rates, results, record = Rates(device), list[Record](), head
+        require_writable(request.out)
+    if request.checkpoint is not None:
+        require_folder(request.checkpoint)
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What all micro-batches have in common, and where the whole is written."""
+
+    head: Record
+    reference: Record | None
+    out: Path | None
+
+    def kept(self, results: list[Record], state: Record) -> Record:
+        """What is known by now."""
+        record = summary(self.head, results, self.reference) | state
+        if self.out is not None:
+            write_record(self.out, record)
+        return record
+
+
+def _measured(job: Job, micros: tuple[int, ...], stage: Stage, result: _Result) -> Record:
+    rates, found, record = Rates(job.device), list[Record](), result.head
     for micro in micros:
-        with told_out_of_memory(micro, place.stage, _remedy(micro, place.stage)):
-            results.append(measure(job, micro, rates))
-        record = summary(head, results, reference) | {"complete": len(results) == len(micros)}
-        if request.out is not None:
-            write_record(request.out, record)
+        try:
+            with told_out_of_memory(micro, stage, _remedy(micro, stage)):
+                found.append(measure(job, micro, rates))
+        except Failure as failure:
+            if found:
+                _show(result.kept(found, {"complete": False, "failed": str(failure)}))
+            raise
+        record = result.kept(found, {"complete": len(found) == len(micros)})
     return record
+
+
+def _show(record: Record) -> None:
+    for line in table(record):
+        say(line)
 
 
 def _prepared(plan: Plan, request: Request) -> torch.device:

@@ -84,7 +84,10 @@ class Recorded:
 
 
 def measure(job: Job, micro: int, rates: Rates) -> Record:
-    """Measure one micro-batch: timed steps first, then what disturbs them."""
+    """Measure one micro-batch: timed steps first, then what disturbs them.
+
+    Among the results are `remarks`: what was neither recorded nor compiled though it was to be, and why.
+    """
     _free(job.device)
     result = _timed(job, micro)
     _free(job.device)
@@ -145,7 +148,7 @@ def _timed(job: Job, micro: int) -> Record:
     profile = _profile(stand, batch) if job.profile else None
     compiler = stand.backend.compiler
     compiled = {"seconds": compiler.seconds, "refused": compiler.refused}
-    found = {"phases": phases, "average_ms_per_step": average, "compiled": compiled}
+    found = {"phases": phases, "average_ms_per_step": average, "compiled": compiled, "remarks": stand.backend.remarks}
     return result | found | {"profile": profile, "checkpoint": saved}
 
 

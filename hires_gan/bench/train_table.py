@@ -45,10 +45,10 @@ def _speed(result: Record, settings: Record) -> Iterator[str]:
     compiled = result["compiled"]
     if compiled["seconds"]:
         yield _line("compiled", ", ".join(f"{name} in {took:.0f} s" for name, took in compiled["seconds"].items()))
-    if compiled["refused"]:
-        yield _line("not compiled", "; ".join(f"{name} ({why})" for name, why in compiled["refused"].items()))
+    for remark in result["remarks"]:
+        yield _line("remark", remark)
     if saved is not None:
-        yield _line("checkpoint", _checkpoint(saved))
+        yield from checkpoint_lines(saved)
     yield _line("operations", f"{operations['flop_per_image'] / 1e9:.2f} GFLOP per image of an average step")
     share = f"{operations['share_of_peak']:.1%} of a matrix product's"
     yield _line("achieved", f"{operations['tflops']:.3g} TFLOP/s, {share}")
@@ -56,12 +56,17 @@ def _speed(result: Record, settings: Record) -> Iterator[str]:
     yield _line("measured limits", f"{peak}, copy {operations['copy_gb_per_s']:.1f} GB/s, read and written together")
 
 
-def _checkpoint(saved: Record) -> str:
-    lost = f"{saved['lost'] * 1e3:.1f} ms beyond it, {saved['lost_share_of_step']:.1%} of a step"
-    return (
-        f"{saved['bytes'] / 1e6:.0f} MB, copied in {saved['copy'] * 1e3:.1f} ms; {saved['steps']} steps beside it lose "
-        f"{lost}; written in {saved['background']:.2f} s"
-    )
+def checkpoint_lines(saved: Record) -> Iterator[str]:
+    """What checkpoints cost."""
+    size = f"{saved['bytes'] / 1e6:.0f} MB, copied in {saved['copy'] * 1e3:.1f} ms"
+    lost = f"lose {saved['lost'] * 1e3:.1f} ms beyond it, {saved['lost_share_of_step']:.1%} of a step"
+    written = f"written in {saved['background']:.2f} s"
+    yield _line("checkpoint", f"{size}; {saved['steps']} steps beside it {lost}; {written}")
+    share, every = saved["share_of_wall_time"], saved["every_kimg"]
+    none = "not known: checkpoint.every_kimg is null, so that there are no regular checkpoints"
+    yield _line("of a run's time", none if share is None else f"{share:.3%}, with a checkpoint every {every:g} kimg")
+    if saved["remark"]:
+        yield _line("", saved["remark"])
 
 
 def _line(name: str, text: str) -> str:

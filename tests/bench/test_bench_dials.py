@@ -20,6 +20,7 @@ from hires_gan.bench.dials import Request, Trained, bench_dials, table
 from hires_gan.bench.dials_curves import Curve, apart, compared, limit
 from hires_gan.bench.identity import identity
 from hires_gan.errors import Failure, UsageError
+from hires_gan.tracking import machine
 
 CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
 TINY = (
@@ -28,6 +29,12 @@ TINY = (
     "samples.every_kimg=null",
     "tracking.every_kimg=0.016",
 )
+
+
+@pytest.fixture(autouse=True)
+def a_commit(monkeypatch):
+    """Where the tests run in a copy without its checkout."""
+    monkeypatch.setenv("HIRES_GAN_COMMIT", "3f2a")
 
 
 def curve(*values: float, steps: list[int] | None = None) -> Curve:
@@ -167,6 +174,47 @@ def test_runs_of_another_machine_or_commit_are_not_gone_on_with(name, other, tmp
         bench_dials(config, (), Request(tmp_path, runs=1))
     told = bench_dials(config, (), Request(tmp_path, runs=0))
     assert [run["trained_on"].get(name) for run in told["runs"]] == [other, None, None, None]
+
+
+def test_runs_of_a_commit_that_is_not_known_are_not_gone_on_with(tmp_path, monkeypatch, capsys):
+    """Two copies without a checkout may differ; that is said before anything is trained."""
+    monkeypatch.setattr(machine.shutil, "which", lambda name: None)  # no git there
+    monkeypatch.delenv("HIRES_GAN_COMMIT", raising=False)
+    config = CONFIGS / "demo.yaml"
+    monkeypatch.setattr(dials, "_train", lambda run, *others: run.trained_on.write_text(json.dumps(identity("dials"))))
+    bench_dials(config, (), Request(tmp_path, runs=1))
+    assert "a later call cannot go on with this one: set HIRES_GAN_COMMIT to what" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    monkeypatch.setattr(dials, "_train", None)
+    with pytest.raises(
+        UsageError, match=r"with a commit that is not known, as it is not known here: .*HIRES_GAN_COMMIT"
+    ):
+        bench_dials(config, (), Request(tmp_path, runs=1))
+    monkeypatch.setenv("HIRES_GAN_COMMIT", "3f2a")
+    with pytest.raises(UsageError, match="with git.commit unknown, and here it is 3f2a"):
+        bench_dials(config, (), Request(tmp_path, runs=1))
+    assert bench_dials(config, (), Request(tmp_path, runs=0))["complete"] is False, "what is there may be looked at"
+
+
+def test_what_was_compared_stays_until_more_can_be(tmp_path, monkeypatch):
+    """Neither a failing run nor a call that trains a part of more seeds takes it away."""
+    config, out = CONFIGS / "demo.yaml", tmp_path / "dials.json"
+    first = bench_dials(config, (), Request(tmp_path, runs=0))
+    compared = first | {"complete": True, "metrics": {"evaluation/swd": {}}}
+    out.write_text(json.dumps(compared))
+
+    def failing(*arguments: object) -> None:
+        raise Failure("the GPU is gone")
+
+    monkeypatch.setattr(dials, "_train", failing)
+    with pytest.raises(Failure, match="the GPU is gone"):
+        bench_dials(config, (), Request(tmp_path))
+    assert json.loads(out.read_text()) == compared
+    monkeypatch.setattr(dials, "_train", lambda *arguments: None)
+    more = bench_dials(config, (), Request(tmp_path, seeds=(0, 1, 2), runs=1))
+    assert more["complete"] is False and len(more["runs"]) == 6
+    assert json.loads(out.read_text()) == compared
 
 
 def test_a_run_that_fails_is_told_with_its_reason(tmp_path):

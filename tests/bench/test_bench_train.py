@@ -10,11 +10,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from bench_shards import pngs, write_shards
-from small_plans import SMALL, run
+from small_plans import SMALL, quick_rates, run
 
 from hires_gan.bench import train, train_measure, train_rates
 from hires_gan.bench.train import Request, bench_train, read_reference
-from hires_gan.bench.train_images import Images, Synthetic, open_images, supply
+from hires_gan.bench.train_images import Images, Synthetic, supply
 from hires_gan.bench.train_measure import next_smaller, summarise
 from hires_gan.bench.train_profile import activities
 from hires_gan.bench.train_steps import Place, Stand, find_place
@@ -41,9 +41,7 @@ def small(demo: str = "stylegan2_demo") -> list[str]:
 
 @pytest.fixture(autouse=True)
 def small_limits(monkeypatch):
-    """Matrices and buffers that are measured at once."""
-    monkeypatch.setitem(train_rates._SIDES, "cpu", 64)
-    monkeypatch.setitem(train_rates._BUFFER, "cpu", 2**16)
+    quick_rates(monkeypatch)
 
 
 def small_plan(demo: str = "stylegan2_demo", *overrides: str):
@@ -86,34 +84,6 @@ def test_the_command(demo, monkeypatch, tmp_path, capfd):
     assert any(line.startswith("micro-batch 4: ") for line in lines)
 
 
-def test_what_a_checkpoint_costs_is_measured_beside_it(monkeypatch, tmp_path, capfd):
-    out, config, folder = tmp_path / "train.json", ROOT / "configs" / "demo.yaml", tmp_path / "disk"
-    arguments = ["--config", config, *small("demo"), "--steps", 3, "--warmup", 1, "--checkpoint", folder, "--out", out]
-    assert run(monkeypatch, "train", *arguments) == 0
-    saved = json.loads(out.read_text())["results"][0]["checkpoint"]
-    assert saved["steps"] == 3
-    assert saved["lost_share_of_step"] == pytest.approx(saved["lost"] / saved["step"])
-    assert min(saved["step"], saved["copy"], saved["background"]) > 0
-    assert list(folder.iterdir()) == []
-    plan = small_plan("demo")
-    stand = Stand(plan, open_images(plan, "synthetic", CPU), CPU, None, 4)
-    weights = {part: sum(v.numel() for v in tensors.values()) for part, tensors in stand.backend.tensors().items()}
-    whole = 2 * weights["generator"] + weights["discriminator"]  # with the average
-    assert 2 * whole < saved["bytes"] / 4 < 3 * whole, "moments too, of what lives in the last stage"
-    (line,) = [line for line in capfd.readouterr().out.splitlines() if line.strip().startswith("checkpoint")]
-    assert "3 steps beside it lose" in line
-
-
-def test_a_folder_that_cannot_be_made_is_named(monkeypatch, tmp_path, capfd):
-    (tmp_path / "file").touch()
-    config = ROOT / "configs" / "demo.yaml"
-    assert (
-        run(monkeypatch, "train", "--config", config, *small("demo"), "--steps", 1, "--checkpoint", tmp_path / "file")
-        == 1
-    )
-    assert f"--checkpoint is {tmp_path / 'file'}" in capfd.readouterr().err
-
-
 def check_sums(result) -> None:
     phases, floor, operations = result["phases"].values(), result["floor"], result["operations"]
     sides = floor["by_resolution"].values()
@@ -137,18 +107,45 @@ def check_sums(result) -> None:
 def test_several_micro_batches(tmp_path, monkeypatch):
     seen = []
 
+    out = tmp_path / "train.json"
+
     def counted(job, micro, rates):
-        seen.append((micro, json.loads((tmp_path / "train.json").read_text()).get("complete")))
+        seen.append((micro, json.loads(out.read_text())["complete"] if out.exists() else None))
         return {"micro": micro, "images_per_s": 10.0 - (micro - 4) ** 2}
 
     monkeypatch.setattr(train, "measure", counted)
-    request = Request(micro=(8, 4, 2), out=tmp_path / "train.json")
+    request = Request(micro=(8, 4, 2), out=out)
     plan = small_plan("stylegan2_demo", "batch.size=8", "recipe.discriminator.group_size=2")
     record = bench_train(plan, "small", request)
     assert seen == [(8, None), (4, False), (2, False)]  # written after each, so that what ends early has what there is
     assert [one["micro"] for one in record["results"]] == [8, 4, 2]
     assert (record["micro"], record["images_per_s"], record["complete"]) == (4, 10.0, True)
-    assert json.loads((tmp_path / "train.json").read_text()) == record
+    assert json.loads(out.read_text()) == record
+
+
+def full(*_: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_a_repeat_that_fails_leaves_the_record_of_before(tmp_path, monkeypatch):
+    out = tmp_path / "train.json"
+    out.write_text("the good record")
+    monkeypatch.setattr(train, "measure", full)
+    with pytest.raises(Failure, match="out of memory"):
+        bench_train(small_plan(), "small", Request(out=out))
+    assert out.read_text() == "the good record"
+
+
+def test_what_was_finished_is_kept_and_shown_where_a_later_micro_batch_fails(tmp_path, monkeypatch, capfd):
+    measure = train.measure
+    monkeypatch.setattr(train, "measure", lambda job, micro, rates: full() if micro > 4 else measure(job, micro, rates))
+    own = ["--config", ROOT / "configs" / "demo.yaml", *small("demo"), "batch.size=8", "--steps", 1, "--warmup", 0]
+    assert run(monkeypatch, "train", *own, "--micro", 4, "--micro", 8, "--out", tmp_path / "train.json") == 1
+    record = json.loads((tmp_path / "train.json").read_text())
+    assert [one["micro"] for one in record["results"]] == [4] and record["complete"] is False
+    assert record["failed"].startswith("out of memory at 8x8 with a micro-batch of 8: ")
+    said = capfd.readouterr().err
+    assert f"micro-batch 4: {record['images_per_s']:.2f} images/s" in said and record["failed"] in said
 
 
 def test_operations_do_not_depend_on_the_micro_batch():
@@ -403,7 +400,8 @@ def test_the_table_shows_kernels_and_the_reference(monkeypatch, tmp_path):
     assert lines[-1].endswith(f"times the 0.00 images/s of theirs.json ({gpu}, 2026-01-01)")
 
 
-def test_a_place_for_the_result_that_is_not_there(tmp_path):
+def test_a_place_for_the_result_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "measure", None)
     with pytest.raises(Failure, match=r"nowhere/train\.json cannot be written: No such file"):
         bench_train(small_plan(), "small", Request(out=tmp_path / "nowhere" / "train.json"))
 

@@ -1,0 +1,22 @@
+"""The head of every result: which code measured, on what."""
+
+from __future__ import annotations
+
+import pytest
+
+from hires_gan.bench.identity import identity, say_unknown_commit
+from hires_gan.tracking import machine
+
+
+@pytest.mark.parametrize(
+    ("told", "commit", "dirty", "said"),
+    [("", "unknown", "unknown", True), ("3f2a", "3f2a", "false", False), ("3f2a-dirty", "3f2a", "true", False)],
+)
+def test_a_commit_that_nothing_names_is_unknown(told, commit, dirty, said, monkeypatch, capsys):
+    """As in a copy without its checkout; a key that is missing would be taken for one that does not count."""
+    monkeypatch.setattr(machine.shutil, "which", lambda name: None)  # no git there
+    monkeypatch.setenv("HIRES_GAN_COMMIT", told)
+    head = identity("train")
+    assert (head["bench"], head["git.commit"], head["git.dirty"]) == ("train", commit, dirty)
+    say_unknown_commit(head)
+    assert ("HIRES_GAN_COMMIT" in capsys.readouterr().err) is said
