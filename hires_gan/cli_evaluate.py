@@ -12,13 +12,14 @@ from hires_gan.errors import Failure, UsageError
 
 if TYPE_CHECKING:
     from hires_gan.checkpoint import Checkpoint
-    from hires_gan.evaluation.command import Report
+    from hires_gan.evaluation.command import Report, Request
     from hires_gan.evaluation.tracked import TrackedRun
 
 _MOST = 1_000_000
 
 
 def evaluate(
+    context: typer.Context,
     checkpoint: Annotated[str, typer.Argument(help="A checkpoint, a run's folder, or models:/NAME/VERSION.")],
     data: Annotated[
         list[str] | None,
@@ -43,6 +44,10 @@ def evaluate(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="A JSON file of the numbers, and how they were taken.")] = None,
     track: Annotated[bool, typer.Option("--track", help="Log the numbers into the checkpoint's MLflow run.")] = False,
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="FILE", help="With --track: log the numbers that --out wrote; measure nothing."),
+    ] = None,
 ) -> None:
     """Measure a checkpoint: FID, KID, SWD and others; by one process, or by all that accelerate or torchrun start."""
     from hires_gan.evaluation.catalogue import parse_metrics
@@ -50,27 +55,53 @@ def evaluate(
     names = parse_metrics(metrics)
     if out is not None and out.is_dir():
         raise UsageError(f"--out is {out}, which is a folder; name a file")
-    from hires_gan.evaluation.command import Request, agreed_checkpoint, require_all
+    if source is not None:
+        _check_alone(context, track)
+    from hires_gan.evaluation.command import Request
+    from hires_gan.evaluation.instruments import Sources
+
+    sources = Sources(features, weights, vgg, alexnet, download)
+    request = Request(names, tuple(data or ()), count, reals, seed, sources)
+    _together(checkpoint, request, out, track, source)
+
+
+def _together(checkpoint: str, request: Request, out: Path | None, track: bool, source: Path | None) -> None:
+    """Measure, or read what was measured, show it and keep it: every process of the launch comes here."""
+    from hires_gan.evaluation.command import agreed_checkpoint, require_all
     from hires_gan.evaluation.command import evaluate as measure
     from hires_gan.evaluation.crew import in_step
-    from hires_gan.evaluation.instruments import Sources
+    from hires_gan.evaluation.delivery import deliver, read_report
     from hires_gan.training.launch import choose_float32, join_launch
     from hires_gan.training.settings import BackendSettings
     from hires_gan.training.world import telling_losses
 
-    sources = Sources(features, weights, vgg, alexnet, download)
-    request = Request(names, tuple(data or ()), count, reals, seed, sources)
     world = join_launch(BackendSettings(), trains=False)
     choose_float32("fp32", "reference")
     with telling_losses(world):
         saved = agreed_checkpoint(checkpoint, world)
         run = in_step(world, lambda: _places(saved, out, track) if world.first else None)
-        report = measure(saved, request, world, world.device)
+        if source is not None:
+            report = in_step(world, lambda: read_report(source, saved))
+        else:
+            report = measure(saved, request, world, world.device)
         with world.together():
             if world.first:
-                _deliver(report, out, run)
-            require_all(report)
+                _show(report)
+            require_all(report, deliver(report, out, run, source) if world.first else ())
         world.leave()
+
+
+def _check_alone(context: typer.Context, track: bool) -> None:
+    """Refuse what says how to measure beside numbers that are there.
+
+    Raises:
+        UsageError: If something is given beside `--from` and `--track`, or the latter is not.
+    """
+    given = [one for one in context.params if str(context.get_parameter_source(one)).endswith("COMMANDLINE")]
+    others = sorted(set(given) - {"checkpoint", "source", "track"})
+    if others or not track:
+        found = f"stands beside --{', --'.join(others)}" if others else "stands without --track"
+        raise UsageError(f"--from {found}; it logs numbers that are there: give --track, and nothing else")
 
 
 def _places(saved: Checkpoint, out: Path | None, track: bool) -> TrackedRun | None:
@@ -96,19 +127,6 @@ def _make_folder_of(out: Path) -> None:
         raise UsageError(f"--out is {out}: {problem}") from problem
     if not os.access(out.parent, os.W_OK | os.X_OK):
         raise UsageError(f"--out is {out}, but its folder cannot be written to; name a file in another one")
-
-
-def _deliver(report: Report, out: Path | None, run: TrackedRun | None) -> None:
-    """Show the numbers, and keep them."""
-    from hires_gan.inference.files import write_whole
-    from hires_gan.progress import say
-
-    _show(report)
-    if out is not None:
-        write_whole(out, lambda partial: partial.write_text(report.as_json(), encoding="utf-8"))
-        say(f"written to {out}")
-    if run is not None and report.result.values:
-        say(run.log(report.result, report.as_json()))
 
 
 def _show(report: Report) -> None:

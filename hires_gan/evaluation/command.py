@@ -142,14 +142,20 @@ def evaluate(saved: checkpoint.Checkpoint, request: Request, crew: Crew, device:
     return Report(saved, result, dict[str, str](instruments.missing.items()) | left_out)
 
 
-def require_all(report: Report) -> None:
+def require_all(report: Report, failures: Sequence[str] = ()) -> None:
     """Let it be known by the exit code that something is missing.
 
+    Args:
+        report: What was found.
+        failures: What else failed, as clauses.
+
     Raises:
-        Failure: If a metric that was asked for could not be computed.
+        Failure: If a metric that was asked for could not be computed, or something else failed.
     """
-    if report.missing:
-        raise Failure(f"{', '.join(report.missing)} could not be computed, for what is said above")
+    missing = f"{', '.join(report.missing)} could not be computed, for what is said above" if report.missing else ""
+    told = [*failures, *filter(None, [missing])]
+    if told:
+        raise Failure("; besides, ".join(told))
 
 
 def _opened(saved: checkpoint.Checkpoint, request: Request, device: torch.device) -> tuple[_Model, Domains]:

@@ -18,7 +18,7 @@ from hires_gan.evaluation.moments import moments
 from hires_gan.evaluation.real_features import RealFeatures
 
 Number = tuple[float, float | None]
-"""A value, and the deviation of one that is a mean over parts."""
+"""A value, and the deviation of one that is a mean over parts which differ."""
 Found = dict[MetricName, Number | NotFinite]
 
 

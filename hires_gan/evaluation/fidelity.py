@@ -28,7 +28,7 @@ SEED = 2020
 """Of the subsets of KID and of the order for the Inception score: torch-fidelity's default."""
 KID_SUBSETS = 100
 KID_SUBSET_SIZE = 1000
-"""Smaller sets are taken whole, in each subset in another order: then there is no deviation to speak of."""
+"""Smaller sets are taken whole, in each subset in another order: then there is no deviation but that of rounding."""
 KID_KERNEL = {"kid_kernel_poly_degree": 3, "kid_kernel_poly_gamma": None, "kid_kernel_poly_coef0": 1}
 """The kernel of Binkowski et al. 2018: (x y / d + 1)^3."""
 SCORE_SPLITS = 10
@@ -42,11 +42,11 @@ class Estimate:
 
     Attributes:
         mean: Over the parts.
-        deviation: Standard deviation over the parts (divided by their number).
+        deviation: Standard deviation over the parts (divided by their number); None where all parts are the same.
     """
 
     mean: float
-    deviation: float
+    deviation: float | None
 
 
 def torch_fidelity(module: str) -> ModuleType:
@@ -97,7 +97,8 @@ def kid_subset_size(reals: int, fakes: int) -> int:
 def kid(reals: Tensor, fakes: Tensor, stopped: Asked = never) -> Estimate:
     """The squared maximum mean discrepancy, unbiased, as mean over `KID_SUBSETS` subsets (Binkowski et al. 2018).
 
-    In float32, as torch-fidelity computes it: about 1e-6 is rounding.
+    In float32, as torch-fidelity computes it: about 1e-6 is rounding. Where both sets are taken whole, that is all by
+    which subsets differ, and there is no deviation.
 
     Args:
         reals: float32 `[n, d]`, n at least 2.
@@ -121,7 +122,8 @@ def kid(reals: Tensor, fakes: Tensor, stopped: Asked = never) -> Estimate:
         with np.errstate(over="ignore", invalid="ignore"):  # `_finite` says it
             found.append(torch_fidelity("metric_kid").kernel_mmd(one, two, kid_kernel="poly", **KID_KERNEL))
     with np.errstate(over="ignore", invalid="ignore"):
-        return Estimate(_finite("kid", float(np.mean(found))), _finite("kid", float(np.std(found))))
+        mean, deviation = (_finite("kid", float(of(found))) for of in (np.mean, np.std))
+    return Estimate(mean, None if size == len(reals) == len(fakes) else deviation)
 
 
 def inception_score(logits: Tensor, stopped: Asked = never) -> Estimate:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from hires_gan.errors import UsageError
 from hires_gan.evaluation.averages import checked
-from hires_gan.evaluation.perceptual import PairDistance, at_once, exact_float32
+from hires_gan.evaluation.perceptual import PairDistance, at_once, exact_float32, fitted
 from hires_gan.networks import progressive, stylegan
 from hires_gan.networks.growth import Growth
 from hires_gan.networks.styles import StyleGenerator
@@ -31,18 +31,24 @@ from hires_gan.recipes.protocol import LabelDistribution
 Space = Literal["z", "w"]
 Sampling = Literal["full", "end"]
 
-PATHS: Mapping[str, tuple[Space, Sampling]] = {
-    "ppl_z_full": ("z", "full"),
-    "ppl_z_end": ("z", "end"),
-    "ppl_w_full": ("w", "full"),
-    "ppl_w_end": ("w", "end"),
+PATHS: Mapping[str, tuple[Space, Sampling, bool]] = {
+    "ppl_z_full": ("z", "full", False),
+    "ppl_z_end": ("z", "end", False),
+    "ppl_w_full": ("w", "full", False),
+    "ppl_w_end": ("w", "end", False),
+    "ppl_z_full_cropped": ("z", "full", True),
+    "ppl_z_end_cropped": ("z", "end", True),
+    "ppl_w_full_cropped": ("w", "full", True),
+    "ppl_w_end_cropped": ("w", "end", True),
 }
-"""The metrics by name."""
+"""The metrics by name; whether images are cropped stands last. Published as ppl2_* without the crop, ppl_* with it."""
 SAMPLES = 50_000
 """Paths in the published protocol."""
 EPSILON = 1e-4
 """The step along a path, of whose whole length it is the share."""
 
+CROP = "rows 3/8 to 7/8, columns 2/8 to 6/8"
+"""What is left of cropped images, for records."""
 _EIGHTHS = 8  # of an image's side, in which a crop is counted
 SEED = 0
 """Of latents, places and classes, so that numbers compare between runs."""
@@ -66,7 +72,8 @@ class PathLength:
         labels: How often each class occurs in the data. A path has one class for its whole length, drawn as a fake's
             is in training. None for an unconditional generator.
         crop: Whether only a part of the image is compared, where an aligned face has its centre: rows from 3/8 to 7/8,
-            columns from 2/8 to 6/8 (Karras et al. 2019; left out in 2020 and since).
+            columns from 2/8 to 6/8 (Karras et al. 2019; left out in 2020 and since). Images below 8x8 are doubled by
+            nearest neighbour before.
         growth: How far the network has grown; None for its own growth.
         dtype: In which networks compute. None: in float64 on a CPU, where numbers then agree within 1e-6 whatever the
             number of ranks and threads; else in float32 without TF32, where one kind of GPU gives the same bits.
@@ -77,7 +84,7 @@ class PathLength:
             the numbers.
 
     Raises:
-        UsageError: If the generator has no such space, or its images are too small to be cropped.
+        UsageError: If the generator has no such space.
         ValueError: If classes are given to an unconditional generator, or others than it has.
     """
 
@@ -100,11 +107,6 @@ class PathLength:
         if classes != network.classes:
             raise ValueError(f"labels are of {classes} classes; the generator has {network.classes}")
         resolution = growth.resolution if growth else resolution_of(network)
-        if crop and resolution < _EIGHTHS:
-            raise UsageError(
-                f"path lengths of cropped images are asked for, but they are {resolution}x{resolution}; at least 8x8 "
-                "is allowed: leave out the crop"
-            )
         self.device = next(network.parameters()).device
         self.dtype = dtype or (torch.float64 if self.device.type == "cpu" else torch.float32)
         self.network = _in_one_dtype(network, self.dtype)
@@ -166,8 +168,11 @@ class PathLength:
 
     def _compared(self, images: Tensor) -> Tensor:
         """The part of the images that is compared."""
+        if not self.crop:
+            return images
+        images = fitted(images, _EIGHTHS, images.shape[-1])
         eighth = images.shape[-1] // _EIGHTHS
-        return images[:, :, 3 * eighth : 7 * eighth, 2 * eighth : 6 * eighth] if self.crop else images
+        return images[:, :, 3 * eighth : 7 * eighth, 2 * eighth : 6 * eighth]
 
 
 def resolution_of(network: nn.Module) -> int:

@@ -89,7 +89,7 @@ class Record(Settings):
         format: Of this record.
         metric: As `catalogue.MetricName` has it; `swd/64` for a level is left to the metric's details.
         value: The number.
-        deviation: Over the parts that it is a mean of; None for a number that is no mean.
+        deviation: Over the parts that it is a mean of; None for a number that is no mean, or whose parts are the same.
         better: Which way is better.
         scale: The metric's unit, or the values that it can take.
         reals: Size of the set; None where no reals are looked at.

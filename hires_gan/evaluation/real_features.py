@@ -129,9 +129,9 @@ class FeatureCache:
         """
         _check_count(key, reals)
         folder = self.folder
-        if folder is not None:
-            lock = _locked(folder, key, stopped)
-            beside(lambda: _write(folder, key, reals, lock), stopped)
+        if folder is not None and _is_made(folder):
+            lock, problem = _locked(folder, key, stopped)
+            beside(lambda: _write(folder, key, reals, lock, problem), stopped)
 
 
 def _users_folder() -> Path | None:
@@ -169,8 +169,22 @@ def _read(folder: Path, key: RealsKey) -> RealFeatures | None:
     return _unpacked(load(data))
 
 
-def _locked(folder: Path, key: RealsKey, stopped: Asked) -> contextlib.ExitStack:
-    """The lock of a key, held until the stack is closed, or nothing where there can be none.
+def _is_made(folder: Path) -> bool:
+    """Whether a folder is there, or could be made; where not, that is said."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _say_not_kept(folder, error)
+        return False
+    return True
+
+
+def _say_not_kept(folder: Path, error: OSError) -> None:
+    say(f"warning: features of reals cannot be kept in {folder} ({error.strerror})")
+
+
+def _locked(folder: Path, key: RealsKey, stopped: Asked) -> tuple[contextlib.ExitStack, OSError | None]:
+    """The lock of a key, held until the stack is closed; or nothing where there can be none, and why.
 
     Raises:
         Stopped: If `stopped` became true before it was free.
@@ -180,17 +194,22 @@ def _locked(folder: Path, key: RealsKey, stopped: Asked) -> contextlib.ExitStack
         if stopped():
             raise Stopped
 
+    problem: OSError | None = None
     with contextlib.ExitStack() as stack:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(folder / f".{key.digest()}.lock", give_up_if_stopped))
         except OSError as error:
-            say(f"warning: {folder} cannot be locked ({error.strerror}): others may write the same features")
-        return stack.pop_all()
+            problem = error
+        return stack.pop_all(), problem
 
 
-def _write(folder: Path, key: RealsKey, reals: RealFeatures, lock: contextlib.ExitStack) -> None:
-    """Write the files, and give the lock back: whoever waited for this may have gone on meanwhile."""
+def _write(
+    folder: Path, key: RealsKey, reals: RealFeatures, lock: contextlib.ExitStack, problem: OSError | None
+) -> None:
+    """Write the files, and give the lock back: whoever waited for this may have gone on meanwhile.
+
+    Why there is no lock is said only where the files could be written: mostly neither can, for one reason.
+    """
     description, tensors = _paths(folder, key)
     with lock:
         data = save(_packed(reals))
@@ -202,8 +221,10 @@ def _write(folder: Path, key: RealsKey, reals: RealFeatures, lock: contextlib.Ex
             write_atomically(tensors, data)
             write_atomically(description, json.dumps(about, indent=1, sort_keys=True).encode())
         except OSError as error:
-            say(f"warning: features of reals cannot be kept in {folder} ({error.strerror})")
+            _say_not_kept(folder, error)
             return
+        if problem is not None:
+            say(f"warning: {folder} could not be locked ({problem.strerror}): others may write the same features")
         say(f"features of {key.count:,} reals are kept in {tensors} ({len(data) / 2**20:,.0f} MiB)")
 
 

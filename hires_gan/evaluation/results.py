@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from hires_gan.evaluation.catalogue import MetricName
 from hires_gan.evaluation.protocol import Record
@@ -93,6 +94,17 @@ class Result:
         records = [record.model_dump(mode="json") for record in self.records]
         found = {"values": self.values, "not_finite": dict(self.not_finite), "records": records}
         return json.dumps(found, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Result:
+        """What `as_json` wrote, once it is parsed.
+
+        Raises:
+            KeyError, TypeError, ValueError: If it is something else, or of another version.
+        """
+        values = {str(name): float(value) for name, value in found["values"].items()}
+        records = tuple(Record.model_validate(record) for record in found["records"])
+        return cls(values, records, {str(name): str(reason) for name, reason in found["not_finite"].items()})
 
 
 def of_directions(results: Mapping[str, Result]) -> Result:

@@ -15,7 +15,7 @@ from hires_gan.evaluation.crew import Crew, gathered_in_order, in_step, own_chun
 from hires_gan.evaluation.diversity import PROTOCOLS
 from hires_gan.evaluation.diversity import SEED as STYLES_SEED
 from hires_gan.evaluation.instruments import Instruments, weights_of
-from hires_gan.evaluation.path_length import EPSILON, SAMPLES, path_length
+from hires_gan.evaluation.path_length import CROP, EPSILON, SAMPLES, path_length
 from hires_gan.evaluation.path_length import SEED as PATHS_SEED
 from hires_gan.evaluation.perceptual import FEATURES_SIDE, at_once
 from hires_gan.evaluation.similarity import PAIRS, draw_pairs, pair_similarities, scales_at
@@ -103,7 +103,7 @@ def _paths(name: MetricName, subject: Generated, count: int, instruments: Instru
         "epsilon": EPSILON,
         "space": lengths.space,
         "sampling": lengths.sampling,
-        "crop": "none",
+        "crop": CROP if lengths.crop else "none",
         "dtype": str(lengths.dtype).removeprefix("torch."),
         "lpips": f"VGG16 {weights_of(instruments.path)}",
         "reduced_to": FEATURES_SIDE,

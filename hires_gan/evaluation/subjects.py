@@ -134,8 +134,8 @@ class Generated:
 
     def paths(self, metric: str, distance: PairDistance) -> PathLength:
         """What measures the paths of one of `path_length.PATHS`, at the growth that the network has by now."""
-        space, sampling = PATHS[metric]
-        return PathLength(self.network, distance, space, sampling, self.recipe.labels, growth=self._growth())
+        space, sampling, crop = PATHS[metric]
+        return PathLength(self.network, distance, space, sampling, self.recipe.labels, crop, self._growth())
 
     def _growth(self) -> Growth | None:
         if not isinstance(self.network, progressive.Generator | stylegan.Generator):

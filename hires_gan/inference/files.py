@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from hires_gan.errors import Failure
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let something be written beside its place, and moved there when it is whole; the folder is made.
+
+    What could not be written to its end is deleted.
 
     Args:
         path: The file.
@@ -24,6 +27,8 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         write(partial)
         partial.rename(path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise cannot_write(path, error) from error
 
 

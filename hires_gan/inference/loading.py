@@ -19,6 +19,8 @@ _RECIPE: TypeAdapter[RecipeSettings] = TypeAdapter(RecipeSettings)
 def find(reference: str | Path) -> checkpoint.Checkpoint:
     """The checkpoint behind a checkpoint directory, a run directory (its latest) or a `models:/` or `runs:/` URI.
 
+    The files `best` and `latest` in a run's folder of checkpoints stand for those that they name.
+
     Raises:
         UsageError: If there is nothing there.
         Failure: If what is there is damaged.
@@ -29,6 +31,8 @@ def find(reference: str | Path) -> checkpoint.Checkpoint:
         return checkpoint.read(fetch_model(str(reference)))
     folder = Path(reference)
     if not folder.is_dir():
+        if folder.name in (checkpoint.BEST, checkpoint.LATEST) and (folder.is_file() or _has_any(folder.parent)):
+            return _pointed(folder)
         raise UsageError(f"there is no folder {folder}; give a checkpoint, a run's folder or models:/NAME/VERSION")
     if (folder / checkpoint.STATE).is_file():
         return checkpoint.read(folder)
@@ -38,11 +42,34 @@ def find(reference: str | Path) -> checkpoint.Checkpoint:
     return found
 
 
+def _has_any(root: Path) -> bool:
+    """Whether it is a run's folder of checkpoints."""
+    return any(root.glob(f"*/{checkpoint.STATE}"))
+
+
+def _pointed(pointer: Path) -> checkpoint.Checkpoint:
+    """The checkpoint that a run's `best` or `latest` names.
+
+    Raises:
+        UsageError: If there is none.
+    """
+    root, name = pointer.parent, checkpoint.pointed(pointer.parent, pointer.name)
+    if pointer.name == checkpoint.LATEST:  # also where it is missing or names none: the newest that is there
+        found = checkpoint.latest(root)
+    else:
+        found = checkpoint.read(root / name) if name and (root / name / checkpoint.STATE).is_file() else None
+    if found is None:
+        what = "is not there" if name is None else f"names {name}, which is not there"
+        raise UsageError(f"{pointer} {what}; give another checkpoint, or the run's folder for its latest one")
+    return found
+
+
 def load(reference: str | Path, device: torch.device | str = "cpu") -> nn.Module:
     """The averaged generator of a checkpoint.
 
     Args:
-        reference: A checkpoint directory, a run directory (its latest checkpoint), or `models:/NAME/VERSION`.
+        reference: A checkpoint directory, a run directory (its latest checkpoint), the files `best` or `latest` in its
+            `checkpoints`, or `models:/NAME/VERSION`.
         device: Where it shall be.
 
     Returns:

@@ -17,15 +17,26 @@ import yaml
 from hires_gan.checkpoint import STATE
 from hires_gan.data.cache_locks import locked
 from hires_gan.data.demo import cache_folder
-from hires_gan.errors import Failure
+from hires_gan.errors import Failure, UsageError
 from hires_gan.progress import say
 from hires_gan.tracking.card import ModelCard
 from hires_gan.tracking.names import EVALUATION
-from hires_gan.tracking.registry import newest, register
+from hires_gan.tracking.registry import find_version, register, what_is_there
 from hires_gan.tracking.settings import TrackingSettings
-from hires_gan.tracking.store import load_mlflow, open_store, reason, redact, resolve_uri, sqlite_path
+from hires_gan.tracking.store import (
+    find_run,
+    if_known,
+    is_out_of_room,
+    load_mlflow,
+    open_store,
+    reason,
+    redact,
+    resolve_uri,
+    sqlite_path,
+)
 
 FLAVOUR = "hires_gan"
+_OTHER_STORE = "set MLFLOW_TRACKING_URI to the store that holds it"
 
 
 def log_model(client: Any, run_id: str, checkpoint_dir: Path, card: ModelCard) -> None:
@@ -132,43 +143,71 @@ def fetch_model(uri: str, tracking_uri: str | None = None) -> Path:
         The checkpoint directory in it. A whole earlier download of the same model is used again.
 
     Raises:
-        Failure: no such store, model or run; a model that is not logged to its end, damaged, or of another flavour; a
+        UsageError: what is asked for is no model, or no such store, model, version, alias or run is there.
+        Failure: the store does not answer; a model that is not logged to its end, damaged, or of another flavour; a
             cache that cannot be written.
     """
     store = tracking_uri or resolve_uri(TrackingSettings(), Path("runs"))
     path = sqlite_path(store)
     if path is not None and not path.exists():
-        raise Failure(f"{uri}: there is no MLflow store at {path}: set MLFLOW_TRACKING_URI to the one that holds it")
-    client = open_store(store)
+        raise UsageError(f"{uri}: there is no MLflow store at {path}: set MLFLOW_TRACKING_URI to the one that holds it")
+    client = open_store(store, f"start the server, or {_OTHER_STORE}")
     try:
-        location = _location(client, uri)
+        location = _location(client, uri, redact(store))
         folder = _cache() / hashlib.sha256(f"{store} {location}".encode()).hexdigest()[:32]
         return _fetched(uri, location, store, folder)
     except Failure:
         raise
     except Exception as problem:
-        raise Failure(f"{uri} cannot be fetched from MLflow at {redact(store)} ({reason(problem)})") from problem
+        raise Failure(
+            f"{uri} cannot be fetched from MLflow at {redact(store)} ({reason(problem)}): {_remedy(problem)}"
+        ) from problem
 
 
-def _location(client: Any, uri: str) -> str:
+def _remedy(problem: Exception) -> str:
+    if is_out_of_room(problem):
+        return f"make room in {_cache()}, or set XDG_CACHE_HOME to a folder with more of it"
+    return (
+        "see whether its files are where the store keeps its artifacts (a SQLite store that was moved keeps their old "
+        "place), or take a checkpoint in the run's own folder"
+    )
+
+
+def _location(client: Any, uri: str, place: str) -> str:
     """Where the artifacts of a model lie, which never change; for what is no logged model of a run, the URI itself."""
     if run := re.fullmatch(r"runs:/(?P<id>\w+)/(?P<name>[^'/]+)", uri):
-        model = _find_model(client, run["id"], run["name"])
-        return uri if model is None else _ready(uri, model).artifact_location
+        return _in_run(client, uri, place, run["id"], run["name"])
     parts = re.fullmatch(r"models:/(?P<name>[^/@]+)(?:/(?P<version>\d+|latest)|@(?P<alias>[^/@]+))?", uri)
     if parts is None:
-        raise Failure(
+        raise UsageError(
             f"{uri} is no model: write models:/NAME/VERSION, models:/NAME/latest, models:/NAME@ALIAS or runs:/RUN/PATH"
         )
-    name, version, alias = parts["name"], parts["version"], parts["alias"]
-    if alias is not None:
-        version = client.get_model_version_by_alias(name, alias).version
-    if version == "latest":
-        version = newest(client, name)
+    if parts["version"] is None and parts["alias"] is None:
+        return _logged(client, uri, place, parts["name"])
+    version = find_version(client, parts["name"], parts["version"], parts["alias"])
     if version is None:
-        return str(_ready(uri, client.get_logged_model(name)).artifact_location)
-    _ready(uri, client.get_model_version(name, version))
-    return str(client.get_model_version_download_uri(name, version))
+        raise UsageError(
+            f"{uri}: MLflow at {place} {what_is_there(client, parts['name'])}; give another one, or {_OTHER_STORE}"
+        )
+    _ready(uri, version)
+    return str(client.get_model_version_download_uri(parts["name"], version.version))
+
+
+def _in_run(client: Any, uri: str, place: str, run_id: str, name: str) -> str:
+    if find_run(client, run_id) is None:
+        raise UsageError(f"{uri}: MLflow at {place} has no run {run_id}; give another one, or {_OTHER_STORE}")
+    model = _find_model(client, run_id, name)
+    return uri if model is None else str(_ready(uri, model).artifact_location)
+
+
+def _logged(client: Any, uri: str, place: str, model_id: str) -> str:
+    model = if_known(lambda: client.get_logged_model(model_id))
+    if model is None:
+        raise UsageError(
+            f"{uri}: MLflow at {place} has no logged model {model_id}; write models:/NAME/VERSION for a registered one,"
+            f" models:/NAME/latest for its newest, or {_OTHER_STORE}"
+        )
+    return str(_ready(uri, model).artifact_location)
 
 
 def _ready(uri: str, model: Any) -> Any:

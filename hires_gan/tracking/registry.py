@@ -14,6 +14,7 @@ from hires_gan.tracking.store import if_known
 BEST = "best"
 """The alias of the best version: `models:/NAME@best`. The newest one is `models:/NAME/latest`, by MLflow's own rule."""
 _COMPARED = "compared"
+_LISTED = 5
 
 
 def register(client: Any, run_id: str, model: Any, card: ModelCard, values: Mapping[str, float]) -> None:
@@ -34,16 +35,40 @@ def register(client: Any, run_id: str, model: Any, card: ModelCard, values: Mapp
         _mark_best(client, card, version)
 
 
-def newest(client: Any, name: str) -> str:
-    """The number of the newest version of a registered model.
+def find_version(client: Any, name: str, version: str | None, alias: str | None) -> Any:
+    """A version of a registered model; None if there is no such one.
 
-    Raises:
-        LookupError: there is none.
+    Args:
+        client: an MlflowClient.
+        name: the model's.
+        version: its number, or `latest` for the newest one.
+        alias: in place of that.
     """
-    found = client.search_model_versions(f"name = '{name}'", max_results=1, order_by=["version_number DESC"])
-    if not found:
-        raise LookupError(f"the registry has no version of a model {name}")
-    return str(found[0].version)
+    if alias is not None:
+        return if_known(lambda: client.get_model_version_by_alias(name, alias))
+    if version == "latest":
+        version = next(iter(_newest(client, name, 1)), None)
+    return None if version is None else if_known(lambda: client.get_model_version(name, version))
+
+
+def what_is_there(client: Any, name: str) -> str:
+    """What the registry has in place of a version that it has not got, as the end of a sentence."""
+    model = if_known(lambda: client.get_registered_model(name))
+    if model is None:
+        names = [one.name for one in client.search_registered_models(max_results=_LISTED)]
+        return f"has no registered model {name}, but {', '.join(names) or 'none at all'}"
+    versions = _newest(client, name, _LISTED)
+    aliases = sorted(f"@{alias}" for alias in model.aliases)
+    return f"has the versions {', '.join([*versions, *aliases])} of {name}" if versions else f"has no version of {name}"
+
+
+def _newest(client: Any, name: str, count: int) -> list[str]:
+    """The numbers of the newest versions of a registered model."""
+    quote = '"' if "'" in name else "'"
+    found = client.search_model_versions(
+        f"name = {quote}{name}{quote}", max_results=count, order_by=["version_number DESC"]
+    )
+    return [str(one.version) for one in found]
 
 
 def _find(client: Any, name: str, model: Any) -> Any:

@@ -41,7 +41,7 @@ def _sentence(place: str, older: bool) -> str:
         )
     return (
         f"the MLflow store {place} was made by a newer version than {installed}: install that one here, speak to the "
-        "store through its server (tracking.uri=http://...), or choose another store in tracking.uri"
+        "store through its server (http://...), or choose another store"
     )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import http.client
 import logging
 import os
 import re
@@ -20,9 +22,13 @@ from hires_gan.tracking.settings import TrackingSettings
 PROBE_SECONDS = 8
 """How long a server may take to answer at the start."""
 REMEDY = "start the server, correct tracking.uri, or set tracking.uri=null for a local SQLite store"
+"""What helps where training has no server; other commands take their store from elsewhere, and pass their own."""
 _SQLITE = "sqlite:///"
 _UNKNOWN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 """What a store answers that has no such run or version: which of them depends on the kind of store."""
+_NO_ROOM = ("disk is full", os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
+"""SQLite's words, and the system's: MLflow passes on a file's error as text."""
+_LONGEST = 300
 _PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 
@@ -35,22 +41,59 @@ def redact(text: str) -> str:
     return re.sub(r"(?i)([?&](?:\w*password|\w*token|\w*secret|\w*key)=)[^&\s'\"]+", r"\1***", text)
 
 
+def chain_of(problem: BaseException) -> Iterator[BaseException]:
+    """An error, those that it was raised from, and those that were being handled then, each once.
+
+    Libraries leave the system's own error now in the one, now in the other.
+    """
+    seen: set[int] = set()
+    left: list[BaseException | None] = [problem]
+    while left:
+        link = left.pop()
+        if link is not None and id(link) not in seen:
+            seen.add(id(link))
+            yield link
+            left += [link.__context__, link.__cause__]
+
+
 def reason(problem: BaseException) -> str:
     """What went wrong in one short line, fit to be shown: the system's word for it if a connection failed."""
-    link: BaseException | None = problem
-    while link is not None:
+    for link in chain_of(problem):
         if isinstance(link, TimeoutError):
             return "timed out"
         if isinstance(link, OSError) and link.strerror:
             return link.strerror
-        link = link.__cause__ or link.__context__
-    lines = str(problem).strip().splitlines()
-    text = redact(lines[0]) if lines else type(problem).__name__
-    return text if len(text) <= 300 else f"{text[:300]}..."
+        if isinstance(link, http.client.RemoteDisconnected):  # by a server that ended
+            return "the connection was lost"
+    return " ".join(map(_shortened, _told(str(problem)))) or type(problem).__name__
 
 
-def resolve_uri(settings: TrackingSettings, run_dir: Path) -> str:
+def _told(text: str) -> Iterator[str]:
+    """The first line; where that is a heading, those below it, too, up to the one that says something."""
+    for line in filter(None, map(str.strip, text.splitlines())):
+        is_heading = line.endswith((":", "#"))  # `##### File x #####` stands above what became of x
+        yield f"{line.strip('# ')}:" if line.endswith("#") else line
+        if not is_heading:
+            return
+
+
+def _shortened(text: str) -> str:
+    text = redact(text)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+def is_out_of_room(problem: BaseException) -> bool:
+    """Whether a disk is full, be it said by an error's number or by its text."""
+    return any(words in str(problem) for words in _NO_ROOM)
+
+
+def resolve_uri(settings: TrackingSettings, run_dir: Path, given: str = "tracking.uri") -> str:
     """The store's URI: `tracking.uri`, else MLFLOW_TRACKING_URI, else SQLite in `run_dir`; SQLite paths are absolute.
+
+    Args:
+        settings: the `tracking` block.
+        run_dir: the folder of all runs.
+        given: what the user calls the URI in `settings`, for the sentence on one that is wrong.
 
     Raises:
         Failure: a SQLite URI without a path, or with a `?` or `%` in it (SQLAlchemy reads these as options and codes).
@@ -61,9 +104,10 @@ def resolve_uri(settings: TrackingSettings, run_dir: Path) -> str:
     path = uri.removeprefix(_SQLITE)
     location = str(Path(path).absolute())
     if path in ("", uri) or "?" in location or "%" in location:
+        name = given if settings.uri else "MLFLOW_TRACKING_URI" if os.environ.get("MLFLOW_TRACKING_URI") else "run.dir"
         raise Failure(
-            f"{_SQLITE}{location} cannot be a SQLite store: choose a path to a file, without '?' or '%', as in "
-            "tracking.uri=sqlite:///path/to/mlflow.db"
+            f"{_SQLITE}{location}, by {name}, cannot be a SQLite store: choose a path to a file, without '?' or '%', "
+            "as in sqlite:///path/to/mlflow.db"
         )
     return f"{_SQLITE}{location}"
 
@@ -95,8 +139,12 @@ def load_mlflow() -> Any:
 
 
 @contextlib.contextmanager
-def translated(uri: str) -> Iterator[None]:
-    """Turn whatever a store throws at the start into one sentence.
+def translated(uri: str, remedy: str = REMEDY) -> Iterator[None]:
+    """Turn whatever a store throws into one sentence.
+
+    Args:
+        uri: the store.
+        remedy: what helps where it is a server or a database of one.
 
     Raises:
         Failure: names the store, what happened and the remedy.
@@ -111,20 +159,28 @@ def translated(uri: str) -> Iterator[None]:
                 f"the MLflow store {redact(uri)} was made by another version of MLflow: take a copy of it, "
                 f"then run `mlflow db upgrade {redact(uri)}`"
             ) from problem
-        remedy = "check that its folder can be written to" if sqlite_path(uri) else REMEDY
-        raise Failure(f"MLflow at {redact(uri)} cannot be used ({reason(problem)}): {remedy}") from problem
+        helps = _sqlite_remedy(problem) if sqlite_path(uri) else remedy
+        raise Failure(f"MLflow at {redact(uri)} cannot be used ({reason(problem)}): {helps}") from problem
 
 
-def open_store(uri: str) -> Any:
+def _sqlite_remedy(problem: BaseException) -> str:
+    return "make room on its disk" if is_out_of_room(problem) else "check that its folder can be written to"
+
+
+def open_store(uri: str, remedy: str = REMEDY) -> Any:
     """Connect to a store, making a SQLite one where there is none, and return its MlflowClient.
 
     Two runs may start on the same fresh store at once: a lock file beside it lets one of them create the tables.
 
+    Args:
+        uri: the store.
+        remedy: what helps where a server does not answer: each command takes its store from somewhere else.
+
     Raises:
         Failure: the store does not answer within seconds, refuses, or is of another MLflow version.
     """
-    with translated(uri):
-        _check_answers(uri)
+    with translated(uri, remedy):
+        _check_answers(uri, remedy)
         mlflow = load_mlflow()
         with store_lock(uri):
             if _scheme(uri) in (*_PORTS, "sqlite"):
@@ -197,7 +253,7 @@ def store_lock(uri: str) -> Iterator[None]:
         yield
 
 
-def _check_answers(uri: str) -> None:
+def _check_answers(uri: str, remedy: str) -> None:
     """Ask a server for a sign of life; MLflow's own way of finding out takes minutes.
 
     Raises:
@@ -206,7 +262,7 @@ def _check_answers(uri: str) -> None:
     parts = urlsplit(uri)
     kind = _scheme(uri)
     if kind in ("http", "https"):
-        _check_http(uri)
+        _check_http(uri, remedy)
     elif kind in _PORTS:
         with socket.create_connection((parts.hostname or "localhost", parts.port or _PORTS[kind]), PROBE_SECONDS):
             pass
@@ -217,7 +273,7 @@ def _scheme(uri: str) -> str:
     return urlsplit(uri).scheme.split("+")[0]
 
 
-def _check_http(uri: str) -> None:
+def _check_http(uri: str, remedy: str) -> None:
     load_mlflow()
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
@@ -233,7 +289,7 @@ def _check_http(uri: str) -> None:
             raise_on_status=False,
         )
     except Exception as problem:
-        raise Failure(f"MLflow at {redact(uri)} does not answer ({reason(problem)}): {REMEDY}") from problem
+        raise Failure(f"MLflow at {redact(uri)} does not answer ({reason(problem)}): {remedy}") from problem
     if answer.status_code == 403 and "Invalid Host header" in answer.text:
         host = urlsplit(uri).netloc.rpartition("@")[2]
         raise Failure(
@@ -249,5 +305,5 @@ def _check_http(uri: str) -> None:
         # A proxy in front of a server that is not up yet: whoever waits for it sees that by the cause.
         away = ConnectionError(f"status {answer.status_code}") if answer.status_code in (502, 503, 504) else None
         raise Failure(
-            f"{redact(uri)} answers with status {answer.status_code}, not as an MLflow server does: {REMEDY}"
+            f"{redact(uri)} answers with status {answer.status_code}, not as an MLflow server does: {remedy}"
         ) from away

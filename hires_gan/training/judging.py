@@ -133,16 +133,17 @@ def judge(progress: Progress, settings: EvaluationSettings, result: Result, coun
     if watched is None or watched in result.not_finite:  # which is said where it was measured
         return "measured"
     value, records = result.values[watched], result.records_of(watched)
+    noise = max((record.deviation or 0.0 for record in records), default=0.0)
     if progress.best is not None and not progress.best.compares(records):
         progress.best, progress.diverged = None, 0
     before = progress.best
     if before is not None:
-        noise = max((record.deviation or 0.0 for record in records), default=0.0)
         _watch_divergence(progress, before, settings, value, noise, where)
     if not progress.nimg or (before is not None and not is_better(watched, value, before.value)):
         return "measured"
     described = [record.model_dump(mode="json") for record in records]
     progress.best = Best(watched, count, value, progress.nimg, described)
+    _say_if_blind(before, progress.best, noise)
     return "best"
 
 
@@ -158,10 +159,10 @@ def _watch_divergence(
         progress.diverged = 0
         return
     progress.diverged += 1
-    so_bad = (
-        f"{best.metric} is {value:.4g}, more than {settings.diverged:g} times worse than the best, {best.value:.4g} at "
-        f"{best.nimg / 1000:.1f} kimg"
-    )
+    than = f"the best, {best.value:.4g} at {best.nimg / 1000:.1f} kimg"
+    if METRICS[best.metric].better == "lower" and noise > best.value:
+        than = f"the deviation of one measurement, {noise:.2g}, and {than}"
+    so_bad = f"{best.metric} is {value:.4g}, more than {settings.diverged:g} times worse than {than}"
     if settings.stop_diverged is None or progress.diverged < settings.stop_diverged:
         say(f"warning: {so_bad}: the run may have diverged")
         return
@@ -179,13 +180,30 @@ def much_worse(metric: str, value: float, best: float, factor: float, noise: flo
     Args:
         metric: What was measured.
         value: What it is.
-        best: The better value. KID of a good model can be 0 or below, and nothing is so many times that.
+        best: The better value. KID of a good model can be 0 or below; then the value is set against the noise.
         factor: How many times.
-        noise: The deviation over the parts that the value is a mean of.
+        noise: The deviation over the parts that the value is a mean of; 0 where it is not known, and then nothing is so
+            many times a value of 0 or below.
     """
-    if best <= 0 or abs(value - best) <= noise:
+    if _is_blind(metric, best, noise) or abs(value - best) <= noise:
         return False
-    return value > factor * best if METRICS[metric].better == "lower" else value < best / factor
+    return value > factor * max(best, noise) if METRICS[metric].better == "lower" else value < best / factor
+
+
+def _is_blind(metric: str, best: float, noise: float) -> bool:
+    """Whether no value can be so many times worse than the best: that is 0 or below, and the noise is not known."""
+    return METRICS[metric].better == "lower" and best <= 0 and noise <= 0
+
+
+def _say_if_blind(before: Best | None, best: Best, noise: float) -> None:
+    """Say that divergence is no longer seen, unless it was not before."""
+    if not _is_blind(best.metric, best.value, noise) or (before and _is_blind(before.metric, before.value, noise)):
+        return
+    few = "; kid of more than 1,000 fakes or reals has a deviation to go by" if best.metric == "kid" else ""
+    say(
+        f"warning: the best {best.metric} is {best.value:.4g}, and no value is so many times that: from now on "
+        f"evaluation.diverged and evaluation.stop_diverged see nothing; let evaluation.best be another metric{few}"
+    )
 
 
 def progress_state(progress: Progress) -> dict[str, Any]:

@@ -100,10 +100,17 @@ def test_every_metric_is_there_with_a_whole_record(family: str, here: Path) -> N
         compares = record.metric not in ("inception_score", "ms_ssim") and not record.metric.startswith(
             ("ppl", "lpips", "content")
         )
+        if record.metric.startswith("ppl"):
+            crop = "rows 3/8 to 7/8, columns 2/8 to 6/8" if record.metric.endswith("_cropped") else "none"
+            assert record.parameters["crop"] == crop
         assert (record.data is not None) == (record.reals is not None) == compares
         assert (record.features is not None) == ((compares and record.metric != "swd") or "inception" in record.metric)
         if family == "munit":
             assert "direction" in record.parameters
+    values = report.result.values
+    for name in names:
+        if name.endswith("_cropped"):
+            assert values[name] != values[name.removesuffix("_cropped")]
     again = measured(here, family, requested(family, 12))
     assert again.result.values == report.result.values, "with the features of reals from the cache"
     assert not any(differences(a, b) for a, b in zip(report.result.records, again.result.records, strict=True))
@@ -230,12 +237,18 @@ def test_the_command_shows_keeps_and_tracks(root: Path, tmp_path: Path) -> None:
     for name, value in values.items():
         points = client.get_metric_history(run_id, AFTERWARDS + name)
         assert [(point.step, point.value) for point in points] == [(4000, value)]
+    again = hires_gan("evaluate", folder, "--track", "--from", found, **outside)
+    assert again.returncode == 0, again.stderr
+    assert "0 values are in the MLflow run" in again.stderr
+    assert "20 fakes against 70 reals" in again.stdout
+    without = hires_gan("evaluate", folder, "--from", found, **outside)
+    assert without.returncode == 2 and "--from stands without --track; it logs numbers that are" in without.stderr
     again = hires_gan("evaluate", folder, "--metrics", "swd", "--count", "20", "--track", **outside)
     assert again.returncode == 0, again.stderr
     assert "0 values are in the MLflow run" in again.stderr
     assert "there already at this step, and left as before: swd" in again.stderr
     assert len(client.get_metric_history(run_id, f"{AFTERWARDS}swd")) == 1
-    assert len(client.list_artifacts(run_id, "evaluations")) == 2
+    assert len(client.list_artifacts(run_id, "evaluations")) == 3
 
 
 @pytest.mark.slow
@@ -261,6 +274,10 @@ def test_it_runs_under_accelerate_launch(here: Path, tmp_path: Path) -> None:
         (("--metrics", "fidd"), "there is no metric 'fidd'; did you mean fid?"),
         (("--out", "."), "--out is ., which is a folder; name a file"),
         (("--track",), "names no MLflow run; leave it out, and keep the numbers with --out"),
+        (
+            ("--from", "a.json"),
+            "--from stands beside --data; it logs numbers that are there: give --track, and nothing",
+        ),
         (
             ("--out", "README.md/numbers.json"),
             "--out is README.md/numbers.json: cannot write README.md: File exists",

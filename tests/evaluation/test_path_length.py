@@ -65,9 +65,9 @@ def test_along_a_great_circle_it_is_the_square_of_the_arc(sampling) -> None:
 
 @pytest.mark.parametrize("name", PATHS)
 def test_it_is_the_mean_over_paths_that_are_walked_one_by_one(name) -> None:
-    space, sampling = PATHS[name]
+    space, sampling, crop = PATHS[name]
     network = small.generator("stylegan2").double()
-    found = PathLength(network, small.squared, space, sampling).distances(SAMPLES)
+    found = PathLength(network, small.squared, space, sampling, crop=crop).distances(SAMPLES)
     expected = []
     for k in SAMPLES.tolist():
         number = torch.tensor([k])
@@ -84,10 +84,12 @@ def test_it_is_the_mean_over_paths_that_are_walked_one_by_one(name) -> None:
                 w0, w1 = network.mapping(z0[None])[0], network.mapping(z1[None])[0]
                 w = w0 + place * (w1 - w0)
                 pictures.append(network.synthesis(w.expand(1, network.num_ws, -1)))
+        if crop:  # of 16x16
+            pictures = [picture[:, :, 6:14, 4:12] for picture in pictures]
         expected.append(((pictures[0] - pictures[1]) ** 2).sum() / 1e-8)
     assert min(expected) > 1e-3
     # The normalisation of latents adds 1e-8 to a mean square, which differs by the latent's length.
-    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-6, atol=0)
+    torch.testing.assert_close(found, torch.stack(expected), rtol=3e-6, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -96,8 +98,8 @@ def test_it_is_the_mean_over_paths_that_are_walked_one_by_one(name) -> None:
 def test_a_sample_is_the_same_in_any_batch_and_for_any_ranks(family, classes, dtype) -> None:
     network = small.generator(family, classes)
     samples = torch.cat((SAMPLES, torch.tensor([2**33])))
-    for name, (space, sampling) in PATHS.items():
-        if space == "w" and family == "progressive":
+    for name, (space, sampling, crop) in PATHS.items():
+        if crop or (space == "w" and family == "progressive"):
             continue
         lengths = PathLength(network, small.squared, space, sampling, CLASSES if classes else None, dtype=dtype)
         assert lengths.chunk == 8
@@ -185,6 +187,25 @@ def test_a_crop_compares_the_part_where_a_face_has_its_centre(linear) -> None:
     assert torch.equal(found, PathLength(linear, part, "w", "end").distances(SAMPLES))
 
 
+def test_images_too_small_to_be_cropped_are_doubled_first() -> None:
+    """A network that grows is measured from 4x4 on."""
+
+    def part(a: Tensor, b: Tensor) -> Tensor:
+        rows, columns = [1, 2, 2, 3], [1, 1, 2, 2]  # 3 to 6 and 2 to 5 of 8, by halves
+        return small.squared(a[:, :, rows][:, :, :, columns], b[:, :, rows][:, :, :, columns])
+
+    network, growth = small.generator("progressive"), Growth(4)
+    found = PathLength(network, small.squared, "z", "end", crop=True, growth=growth).distances(SAMPLES)
+    whole = PathLength(network, part, "z", "end", growth=growth).distances(SAMPLES)
+    torch.testing.assert_close(found, whole, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_a_name_says_which_paths_and_whether_images_are_cropped(name) -> None:
+    space, sampling, crop = PATHS[name]
+    assert name == f"ppl_{space}_{sampling}{'_cropped' if crop else ''}"
+
+
 @pytest.mark.parametrize(("family", "space"), [("progressive", "z"), ("stylegan", "z"), ("stylegan", "w")])
 def test_networks_are_measured_as_far_as_they_have_grown(family, space) -> None:
     network, sides = small.generator(family), []
@@ -257,8 +278,6 @@ def test_what_cannot_be_measured_is_refused(linear) -> None:
         PathLength(small.generator("stylegan", 2), small.squared, "z", "end")
     with pytest.raises(ValueError, match="labels are of 2 classes; the generator has 0"):
         PathLength(linear, small.squared, "z", "end", CLASSES)
-    with pytest.raises(UsageError, match="they are 4x4; at least 8x8 is allowed: leave out the crop"):
-        PathLength(small.generator("progressive"), small.squared, "z", "end", crop=True, growth=Growth(4))
     with pytest.raises(Failure, match="ppl_z_end is a mean over samples, but there are none"):
         path_length(torch.zeros(0), "ppl_z_end")
     with pytest.raises(Failure, match="ppl_w_full is not finite for 2 of 3 samples"):

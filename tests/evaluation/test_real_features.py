@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import fcntl
 import json
 import os
 import stat
@@ -128,6 +130,40 @@ def test_a_folder_that_cannot_be_written_is_said_and_done_without(
     FeatureCache(blocked / "features").write(KEY, made())
     said = " ".join(capfd.readouterr().err.split())
     assert f"features of reals cannot be kept in {blocked}/features (Not a directory)" in said
+    assert said.count("warning") == 1
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_file_system_that_is_read_only_is_said_once_with_its_reason(
+    is_there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    folder = tmp_path / "features"
+    if is_there:
+        folder.mkdir()
+        monkeypatch.setattr(real_features, "write_atomically", read_only)
+        monkeypatch.setattr(os, "open", read_only)  # of the lock
+    else:
+        monkeypatch.setattr(Path, "mkdir", read_only)
+    FeatureCache(folder).write(KEY, made())
+    monkeypatch.undo()
+    said = " ".join(capfd.readouterr().err.split())
+    assert said == f"warning: features of reals cannot be kept in {folder} (Read-only file system)"
+
+
+def test_a_file_system_without_locks_keeps_features_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "lockf", no_locks)
+    FeatureCache(tmp_path).write(KEY, made())
+    said = " ".join(capfd.readouterr().err.split())
+    assert f"warning: {tmp_path} could not be locked (No locks available): others may write the same" in said
+    assert equal(FeatureCache(tmp_path).read(KEY), made())
 
 
 def test_other_counts_than_the_keys_are_refused(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +16,8 @@ import torch
 from mlflow import MlflowClient
 from tiny_models import lapsing_at, untrained
 
-from hires_gan.errors import UsageError
+from hires_gan.bench.tracking_servers import LocalServer
+from hires_gan.errors import Failure, UsageError
 from hires_gan.evaluation import comparing
 from hires_gan.evaluation.catalogue import MetricName
 from hires_gan.evaluation.command import Report, Request, evaluate
@@ -22,6 +25,7 @@ from hires_gan.evaluation.crew import Alone
 from hires_gan.evaluation.instruments import Sources
 from hires_gan.evaluation.tracked import TrackedRun
 from hires_gan.inference.loading import find
+from hires_gan.tracking import patience
 from hires_gan.tracking.names import AFTERWARDS
 from hires_gan.tracking.protocols import fingerprint, histories_of
 
@@ -54,13 +58,16 @@ def test_a_run_that_cannot_be_found_is_named(root: Path, tmp_path: Path, monkeyp
     gone = find(untrained("progressive", tmp_path, run_id="0" * 32))
     for found in ("is not there", "has not got it"):
         with pytest.raises(
-            UsageError, match=rf"is of the MLflow run 0+, and the store .* {found}; name the store that"
+            UsageError, match=rf"is of the MLflow run 0+, and the store .* {found}; name the store that has it with"
         ):
             TrackedRun(gone)
         assert (tmp_path / "mlflow.db").exists() == (found == "has not got it"), "none is made"
         MlflowClient(store).search_experiments()
-    gone.state["configuration"]["tracking"] = {"uri": store}
-    with pytest.raises(UsageError, match=r"has not got it; leave --track out, and keep the numbers with --out"):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    gone.state["configuration"]["tracking"] = {"uri": "http://127.0.0.1:9"}  # nothing listens there
+    with pytest.raises(
+        Failure, match="start the server, name the store that has it with MLFLOW_TRACKING_URI, or leave"
+    ):
         TrackedRun(gone)
 
 
@@ -74,6 +81,167 @@ def test_a_store_whose_password_is_not_kept_is_asked_for(
         UsageError, match=r"MLflow store http://\*\*\*@mlflow:5000, whose password no checkpoint keeps; "
     ):
         TrackedRun(saved)
+
+
+def recorded_at(folder: Path, run_id: str, uri: str) -> None:
+    """Let a run's folder name its run, as a tracker leaves it."""
+    (folder / "tracking").mkdir()
+    (folder / "tracking/run.json").write_text(json.dumps({"run_id": run_id, "uri": uri}))
+
+
+@pytest.mark.parametrize("configured", [None, "sqlite:///rel.db"])
+def test_a_runs_folder_says_in_which_store_the_run_is(
+    configured: str | None, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Be it that MLFLOW_TRACKING_URI said so when it trained, or a path from where that was."""
+    _, run_id = recorded("progressive", tmp_path, monkeypatch)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    folder = tmp_path / "runs/progressive"
+    (tmp_path / "mlflow.db").rename(tmp_path / "rel.db")
+    saved = find(folder)
+    saved.state["configuration"]["tracking"] = {"uri": configured}
+    with pytest.raises(UsageError, match="is not there; name the store"):
+        TrackedRun(saved)
+    recorded_at(folder, run_id, f"sqlite:///{tmp_path}/rel.db")
+    monkeypatch.chdir(root)
+    assert TrackedRun(saved).uri == f"sqlite:///{tmp_path}/rel.db"
+    shutil.move(folder, tmp_path / "elsewhere")
+    assert TrackedRun(find(tmp_path / "elsewhere")).uri == f"sqlite:///{tmp_path}/rel.db", "wherever the folder lies"
+    (tmp_path / "rel.db").rename(tmp_path / "rel.db.old")
+    (tmp_path / "new").mkdir()
+    shutil.move(tmp_path / "elsewhere", tmp_path / "new/progressive")
+    shutil.move(tmp_path / "rel.db.old", tmp_path / "new/rel.db")
+    moved = TrackedRun(find(tmp_path / "new/progressive"))
+    assert (moved.run_id, moved.uri) == (run_id, f"sqlite:///{tmp_path}/new/rel.db"), "moved with its store"
+
+
+def test_the_run_that_took_the_place_of_a_lost_one_is_the_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, run_id = recorded("progressive", tmp_path, monkeypatch)
+    again = str(client.create_run(client.get_run(run_id).info.experiment_id).info.run_id)
+    client.delete_run(run_id)
+    with pytest.raises(UsageError, match="has it as deleted"):
+        TrackedRun(find(tmp_path / "runs/progressive"))
+    recorded_at(tmp_path / "runs/progressive", again, f"sqlite:///{tmp_path}/mlflow.db")
+    assert TrackedRun(find(tmp_path / "runs/progressive")).run_id == again
+
+
+def test_a_store_that_has_another_address_now_is_named_by_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    _, run_id = recorded("progressive", tmp_path, monkeypatch)
+    folder, store = tmp_path / "runs/progressive", f"sqlite:///{tmp_path}/mlflow.db"
+    recorded_at(folder, run_id, "http://127.0.0.1:9")
+    assert TrackedRun(find(folder)).uri == store
+    assert capfd.readouterr().err.endswith(
+        f"\n--track: the MLflow run {run_id} is not found at http://127.0.0.1:9 any more; it is at {store}, by "
+        "MLFLOW_TRACKING_URI\n"
+    )
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:7")
+    with pytest.raises(Failure, match="http://127.0.0.1:9 does not answer"):
+        TrackedRun(find(folder))
+
+
+def moved_store(folder: Path, patch: pytest.MonkeyPatch) -> tuple[MlflowClient, str]:
+    """A store whose folder was copied to a new place; then the old one was renamed. Returns its client, and the run."""
+    (folder / "old").mkdir()
+    _, run_id = recorded("progressive", folder / "old", patch)
+    recorded_at(folder / "old/runs/progressive", run_id, f"sqlite:///{folder}/old/mlflow.db")
+    (folder / "old/mlflow.db").rename(folder / "old/runs/mlflow.db")
+    shutil.copytree(folder / "old/runs", folder / "new/runs")
+    (folder / "old").rename(folder / "away")
+    patch.delenv("MLFLOW_TRACKING_URI")
+    return MlflowClient(f"sqlite:///{folder}/new/runs/mlflow.db"), run_id
+
+
+def test_a_store_that_was_moved_keeps_artifacts_in_their_old_place_and_that_is_said(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, run_id = moved_store(tmp_path, monkeypatch)
+    report = measured(tmp_path / "new/runs/progressive", "swd", data=(str(tmp_path / "away/plain"),))
+    old = tmp_path / f"old/artifacts/{run_id}/artifacts"
+    said = f"the report is in {old}: a store that was moved keeps the run's artifacts in their old place"
+    assert logged(report).endswith(f"; {said}")
+    assert len(list(old.rglob("*_evaluate_*.json"))) == 1
+    assert client.get_run(run_id).data.metrics.keys() >= {f"{AFTERWARDS}swd"}
+
+
+def test_where_that_place_cannot_be_written_the_numbers_are_there_all_the_same(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, run_id = moved_store(tmp_path, monkeypatch)
+    (tmp_path / "old").write_text("a file")
+    report = measured(tmp_path / "new/runs/progressive", "swd", data=(str(tmp_path / "away/plain"),))
+    with pytest.raises(
+        Failure, match=rf"the numbers are in the MLflow run {run_id}, but their report cannot be written "
+    ):
+        logged(report)
+    assert client.get_run(run_id).data.metrics.keys() >= {f"{AFTERWARDS}swd"}
+
+
+def test_a_run_that_was_deleted_meanwhile_is_not_waited_for(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    client, run_id = recorded("progressive", tmp_path, monkeypatch)
+    report = measured(tmp_path / "runs/progressive", "swd")
+    run = TrackedRun(report.saved)
+    client.delete_run(run_id)
+    with pytest.raises(Failure, match="cannot be used"):
+        run.log(report.result, report.as_json())
+    assert "asked again" not in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_server_that_is_away_just_then_is_waited_for(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It is killed before the numbers are logged, and once more after them, before their report is."""
+    (tmp_path / "server").mkdir()
+    with LocalServer(tmp_path / "server") as server:
+        client = MlflowClient(server.uri, server.uri)
+        run_id = str(client.create_run(client.create_experiment("e")).info.run_id)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+        report = measured(untrained("progressive", tmp_path, run_id=run_id), "swd")
+        run, said, starting = TrackedRun(report.saved), list[str](), list[threading.Thread]()
+
+        def back_later(line: str) -> None:
+            said.append(line)
+            if "asked again" in line:
+                starting.append(threading.Thread(target=server.start))
+                starting[-1].start()
+
+        monkeypatch.setattr(patience, "say", back_later)
+        monkeypatch.setattr(patience, "PATIENCE", 300.0)  # of a machine with much else to do
+        keep, kills = run._client.log_text, [server.kill]
+
+        def killed_before(*arguments: Any) -> None:
+            while kills:
+                starting[-1].join()
+                kills.pop()()
+            keep(*arguments)
+
+        monkeypatch.setattr(run._client, "log_text", killed_before)
+        server.kill()
+        sentence = run.log(report.result, report.as_json())
+        for one in starting:
+            one.join()
+        names = client.get_run(run_id).data.metrics
+        assert {name: [one.step for one in client.get_metric_history(run_id, name)] for name in names} == {
+            "evaluate/swd": [4000],
+            "evaluate/swd/16": [4000],
+        }
+        assert len(client.list_artifacts(run_id, "evaluations")) == 1
+        assert sentence == f"2 values are in the MLflow run {run_id} in {server.uri}, at step 4000"
+        away = r"MLflow at \S+ does not answer \([\w ]+\): it is asked again for 300 s"
+        assert [bool(re.fullmatch(away, line)) for line in said] == [True, False] * 2, said
+        assert said[1::2] == [f"MLflow at {server.uri} answers again"] * 2
+        server.kill()
+        monkeypatch.setattr(patience, "PATIENCE", 0.0)
+        with pytest.raises(
+            Failure, match=rf"MLflow at {server.uri} cannot be used \(Connection refused\): start the server$"
+        ):
+            run.log(report.result, report.as_json())
 
 
 def test_numbers_that_were_measured_otherwise_have_a_name_of_their_own(

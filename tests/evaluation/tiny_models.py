@@ -133,8 +133,8 @@ def stand_in(patch: pytest.MonkeyPatch) -> None:
 
 SETS = "swd,fid,kid,precision,recall,density,coverage,inception_score"
 METRICS = {
-    "progressive": f"{SETS},ms_ssim,ppl_z_full,ppl_z_end",
-    "stylegan2": f"{SETS},ppl_w_full,ppl_w_end",
+    "progressive": f"{SETS},ms_ssim,ppl_z_full,ppl_z_end,ppl_z_full_cropped,ppl_z_end_cropped",
+    "stylegan2": f"{SETS},ppl_w_full,ppl_w_end,ppl_w_full_cropped,ppl_w_end_cropped",
     "munit": f"{SETS},lpips_diversity_munit,lpips_diversity_stargan2,content_preservation",
 }
 """Every metric there is, by a family that it fits."""

@@ -14,6 +14,7 @@ from hires_gan import checkpoint
 from hires_gan.errors import Failure, UsageError
 from hires_gan.inference.generate import generate
 from hires_gan.inference.images import enlarge, grid, limit_side, save_png, to_uint8
+from hires_gan.inference.loading import find
 from hires_gan.inference.request import parse_seeds
 from hires_gan.networks.growth import Growth, Width
 from hires_gan.networks.progressive import Generator
@@ -89,6 +90,29 @@ def test_classes(make_checkpoint, tmp_path):
     with pytest.raises(UsageError, match="--class is given, but the generator is unconditional"):
         generate(str(make_checkpoint().folder), [0], tmp_path / "x", label=0)
     assert not (tmp_path / "x").exists()
+
+
+def test_best_and_latest_stand_for_what_they_name(make_checkpoint, tmp_path):
+    first = make_checkpoint()
+    root = first.folder.parent
+    kept = {key: first.state[key] for key in ("configuration", "inference")}
+    checkpoint.write(root, 200, {"generator.average": first.tensors("generator.average")}, kept)
+    with pytest.raises(
+        UsageError, match=r"checkpoints/best is not there; give another checkpoint, or the run's folder"
+    ):
+        find(root / "best")
+    checkpoint.point(root, "best", first.folder.name)
+    assert (find(root / "best").nimg, find(str(root / "latest")).nimg, find(root.parent).nimg) == (100, 200, 200)
+    generate(str(root / "best"), [0], tmp_path / "out")
+    assert (tmp_path / "out" / "grid.png").exists()
+    checkpoint.point(root, "best", "000000000300")
+    with pytest.raises(UsageError, match=r"checkpoints/best names 000000000300, which is not there; give another"):
+        find(root / "best")
+    (root / "latest").unlink()
+    assert find(root / "latest").nimg == 200, "as of the run's folder"
+    assert find(make_checkpoint(name="best").folder.parents[1]).nimg == 100, "a run may be called so"
+    with pytest.raises(UsageError, match="there is no folder .*nowhere/best"):
+        find(tmp_path / "nowhere" / "best")
 
 
 def test_what_is_no_checkpoint_is_said(make_checkpoint, tmp_path):

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 from comparison_store import TRAINED, RecordedRuns, plain, sqlite
 
 from hires_gan.bench.tracking_servers import LocalServer
-from hires_gan.tracking.comparison import histories
+from hires_gan.errors import Failure, UsageError
+from hires_gan.tracking.comparison import command, histories
+from hires_gan.tracking.comparison.command import compare
 
 
 def hires_gan(*arguments: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -56,6 +60,40 @@ def test_exit_codes_and_sentences(tmp_path):
     assert done.stderr.startswith("error: RUN is nothing, which is neither a folder nor a run of MLflow")
     assert not list(tmp_path.glob("comparison.*")), "nothing is written"
     assert hires_gan("compare", cwd=tmp_path).returncode == 2
+    (tmp_path / "file").write_text("")
+    done = hires_gan("compare", "nothing", "--out", "file/x", cwd=tmp_path, MLFLOW_TRACKING_URI=store.uri)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "error: --out is file/x, where nothing can be written (Not a directory); make room, or give another folder\n"
+    ), "before anything is looked up"
+
+
+def test_a_place_where_nothing_can_be_written_is_found_before_the_stores_are_read(tmp_path, monkeypatch):
+    """Such as a folder that is there, on a disk that is mounted read-only."""
+
+    def refuse(**_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    with pytest.raises(UsageError, match=r"--out is .*, where nothing can be written \(Read-only file system\); make"):
+        list(compare(["nothing"], tmp_path, "http://127.0.0.1:9", None, set()))
+
+
+def test_the_table_is_shown_where_the_files_cannot_be_written(tmp_path, monkeypatch):
+    store = RecordedRuns(sqlite(tmp_path))
+    store.add("run")
+
+    def full(path, _):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(command, "write_atomically", full)
+    lines = []
+    with pytest.raises(
+        Failure, match=r"cannot write .*/comparison\.html \(No space left on device\); make room, or give"
+    ):
+        for line in compare(["run"], tmp_path / "out", store.uri, None, set()):
+            lines.append(line)
+    assert [line.split()[0] for line in lines[:2]] == ["run", "run"]
 
 
 def fill(path: Path, ids: list[str], keys: list[str], points: int) -> None:

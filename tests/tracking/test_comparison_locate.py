@@ -149,3 +149,19 @@ def test_a_password_is_asked_for_and_never_shown(tmp_path, monkeypatch):
     (folder / "config.yaml").write_text("tracking: {uri: 'http://me:secret@127.0.0.1:9'}")
     with pytest.raises(Failure, match="does not answer"):
         Finder(None, None).find_all([str(folder)])
+
+
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "postgresql://127.0.0.1:9/mlflow", "file:///proc/none"])
+def test_what_helps_where_a_store_does_not_answer_names_what_this_command_has(uri, tmp_path):
+    """Nothing listens on the port for discarding, and nobody makes folders in /proc."""
+    with pytest.raises(Failure) as caught:
+        Finder(uri, None).find_all(["run"])
+    assert "name the store that has the run with --uri or in MLFLOW_TRACKING_URI" in str(caught.value)
+    with pytest.raises(Failure) as caught:
+        Finder(None, None).find_all([str(folder_of("a" * 32, uri, tmp_path / "run"))])
+    assert "where it has another address now, name that with --uri, and the run by its id" in str(caught.value)
+
+
+def test_a_path_that_is_no_sqlite_store_is_said_with_the_option():
+    with pytest.raises(Failure, match=r"/a%20b\.db, by --uri, cannot be a SQLite store: choose a path to a file"):
+        Finder("sqlite:///a%20b.db", None).find_all(["run"])

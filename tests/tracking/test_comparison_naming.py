@@ -37,13 +37,43 @@ def protocols_of(run: Run) -> dict[str, Protocol]:
 
 def test_what_most_have_is_plain_in_all() -> None:
     first = run_with({"evaluate/fid": FEW, named("fid", MANY): MANY}, "loss/generator")
-    others = [run_with({"evaluate/fid": MANY}), run_with({"evaluate/fid": MORE})]
-    renamed = under_one_name([first, *others])
-    assert renamed[1:] == others
+    second = run_with({"evaluate/fid": MANY})
+    renamed = under_one_name([first, second])
+    assert renamed[1:] == [second]
     assert protocols_of(renamed[0]) == {"evaluate/fid": MANY, named("fid", FEW): FEW}
     assert renamed[0].curves["evaluate/fid"].values == first.curves[named("fid", MANY)].values
     assert renamed[0].curves[named("fid", FEW)].values == first.curves["evaluate/fid"].values
     assert renamed[0].curves["loss/generator"] is first.curves["loss/generator"]
+
+
+def test_a_run_without_the_commonest_way_leaves_the_plain_name_to_it() -> None:
+    """Else three runs that agree have no best, for the one that does not; and that one's way has two names."""
+    runs = [
+        run_with({"evaluate/fid": FEW}, "evaluate/fid/a_to_b"),
+        run_with({"evaluate/fid": MANY, named("fid", FEW): FEW}),
+        run_with({"evaluate/fid": MANY}),
+        run_with({"evaluate/fid": MORE}),
+    ]
+    renamed = under_one_name(runs)
+    assert [protocols_of(run) for run in renamed] == [
+        {named("fid", FEW): FEW},
+        {"evaluate/fid": MANY, named("fid", FEW): FEW},
+        {"evaluate/fid": MANY},
+        {named("fid", MORE): MORE},
+    ]
+    assert set(renamed[0].curves) == {named("fid", FEW), f"{named('fid', FEW)}/a_to_b"}
+    assert renamed[1:3] == runs[1:3]
+
+
+def test_where_no_two_agree_names_stay() -> None:
+    runs = [run_with({"evaluate/fid": FEW, named("fid", MANY): MANY}), run_with({"evaluate/fid": MORE}), run_of()]
+    assert under_one_name(runs) == runs
+    assert under_one_name(runs[:1]) == runs[:1]
+
+
+def test_a_name_that_is_taken_is_left_to_what_has_it() -> None:
+    odd = run_with({"evaluate/fid": FEW, named("fid", FEW): FEW, named("fid", MANY): MANY})
+    assert under_one_name([odd, run_with({"evaluate/fid": MANY})])[0] == odd
 
 
 def test_directions_go_with_their_metric() -> None:
@@ -90,9 +120,12 @@ def test_no_measurement_is_lost(ways: list[list[Protocol]]) -> None:
         assert [found[name] for name in sorted(after.curves, key=lambda name: float(after.curves[name].values[0]))] == (
             measured
         )
-    plain = [protocols_of(run)["evaluate/fid"] for run in renamed if run.curves]
+    plain = [found["evaluate/fid"] for found in map(protocols_of, renamed) if "evaluate/fid" in found]
     most = max((sum(way in measured for measured in ways) for way in (FEW, MANY, MORE)), default=0)
     assert max(map(plain.count, plain), default=0) >= most, "all that have the commonest way have it as the plain one"
+    named_as = {(name, fingerprint(way)) for run in renamed for name, way in protocols_of(run).items()}
+    if most > 1:
+        assert len({name for name, _ in named_as}) == len(named_as) == len({way for _, way in named_as})
 
 
 def test_the_best_is_marked_of_what_two_runs_measured_alike(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ import torch
 from mlflow import MlflowClient
 
 from hires_gan import checkpoint
-from hires_gan.errors import Failure
+from hires_gan.errors import Failure, UsageError
 from hires_gan.tracking import flavour
 from hires_gan.tracking.card import ModelCard
 from hires_gan.tracking.flavour import fetch_model, log_model
@@ -186,7 +187,7 @@ class Registry:
 def test_a_version_that_is_not_registered_to_its_end_is_refused(
     store: str, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flavour, "open_store", lambda _: Registry(client))
+    monkeypatch.setattr(flavour, "open_store", lambda uri, remedy: Registry(client))
     with pytest.raises(Failure, match="^models:/faces/1 is PENDING_REGISTRATION in MLflow, not READY"):
         fetch_model(URI, store)
 
@@ -214,6 +215,48 @@ def test_a_cache_that_cannot_be_written_is_named(store: str, tmp_path: Path) -> 
         Failure, match=r"cannot be kept in .*/cache/hires_gan/models .*: set XDG_CACHE_HOME to a folder"
     ):
         fetch_model(URI, store)
+
+
+@pytest.mark.parametrize(
+    ("uri", "sentence"),
+    [
+        ("models:/faces/2", "has the versions 1 of faces; give another one, or set MLFLOW_TRACKING_URI to the store"),
+        ("models:/faces@best", "has the versions 1 of faces; give another one"),
+        ("models:/face/latest", "has no registered model face, but faces; give another one"),
+    ],
+)
+def test_what_is_there_is_said_in_place_of_a_version_that_is_not(uri: str, sentence: str, store: str) -> None:
+    with pytest.raises(UsageError, match=rf"^{uri}: MLflow at {store} {sentence}"):
+        fetch_model(uri, store)
+
+
+def test_files_that_are_gone_from_the_store_are_named(store: str, logged: Path, tmp_path: Path) -> None:
+    (logged / "artifacts").rename(logged / "elsewhere")
+    try:
+        with pytest.raises(Failure, match=r"No such artifact: .*\): see whether its files are where the store keeps"):
+            fetch_model(URI, store)
+    finally:
+        (logged / "elsewhere").rename(logged / "artifacts")
+    assert seen(models(tmp_path)) == []
+
+
+def test_a_full_disk_of_the_cache_is_named(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(LocalArtifactRepository, "_download_file", full)
+    with pytest.raises(Failure, match=rf"No space left on device\): make room in {models(tmp_path)}, or set XDG_CACHE"):
+        fetch_model(URI, store)
+
+
+def test_what_helps_where_the_store_does_not_answer_names_what_this_command_has(store: str) -> None:
+    with pytest.raises(
+        Failure, match="start the server, or set MLFLOW_TRACKING_URI to the store that holds it"
+    ) as error:
+        fetch_model(URI, "http://127.0.0.1:9")  # the port for discarding: nothing listens there
+    assert "tracking.uri" not in str(error.value)
 
 
 # --- several processes ------------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -27,9 +29,12 @@ def test_no_checkpoint_holds_the_password_and_all_goes_on_without_it(
     run_id = runs.run_id("secret")
     assert [point.step for point in client.get_metric_history(run_id, "evaluation/swd")] == [0, 160, 320]
     assert {version.run_id for version in client.search_model_versions("name = 'kept-secret'")} == {run_id}
-    evaluate = ("evaluate", runs.folder("secret"), "--count", "16", "--track")
-    done = hires_gan(*evaluate, MLFLOW_TRACKING_URI="")
+    passed_on = shutil.copytree(runs.folder("secret") / "checkpoints/000000000320", tmp_path / "passed on")
+    done = hires_gan("evaluate", passed_on, "--count", "16", "--track", MLFLOW_TRACKING_URI="")
     assert done.returncode == 2 and "whose password no checkpoint keeps" in done.stderr, done.stderr
-    done = hires_gan(*evaluate, MLFLOW_TRACKING_URI=whole)
-    assert done.returncode == 0 and "s3cret" not in done.stderr, done.stderr
-    assert [point.step for point in client.get_metric_history(run_id, "evaluate/swd")] == [320]
+    for count, checkpoint, given in (("16", passed_on, whole), ("17", runs.folder("secret"), "")):
+        done = hires_gan("evaluate", checkpoint, "--count", count, "--track", MLFLOW_TRACKING_URI=given)
+        assert done.returncode == 0 and "s3cret" not in done.stderr, done.stderr
+    points = [client.get_metric_history(run_id, name) for name in client.get_run(run_id).data.metrics]
+    found = [point for one in points for point in one if re.fullmatch("evaluate/swd(:[0-9a-f]{8})?", point.key)]
+    assert [point.step for point in found] == [320, 320], "the folder's own configuration has the password"

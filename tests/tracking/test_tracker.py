@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hires_gan.errors import Failure
+from hires_gan.errors import Failure, UsageError
 from hires_gan.tracking.card import ModelCard
 from hires_gan.tracking.flavour import fetch_model
 from hires_gan.tracking.settings import TrackingSettings
@@ -304,11 +304,13 @@ def test_models_that_cannot_be_fetched(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for uri, sentence in {
-        "models:/nobody/1": "cannot be fetched",
+        "models:/nobody/1": "has no registered model nobody, but .*; give another one, or set MLFLOW_TRACKING_URI to",
+        "models:/nobody@best": "has no registered model nobody",
+        "models:/nobody": "has no logged model nobody; write models:/NAME/VERSION for a registered one",
         "models:/a/b/c": "is no model: write",
-        "runs:/" + "0" * 32 + "/x": "cannot be fetched",
+        "runs:/" + "0" * 32 + "/x": "has no run 0{32}; give another one, or set MLFLOW_TRACKING_URI to the store that",
     }.items():
-        with pytest.raises(Failure, match=sentence):
+        with pytest.raises(UsageError, match=sentence):
             fetch_model(uri, store)
     tracker = start()
     tracker.finish("FINISHED", 30)
@@ -320,7 +322,7 @@ def test_models_that_cannot_be_fetched(
         client.log_text(tracker.run_id, text, "other/MLmodel")
         with pytest.raises(Failure, match=sentence):
             fetch_model(f"runs:/{tracker.run_id}/other", store)
-    with pytest.raises(Failure, match="no MLflow store at"):
+    with pytest.raises(UsageError, match="no MLflow store at"):
         fetch_model("models:/faces/1", f"sqlite:///{tmp_path}/none.db")
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import http.client
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import requests
 from pydantic import ValidationError
 
 from hires_gan.errors import Failure
@@ -14,7 +17,7 @@ from hires_gan.tracking import machine
 from hires_gan.tracking.machine import machine_tags
 from hires_gan.tracking.parameters import KEY_LENGTH, VALUE_LENGTH, flatten
 from hires_gan.tracking.settings import TrackingSettings
-from hires_gan.tracking.store import redact, resolve_uri
+from hires_gan.tracking.store import reason, redact, resolve_uri, translated
 
 
 @pytest.mark.parametrize("wrong", [{"every_kimg": 0}, {"every_kimg": None}, {"experiment": ""}, {"enabled": True}])
@@ -81,8 +84,34 @@ def test_uri_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("uri", ["sqlite://", "sqlite:///", "sqlite:///a%20b.db", "sqlite:///a.db?mode=ro"])
 def test_uri_that_is_no_file(uri: str, tmp_path: Path) -> None:
-    with pytest.raises(Failure, match="cannot be a SQLite store"):
+    with pytest.raises(Failure, match=r"sqlite:///.*, by tracking\.uri, cannot be a SQLite store"):
         resolve_uri(TrackingSettings(uri=uri), tmp_path)
+
+
+def test_the_reason_stands_below_its_headings() -> None:
+    failures = (
+        "failed while downloading from s3://x:\n##### File a/b.bin #####\n\n404 Not Found\n##### File c #####\nsame"
+    )
+    assert reason(Exception(failures)) == "failed while downloading from s3://x: File a/b.bin: 404 Not Found"
+    assert reason(Exception("one line\nand another")) == "one line"
+    assert reason(Exception("nothing below:\n \n")) == "nothing below:"
+    assert reason(Exception("\n")) == "Exception"
+    cut = requests.ConnectionError("HTTPConnectionPool(...)")
+    cut.__cause__ = Exception("Connection aborted.")
+    cut.__context__ = http.client.RemoteDisconnected("Remote end closed connection without response")
+    assert reason(cut) == "the connection was lost"
+    assert reason(Exception("x" * 400 + ":\nthe cause")) == "x" * 300 + "... the cause"
+    assert (
+        reason(Exception("of http://me:secret@host:\nhttp://me:secret@host")) == "of http://***@host: http://***@host"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "remedy"), [("database or disk is full", "make room on its disk"), ("no", "check that its folder can be")]
+)
+def test_what_helps_a_sqlite_store(words: str, remedy: str) -> None:
+    with pytest.raises(Failure, match=rf"cannot be used \({words}\): {remedy}"), translated("sqlite:////a/mlflow.db"):
+        raise sqlite3.OperationalError(words)
 
 
 def test_machine_tags() -> None:

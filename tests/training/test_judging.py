@@ -82,6 +82,11 @@ def test_much_worse_is_by_a_factor_in_the_metrics_own_direction() -> None:
     assert much_worse("fid", 31, 10, 3) and not much_worse("fid", 29, 10, 3)
     assert much_worse("recall", 0.19, 0.6, 3) and not much_worse("recall", 0.21, 0.6, 3)
     assert not much_worse("kid", 5, -0.001, 3), "nothing is so many times that"
+    assert much_worse("kid", 0.5, -1e-4, 3, noise=0.01), "of the noise it is"
+    assert not much_worse("kid", 0.02, -0.001, 3, noise=0.01)
+    assert much_worse("kid", 0.5, 0.0, 3, noise=0.01) and not much_worse("fid", 5, 0.0, 3)
+    assert not much_worse("recall", 0.0, 0.0, 3), "nothing is worse"
+    assert much_worse("recall", 0.1, 0.6, 3, noise=0.3)
     assert not much_worse("kid", 0.00031, 0.0001, 3, noise=0.001), "no more than one measurement from the next"
     assert much_worse("kid", 0.0031, 0.0001, 3, noise=0.001)
 
@@ -100,6 +105,31 @@ def test_divergence_is_said_and_after_so_many_in_a_row_ends_the_run(capfd: pytes
     never = Progress()
     verdicts(never, settings_of("fid"), [10, 40, 40, 40, 40])
     assert never.diverged == 4
+
+
+def test_a_best_of_zero_or_below_is_no_end_of_watching(capfd: pytest.CaptureFixture[str]) -> None:
+    """The deviation of a measurement takes its place; where that is not known, it is said, once."""
+    settings, progress = settings_of("kid", stop_diverged=2), Progress()
+    for value in (0.1, -0.0001, 0.5):
+        progress.nimg += 100
+        judge(progress, settings, result("kid", value, deviation=0.01), 10, WHERE)
+    said = " ".join(capfd.readouterr().err.split())
+    assert progress.diverged == 1 and "see nothing" not in said
+    assert (
+        "kid is 0.5, more than 3 times worse than the deviation of one measurement, 0.01, and the best, -0.0001 at"
+        in said
+    )
+    progress.nimg += 100
+    with pytest.raises(Failure, match=r"2 times in a row: the run has diverged"):
+        judge(progress, settings, result("kid", 0.5, deviation=0.01), 10, WHERE)
+    unknown = Progress()
+    assert verdicts(unknown, settings, [0.1, -0.001, -0.002, 0.5, 0.6])[1:3] == ["best", "best"]
+    said = " ".join(capfd.readouterr().err.split())
+    assert said.count("warning: the best kid is -0.001, and no value is so many times that") == 1
+    assert said.count("see nothing") == 1 and "kid of more than 1,000 fakes or reals has a deviation" in said
+    assert unknown.diverged == 0
+    verdicts(Progress(), settings_of("precision"), [0.0, 0.0])
+    assert "see nothing" not in capfd.readouterr().err
 
 
 def test_a_best_that_was_taken_otherwise_is_looked_for_anew(capfd: pytest.CaptureFixture[str]) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import tempfile
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from hires_gan.data.writer import write_atomically
-from hires_gan.errors import UsageError
+from hires_gan.errors import Failure, UsageError
 from hires_gan.tracking.comparison.content import Comparison, notes, read_comparison
 from hires_gan.tracking.comparison.page import page
 from hires_gan.tracking.comparison.picture import picture
@@ -17,7 +18,7 @@ PAGE, PICTURE = "comparison.html", "comparison.png"
 
 def compare(
     arguments: Sequence[str], out: Path, uri: str | None, experiment: str | None, higher: Collection[str]
-) -> list[str]:
+) -> Iterator[str]:
     """Lay runs side by side, and write `comparison.html` and `comparison.png`, each whole or not at all.
 
     Args:
@@ -27,21 +28,47 @@ def compare(
         experiment: The experiment in which names are looked up; None takes all.
         higher: The metrics of which more is better.
 
-    Returns:
-        Lines to print: the summary, notes, and the two files last.
+    Yields:
+        Lines to print: the summary and notes before anything is written, and each of the two files when it is there.
 
     Raises:
-        UsageError: Nothing goes by one of the names, or `out` is a file.
+        UsageError: Nothing goes by one of the names, or `out` is no folder that can be written.
         Failure: A store cannot be read, a run is deleted, or the files cannot be written.
     """
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out is {out}, which is a file; give a folder, or a name that is free")
+    _make_folder(out)
     comparison = read_comparison(arguments, uri, experiment, higher)
-    files = {PAGE: page(comparison).encode(), PICTURE: picture(comparison)}
-    out.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        write_atomically(out / name, content)
-    return [*_lines(comparison), *(str(out / name) for name in files)]
+    yield from _lines(comparison)
+    yield _written(out / PAGE, page(comparison).encode())
+    yield _written(out / PICTURE, picture(comparison))
+
+
+def _make_folder(out: Path) -> None:
+    """Find out before the stores are read, which may take minutes, whether there is a place for the files.
+
+    Raises:
+        UsageError: There is none.
+    """
+    try:
+        if out.exists() and not out.is_dir():
+            raise UsageError(f"--out is {out}, which is a file; give a folder, or a name that is free")
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):  # a folder may be there, and on a disk that is mounted read-only
+            pass
+    except OSError as problem:
+        raise UsageError(
+            f"--out is {out}, where nothing can be written ({problem.strerror or problem}); make room, or give another "
+            "folder"
+        ) from problem
+
+
+def _written(file: Path, content: bytes) -> str:
+    try:
+        write_atomically(file, content)
+    except OSError as problem:
+        raise Failure(
+            f"cannot write {file} ({problem.strerror or problem}); make room, or give another folder as --out"
+        ) from problem
+    return str(file)
 
 
 def _lines(comparison: Comparison) -> list[str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from hires_gan.tracking.comparison.runs import Run
 from hires_gan.tracking.store import reason
@@ -101,7 +101,14 @@ def _grid(run: Run, name: str, listed: tuple[Places, str], wanted: int, width: i
     except Exception as first:  # whatever a store or a damaged file throws
         if saved is not None and saved != own[nimg]:
             return _grid(run, name, ({name: {nimg: saved}}, ""), wanted, width)
-        return Grid(None, nimg, f"the grid of {nimg / 1000:g} kimg cannot be read: {reason(first)}")
+        return Grid(None, nimg, f"the grid of {nimg / 1000:g} kimg cannot be read: {_why(first, own[nimg])}")
+
+
+def _why(problem: Exception, place: str | Path) -> str:
+    """What went wrong; of a file that is no picture, with the name that it has in the store."""
+    if isinstance(problem, UnidentifiedImageError):  # which names the file that it was downloaded to
+        return f"{place} is damaged, or no PNG file"
+    return reason(problem)
 
 
 def _read(run: Run, place: str | Path, width: int) -> Image.Image:

@@ -27,6 +27,7 @@ _SECONDS = 120
 _INFINITE = 1e308
 """MLflow keeps infinity as the largest number there is."""
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+_REMEDY = "start the server, and run the same command again"
 _BULK = "/api/2.0/mlflow/metrics/get-history-bulk-interval"
 
 Wanted = Mapping[str, Sequence[str]]
@@ -89,7 +90,7 @@ def read_histories(client: Any, uri: str, wanted: Wanted, drawn: Collection[str]
         Failure: The store does not answer.
     """
     scheme = urlsplit(uri).scheme.split("+")[0]
-    with translated(uri):
+    with translated(uri, _REMEDY):
         if scheme in _DATABASES:
             return _from_database(uri, wanted)
         if scheme in ("http", "https"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,16 +10,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hires_gan.errors import Failure, UsageError
 from hires_gan.progress import say
-from hires_gan.tracking.journal import read_json
+from hires_gan.tracking.recorded import read_recorded
 from hires_gan.tracking.settings import TrackingSettings
 from hires_gan.tracking.store import find_run, open_store, reason, redact, resolve_uri, sqlite_path, translated
 
 _LOOKED_AT = 1000
 """Among so many runs, the latest ones, a similar name is looked for."""
+_OF_NAMES = "start the server, or name the store that has the run with --uri or in MLFLOW_TRACKING_URI"
+_OF_FOLDERS = "start the server, or where it has another address now, name that with --uri, and the run by its id"
+"""What helps where a store does not answer."""
 _ALL_RUNS = 3  # mlflow.entities.ViewType.ALL, without importing MLflow before it is quiet
 
 
@@ -97,39 +97,24 @@ class Finder:
         return found
 
     def _by_folder(self, argument: str, folder: Path) -> Found:
-        recorded = read_json(folder / "tracking" / "run.json")
-        run_id, uri = recorded.get("run_id"), recorded.get("uri")
-        if not isinstance(run_id, str) or not isinstance(uri, str):
+        recorded = read_recorded(folder)
+        if recorded is None:
             raise UsageError(
                 f"RUN is {argument}, a folder without tracking/run.json: give a run's own folder, such as runs/mine, "
                 "an MLflow run id, or a run's name"
             )
-        return self._by_id(argument, self._full_uri(argument, folder, uri), run_id, folder)
-
-    def _full_uri(self, argument: str, folder: Path, recorded: str) -> str:
-        """The store of a run's folder: with the secrets that are not recorded, and where it lies now.
-
-        Raises:
-            UsageError: The secrets are nowhere to be found.
-        """
-        path = sqlite_path(recorded)
-        if path is not None:
-            beside = folder.absolute().parent / path.name
-            return recorded if path.exists() or not beside.exists() else f"sqlite:///{beside}"
-        if "***" not in recorded:
-            return recorded
-        known = (self._uri, os.environ.get("MLFLOW_TRACKING_URI"), _configured_uri(folder))
-        for uri in filter(None, known):
-            if redact(uri) == recorded:
-                return uri
-        raise UsageError(
-            f"RUN {argument} is in MLflow at {recorded}, whose password is not kept in the folder: give the whole "
-            "address as --uri or in MLFLOW_TRACKING_URI"
-        )
+        uri = recorded.full_uri(self._uri)
+        if uri is None:
+            raise UsageError(
+                f"RUN {argument} is in MLflow at {recorded.uri}, whose password is not kept in the folder: give the "
+                "whole address as --uri or in MLFLOW_TRACKING_URI"
+            )
+        return self._by_id(argument, uri, recorded.run_id, folder)
 
     def _by_id(self, argument: str, uri: str, run_id: str, folder: Path | None = None) -> Found:
-        client = self._open(uri, argument)
-        with translated(uri):
+        remedy = _OF_FOLDERS if folder else _OF_NAMES
+        client = self._open(uri, argument, remedy)
+        with translated(uri, remedy):
             run = find_run(client, run_id)
         if run is not None:
             return Found(argument, uri, client, run, folder)
@@ -143,8 +128,8 @@ class Finder:
         )
 
     def _by_name(self, argument: str, uri: str) -> Found:
-        client = self._open(uri, argument)
-        with translated(uri):
+        client = self._open(uri, argument, _OF_NAMES)
+        with translated(uri, _OF_NAMES):
             runs = self._named(client, uri, argument)
         active = [run for run in runs if run.info.lifecycle_stage == "active"] or runs
         if len(active) > 1:
@@ -194,9 +179,9 @@ class Finder:
                 f"--uri is {self._uri}, which is no address of a store: write http(s)://host:port for a server, or "
                 "sqlite:///path/to/mlflow.db for a file"
             )
-        return resolve_uri(TrackingSettings(uri=self._uri), Path("runs"))
+        return resolve_uri(TrackingSettings(uri=self._uri), Path("runs"), "--uri")
 
-    def _open(self, uri: str, argument: str) -> Any:
+    def _open(self, uri: str, argument: str, remedy: str) -> Any:
         if uri not in self._clients:
             path = sqlite_path(uri)
             if path is not None and not path.exists():  # opening it would make one
@@ -204,17 +189,8 @@ class Finder:
                     f"RUN {argument} cannot be looked up: there is no MLflow store at {path}; give a run's folder, or "
                     "the store as --uri or in MLFLOW_TRACKING_URI"
                 )
-            self._clients[uri] = open_store(uri)
+            self._clients[uri] = open_store(uri, remedy)
         return self._clients[uri]
-
-
-def _configured_uri(folder: Path) -> str | None:
-    """`tracking.uri` of the configuration that lies in a run's folder."""
-    try:
-        uri = yaml.safe_load((folder / "config.yaml").read_text())["tracking"]["uri"]
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
-        return None
-    return uri if isinstance(uri, str) else None
 
 
 def _experiments(client: Any) -> list[Any]:

@@ -12,10 +12,11 @@ from hires_gan.tracking.protocols import fingerprint
 
 
 def under_one_name(runs: Sequence[Run]) -> list[Run]:
-    """Let `evaluate/fid` be what most runs have of it, where some of them have that as `evaluate/fid:3f2a91bc`.
+    """Let `evaluate/fid` be what most runs have measured in one way, if at least two have, and nothing else.
 
-    A run's first measurement has the plain name in its store, and those that were taken otherwise have another. In the
-    runs where that one is another than in most, the two change their names.
+    A run's first measurement has the plain name in its store, and those that were taken otherwise are
+    `evaluate/fid:3f2a91bc`. Here the commonest way has the plain one in all runs, and every other way its own: what
+    stands under one name was measured alike. Where no two runs have measured alike, names stay as they are.
 
     Args:
         runs: As they were read.
@@ -23,7 +24,8 @@ def under_one_name(runs: Sequence[Run]) -> list[Run]:
     ways = [_ways(run) for run in runs]
     for metric in sorted({metric_of(series) for found in ways for series in found}):
         common = _most_common(metric, ways)
-        runs = [_renamed(run, _swap(metric, common, found)) for run, found in zip(runs, ways, strict=True)]
+        if common:
+            runs = [_renamed(run, _new_names(metric, common, found)) for run, found in zip(runs, ways, strict=True)]
     return list(runs)
 
 
@@ -35,20 +37,26 @@ def _ways(run: Run) -> dict[str, str]:
 
 
 def _most_common(metric: str, ways: Sequence[Mapping[str, str]]) -> str:
-    """Of several that are in as many runs, that which comes first."""
-    counted = Counter(
-        way for found in ways for series, way in found.items() if metric_of(series) == metric and way
-    ).most_common(1)
-    return counted[0][0] if counted else ""
+    """The way that most runs have, of several that to which most of them gave the plain name, then the first one.
+
+    Empty where no two runs have the same.
+    """
+    plain = Counter(own.get(AFTERWARDS + metric, "") for own in ways)
+    counted: Counter[str] = Counter()
+    for own in ways:
+        counted.update(list(dict.fromkeys(way for name, way in own.items() if way and metric_of(name) == metric)))
+    common = max(counted, key=lambda way: (counted[way], plain[way]), default="")
+    return common if counted[common] > 1 else ""
 
 
-def _swap(metric: str, common: str, ways: Mapping[str, str]) -> dict[str, str]:
+def _new_names(metric: str, common: str, ways: Mapping[str, str]) -> dict[str, str]:
     """New names of a run's series, by their old ones; none where the plain one has what most have."""
     plain = AFTERWARDS + metric
-    own = next((series for series, way in ways.items() if way == common and metric_of(series) == metric), plain)
-    if own == plain or not common:
+    own = next((series for series, way in ways.items() if way == common and metric_of(series) == metric), None)
+    other = taken_otherwise(plain, ways.get(plain, ""))
+    if own == plain or other in ways:  # a name that is taken is left to what has it
         return {}
-    return {own: plain} | ({plain: taken_otherwise(plain, ways[plain])} if plain in ways else {})
+    return ({own: plain} if own else {}) | ({plain: other} if plain in ways else {})
 
 
 def _renamed(run: Run, names: Mapping[str, str]) -> Run:
