@@ -138,7 +138,8 @@ class Namespace:
 
     def _setup(self, spec: Mapping[str, Any], container: Mapping[str, Any], own: Path) -> dict[str, str]:
         user = spec["securityContext"]["runAsUser"]
-        mounts = [*((path, path) for path in _kept()), *self._mounts(spec, container, own, user)]
+        # The last ones lie above: /tmp may be one of the pod's own volumes, and hold the repository here.
+        mounts = [*self._mounts(spec, container, own, user), *((path, path) for path in _kept())]
         return {
             "MOUNTS": " ".join(f"{source}={target}" for source, target in mounts),
             "IMAGE_ROOT": str(ROOT),
