@@ -282,7 +282,7 @@ def test_runs_that_measure_otherwise_are_not_set_against_each_other(judged: dict
     (entry,) = histories_of(one.data.tags)["evaluation/swd"]
     assert entry.protocol == protocol_of([Record.model_validate(record) for record in records])
     folders = [str(Path(few["run"]["dir"]) / name) for name in ("small", "other")]
-    lines = compare(folders, tmp_path / "compared", None, None, set())
+    lines = list(compare(folders, tmp_path / "compared", None, None, set()))
     assert "swd was not measured alike (reals 16 and 24, fakes 16 and 24): no best is marked" in lines
     assert any(line.startswith("other: swd was not always measured alike (reals 16 and 24, fakes") for line in lines)
     best = saved(other).state["progress"]["best"]
