@@ -79,6 +79,7 @@ def shortened(command: str) -> list[str]:
     return words
 
 
+@pytest.mark.slow
 def test_the_commands_run_in_their_order(tmp_path):
     """The user's story, from a folder of images to generated ones, in an empty folder with the shipped configs."""
     for folder in ("configs", "launch"):

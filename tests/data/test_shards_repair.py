@@ -397,6 +397,7 @@ def command(*words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([BIN / "hires-gan", "shards", "check", *words], capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_the_command_and_its_exit_codes(folder, original, tmp_path):
     key = flip_sample(folder, 2)
     done = command(folder, "--workers", "2", "--report", tmp_path / "report.csv")

@@ -22,6 +22,7 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
 
 
+@pytest.mark.slow
 def test_the_page_is_true(tmp_path, monkeypatch):
     commands = [shlex.split(line) for block in blocks("bash") for line in block.splitlines()]
     assert len(commands) >= 9

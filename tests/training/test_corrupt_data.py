@@ -54,6 +54,7 @@ def corrupt(settings, shards, tmp_path) -> dict[str, Any]:
     return settings
 
 
+@pytest.mark.slow
 def test_a_run_around_corrupt_samples_resumes_exactly_and_counts_them(corrupt, tmp_path, capfd):
     runs = tmp_path / "runs"
     assert run(corrupt)

@@ -160,6 +160,7 @@ def train(processes: int, config: Path, *overrides: str) -> subprocess.Popen[str
     return launched(processes, "train", str(config), *overrides, module="hires_gan")
 
 
+@pytest.mark.slow
 def test_two_processes_resume_exactly(settings: dict[str, Any], write_config: Any) -> None:
     """From the middle of a fade, bit for bit."""
     settings["data"]["workers"] = 1

@@ -70,6 +70,7 @@ def test_figures_with_deepspeed_are_not_those_without(settings):
     assert asked(settings).key() == asked(settings | {"backend": {"name": "single"}}).key()
 
 
+@pytest.mark.slow
 def test_a_run_says_once_what_its_figures_lack(settings, as_on_a_gpu, capfd):
     check_memory(asked(settings | {"levers": {"compile": "all"}}), None, ("image",))
     said = capfd.readouterr().err
@@ -105,6 +106,7 @@ def test_a_lack_of_memory_leaves_nobody_quiet(settings, monkeypatch):
 # What is kept
 
 
+@pytest.mark.slow
 def test_a_file_without_the_micro_batch_is_as_none(settings, as_on_a_gpu, capfd):
     wanted = asked(settings)
     check_memory(wanted, None, ("image",))

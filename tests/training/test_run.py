@@ -256,6 +256,7 @@ def test_a_best_value_of_another_count_is_not_compared(settings, tmp_path, capfd
     assert checkpoint.latest(tmp_path / "runs" / "small" / "checkpoints").state["progress"]["best"]["count"] == 32
 
 
+@pytest.mark.slow
 def test_a_full_disk_in_the_middle_of_a_run(settings, write_config, tmp_path):
     """A real full disk: the run ends by one sentence, and goes on once there is room."""
     disk = tmp_path / "disk"

@@ -34,6 +34,7 @@ def steps(folder: Path, names: list[str], processes: int = 2) -> None:
         check(folder, cell)
 
 
+@pytest.mark.slow
 def test_two_processes_step_as_one_under_zero_2(tmp_path: Path) -> None:
     """Gradient penalty and path length; in one micro-batch each, and in two."""
     steps(tmp_path, ["stylegan2:sgd:4:2", "stylegan2:still:2:2"])
