@@ -264,6 +264,8 @@ def test_a_fetcher_that_is_killed_is_named(fetcher_of):
 
 def test_it_takes_no_notice_of_stop_signals_and_ends_when_it_is_closed(server, fetcher_of):
     shards, fetcher = fetcher_of(1)
+    fetcher.want([2])
+    wait_for(lambda: shards.cache.has(2))  # whatever started the server of processes here: it goes its way now
     for number in (signal.SIGTERM, signal.SIGINT):
         os.kill(fetcher.pid, number)
     fetcher.want([3])
