@@ -97,6 +97,7 @@ def _check_alone(context: typer.Context, track: bool) -> None:
     Raises:
         UsageError: If something is given beside `--from` and `--track`, or the latter is not.
     """
+    # By its end: typer brings a click of its own, whose names are private.
     given = [one for one in context.params if str(context.get_parameter_source(one)).endswith("COMMANDLINE")]
     others = sorted(set(given) - {"checkpoint", "source", "track"})
     if others or not track:

@@ -22,6 +22,8 @@ from hires_gan.tracking.recorded import Recorded, read_recorded
 from hires_gan.tracking.settings import TrackingSettings
 from hires_gan.tracking.store import (
     find_run,
+    is_redacted,
+    missing_file,
     open_store,
     reason,
     redact,
@@ -31,8 +33,6 @@ from hires_gan.tracking.store import (
     translated,
 )
 
-_HIDDEN = "***"
-"""What stands in an address in place of a password."""
 _CHECKPOINTS = "checkpoints"
 _OTHERWISE = (
     "name the store that has it with MLFLOW_TRACKING_URI, or leave --track out, and keep the numbers with --out"
@@ -97,8 +97,7 @@ class TrackedRun:
         raise problems[0]
 
     def _opened(self, uri: str) -> tuple[str, Any, Any]:
-        path = sqlite_path(uri)
-        if path is not None and not path.exists():  # opening it would make one
+        if missing_file(uri) is not None:
             raise self._lacking(uri, "is not there")
         client = open_store(uri, _REMEDY)
         with translated(uri, _REMEDY):
@@ -268,7 +267,7 @@ def _with_password(saved: Checkpoint, uri: str | None) -> str | None:
     Raises:
         UsageError: If that is not set.
     """
-    if uri is None or _HIDDEN not in uri:
+    if uri is None or not is_redacted(uri):
         return uri
     given = os.environ.get("MLFLOW_TRACKING_URI")
     if not given:

@@ -28,11 +28,11 @@ from hires_gan.tracking.store import (
     if_known,
     is_out_of_room,
     load_mlflow,
+    missing_file,
     open_store,
     reason,
     redact,
     resolve_uri,
-    sqlite_path,
 )
 
 FLAVOUR = "hires_gan"
@@ -148,8 +148,7 @@ def fetch_model(uri: str, tracking_uri: str | None = None) -> Path:
             cache that cannot be written.
     """
     store = tracking_uri or resolve_uri(TrackingSettings(), Path("runs"))
-    path = sqlite_path(store)
-    if path is not None and not path.exists():
+    if (path := missing_file(store)) is not None:
         raise UsageError(f"{uri}: there is no MLflow store at {path}: set MLFLOW_TRACKING_URI to the one that holds it")
     client = open_store(store, f"start the server, or {_OTHER_STORE}")
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from hires_gan.tracking.journal import read_json
-from hires_gan.tracking.store import redact, sqlite_path
+from hires_gan.tracking.store import is_redacted, redact, sqlite_path
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Recorded:
         if path is not None:
             beside = self.folder.absolute().parent / path.name
             return self.uri if path.exists() or not beside.exists() else f"sqlite:///{beside}"
-        if "***" not in self.uri:
+        if not is_redacted(self.uri):
             return self.uri
         known = filter(None, (given, os.environ.get("MLFLOW_TRACKING_URI"), _configured_uri(self.folder)))
         return next((uri for uri in known if redact(uri) == self.uri), None)

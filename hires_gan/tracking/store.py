@@ -23,6 +23,8 @@ PROBE_SECONDS = 8
 """How long a server may take to answer at the start."""
 REMEDY = "start the server, correct tracking.uri, or set tracking.uri=null for a local SQLite store"
 """What helps where training has no server; other commands take their store from elsewhere, and pass their own."""
+_HIDDEN = "***"
+"""What stands in an address in place of a password."""
 _SQLITE = "sqlite:///"
 _UNKNOWN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 """What a store answers that has no such run or version: which of them depends on the kind of store."""
@@ -37,8 +39,13 @@ T = TypeVar("T")
 
 def redact(text: str) -> str:
     """The text without the user names, passwords and tokens of the URIs in it."""
-    text = re.sub(r"://[^/\s]*@", "://***@", text)
-    return re.sub(r"(?i)([?&](?:\w*password|\w*token|\w*secret|\w*key)=)[^&\s'\"]+", r"\1***", text)
+    text = re.sub(r"://[^/\s]*@", f"://{_HIDDEN}@", text)
+    return re.sub(r"(?i)([?&](?:\w*password|\w*token|\w*secret|\w*key)=)[^&\s'\"]+", rf"\1{_HIDDEN}", text)
+
+
+def is_redacted(uri: str) -> bool:
+    """Whether a URI lacks what `redact` has taken out of it."""
+    return _HIDDEN in uri
 
 
 def chain_of(problem: BaseException) -> Iterator[BaseException]:
@@ -115,6 +122,12 @@ def resolve_uri(settings: TrackingSettings, run_dir: Path, given: str = "trackin
 def sqlite_path(uri: str) -> Path | None:
     """The file of a SQLite URI that `resolve_uri` returned; None for any other store."""
     return Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
+
+
+def missing_file(uri: str) -> Path | None:
+    """The file of a SQLite store that is not there, which opening the store would make; None for any other store."""
+    path = sqlite_path(uri)
+    return None if path is None or path.exists() else path
 
 
 def load_mlflow() -> Any:

@@ -14,7 +14,7 @@ from hires_gan.errors import Failure, UsageError
 from hires_gan.progress import say
 from hires_gan.tracking.recorded import read_recorded
 from hires_gan.tracking.settings import TrackingSettings
-from hires_gan.tracking.store import find_run, open_store, reason, redact, resolve_uri, sqlite_path, translated
+from hires_gan.tracking.store import find_run, missing_file, open_store, reason, redact, resolve_uri, translated
 
 _LOOKED_AT = 1000
 """Among so many runs, the latest ones, a similar name is looked for."""
@@ -183,8 +183,7 @@ class Finder:
 
     def _open(self, uri: str, argument: str, remedy: str) -> Any:
         if uri not in self._clients:
-            path = sqlite_path(uri)
-            if path is not None and not path.exists():  # opening it would make one
+            if (path := missing_file(uri)) is not None:
                 raise UsageError(
                     f"RUN {argument} cannot be looked up: there is no MLflow store at {path}; give a run's folder, or "
                     "the store as --uri or in MLFLOW_TRACKING_URI"

@@ -10,9 +10,9 @@ from typing import Any
 
 from hires_gan.tracking.comparison.histories import Curve, Wanted, read_histories
 from hires_gan.tracking.comparison.locate import Found
-from hires_gan.tracking.journal import read_json
 from hires_gan.tracking.names import JUDGES, is_part
 from hires_gan.tracking.protocols import History, histories_of
+from hires_gan.tracking.recorded import read_recorded
 from hires_gan.tracking.store import redact
 
 SECONDS_PER_KIMG = "speed/seconds_per_kimg"
@@ -163,5 +163,5 @@ def _shown(metrics: Mapping[str, float], curves: Mapping[str, Curve]) -> int:
 def _folder_here(run_id: str, tags: Mapping[str, str]) -> Path | None:
     """The folder that the run names, if this machine has it, and it is this run's and not another machine's path."""
     folder = Path(tags.get("run_folder", ""))
-    recorded = read_json(folder / "tracking" / "run.json").get("run_id")
-    return folder if folder.is_absolute() and recorded == run_id else None
+    recorded = read_recorded(folder)
+    return folder if folder.is_absolute() and recorded is not None and recorded.run_id == run_id else None
