@@ -118,15 +118,16 @@ class Exchange:
         asks: Whether the leader wants to have everybody's stacks.
         stacks: By rank, what has come of them.
         over: Whether the leader has the others end.
+        yielded: Whether this process wanted to lead, and another one had begun to.
     """
 
     def __init__(self, world: World, stop: StopRequest, nimg: Callable[[], int], interval: float) -> None:
         self._world, self._stop, self._nimg, self._interval = world, stop, nimg, interval
-        self.leads, self.asks, self.over = world.first, False, False
+        self.leads, self.asks, self.over, self.yielded = world.first, False, False, False
         self.heard: dict[int, Heard] = {}
         self.stacks: dict[int, str] = {}
         self.led = time.monotonic()
-        self._number, self._gave = 0, False
+        self._number, self._gave, self._owns = 0, False, world.first
         self._last = (0, 0)
         self._closing = threading.Event()
         self._store = _open_store(world)
@@ -160,6 +161,8 @@ class Exchange:
 
     def _turn(self) -> None:
         self._beat()
+        if self.leads and not self._owns:
+            self._claim()
         if self.leads:
             self._hear_all()
             self._tell()
@@ -167,6 +170,13 @@ class Exchange:
             self._follow()
         if self.leads and self.asks:
             self._collect()
+
+    def _claim(self) -> None:
+        """Take the place of a leader that is silent, unless another one has; yield only once: that one may end, too."""
+        name = str(self._world.rank)
+        self._owns = self._store.compare_set("successor", "", name).decode() == name or self.yielded
+        if not self._owns:
+            self.leads, self.asks, self.yielded, self.led = False, False, True, time.monotonic()
 
     def _beat(self) -> None:
         self._number += 1

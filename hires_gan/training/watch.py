@@ -3,7 +3,7 @@
 One thread of each process watches, and another one talks to the others (`beats`). The training thread is never held up
 by either, and none of them takes part in anything collective. The first process judges. It goes by its own clock alone,
 and by one rule: the run hangs when no process gets on. So those that wait for one that is slow do not count as hanging.
-If the first process itself does not answer any more, the one with the next rank takes its place.
+If the first process itself does not answer any more, another one takes its place: one alone, as the store knows.
 """
 
 from __future__ import annotations
@@ -136,12 +136,15 @@ class Watch:
         return self._exchange.leads or now - self._exchange.led >= seconds
 
     def _end(self, kind: str) -> None:
-        """End all processes of the run, and say why; return if the training comes out of it at the last moment."""
+        """End all processes of the run, and say why.
+
+        Return if the training comes out of it at the last moment, or if another process has begun to say it.
+        """
         faulthandler.cancel_dump_traceback_later()
         self._exchange.leads = self._exchange.asks = True
         self._wait_for_stacks(_STACKS[kind])
         with self._verdict:
-            if not self._closing.is_set():
+            if self._exchange.leads and not self._closing.is_set():
                 self._end_all(kind)
 
     def _end_all(self, kind: str) -> None:
@@ -156,7 +159,8 @@ class Watch:
 
     def _wait_for_stacks(self, seconds: float) -> None:
         end = time.monotonic() + seconds
-        while len(self._exchange.stacks) < self._world.size and time.monotonic() < end:
+        exchange = self._exchange
+        while exchange.leads and len(exchange.stacks) < self._world.size and time.monotonic() < end:
             if self._closing.wait(self._beat / 4):
                 return
 

@@ -7,17 +7,18 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 import torch
 from forked_ranks import LIMIT, Ranks
+from torch.distributed import HashStore  # type: ignore[attr-defined]
 from watched import train
 
 from hires_gan.training.activity import current, doing, progressing, waiting
-from hires_gan.training.beats import Beat, Heard, own_beat
+from hires_gan.training.beats import Beat, Exchange, Heard, own_beat
 from hires_gan.training.profiling import span
 from hires_gan.training.run_folder import RunFolder
 from hires_gan.training.signals import StopRequest
@@ -239,13 +240,44 @@ def test_a_process_that_cannot_answer_is_named(processes: Ranks, what: str) -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize("agent", [True, False], ids=["torchrun keeps the store", "the first keeps the store"])
-def test_the_next_one_speaks_where_the_first_is_stopped(processes: Ranks, agent: bool) -> None:
+def test_another_one_speaks_where_the_first_is_stopped(processes: Ranks, agent: bool) -> None:
     processes.start(3, train, "0:stopped", 2, 20, agent=agent)
     said = [processes.ended(rank, 1) for rank in (1, 2)]
-    assert "look first at rank 0" in said[0]
-    assert ("rank 0 not answering" if agent else "since the store of the launch does not answer") in said[0]
-    assert not agent or not said[1], "the store tells it that rank 1 has spoken"
+    spoken = [text for text in said if text]
+    assert not agent or len(spoken) == 1, "the store tells which one speaks"
+    for text in spoken:
+        assert "look first at rank 0" in text
+        assert ("rank 0 not answering" if agent else "since the store of the launch does not answer") in text
     assert failure(processes.folder) in "".join(said)
+
+
+def test_one_alone_takes_the_place_of_the_first_and_another_one_only_if_that_ends_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = HashStore()
+    store.set("word", json.dumps({"leader": 0, "number": 1, "signal": None, "asks": False, "over": False}))
+    for rank in range(3):
+        store.set(f"beat/{rank}", json.dumps(vars(own_beat(1, 0, None))))
+    monkeypatch.setattr("hires_gan.training.beats._open_store", lambda world: store)
+    monkeypatch.setattr(World, "gathered", lambda self, value: [value])
+    one, two = (Exchange(World(torch.device("cpu"), rank, 3), StopRequest(), lambda: 0, 0.01) for rank in (1, 2))
+    with closing(two):
+        with closing(one):
+            one.leads = True
+            until(lambda: json.loads(store.get("word"))["leader"] == 1)
+            two.leads, asked = True, time.monotonic()
+            until(lambda: two.yielded)
+            assert (two.leads, two.led >= asked, one.leads, one.yielded) == (False, True, True, False)
+        two.leads = True
+        until(lambda: json.loads(store.get("word"))["leader"] == 2)
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Wait until it is true."""
+    end = time.monotonic() + LIMIT
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 @pytest.mark.slow
