@@ -6,6 +6,7 @@ import getpass
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
@@ -62,6 +63,7 @@ def main() -> None:
         say(f"error: {error}")
         _end(2 if isinstance(error, UsageError) else 1, str(error))
     except Elsewhere as error:
+        time.sleep(1)  # launchers kill all others at the first exit, and the one that knows why has to say it before
         _end(2 if error.usage else 1, "another process has said why")
 
 

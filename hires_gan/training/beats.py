@@ -118,6 +118,7 @@ class Exchange:
         asks: Whether the leader wants to have everybody's stacks.
         stacks: By rank, what has come of them.
         over: Whether the leader has the others end.
+        gone: Those who have heard that, by rank, and end.
         yielded: Whether this process wanted to lead, and another one had begun to.
     """
 
@@ -126,6 +127,7 @@ class Exchange:
         self.leads, self.asks, self.over, self.yielded = world.first, False, False, False
         self.heard: dict[int, Heard] = {}
         self.stacks: dict[int, str] = {}
+        self.gone: set[int] = set()
         self.led = time.monotonic()
         self._number, self._gave, self._owns = 0, False, world.first
         self._last = (0, 0)
@@ -207,6 +209,7 @@ class Exchange:
             self._gave = True
             self._store.set(f"stacks/{self._world.rank}", own_stacks())
         if word["over"] and not self._closing.is_set():
+            self._store.set(f"gone/{self._world.rank}", "")
             os._exit(1)  # the training thread hangs, so that nothing gentler ends it; why, the leader has said
 
     def _collect(self) -> None:
@@ -214,6 +217,7 @@ class Exchange:
         for rank in self.heard.keys() - self.stacks.keys():
             if self._store.check([f"stacks/{rank}"]):
                 self.stacks[rank] = self._store.get(f"stacks/{rank}").decode()
+        self.gone |= {rank for rank in self.heard if self._store.check([f"gone/{rank}"])}
 
 
 def _open_store(world: World) -> Any:

@@ -34,6 +34,8 @@ _STALE = 5
 """Beats after which a process counts as not answering."""
 _STACKS = {"hang": 5.0, "grace": 2.0}
 """Seconds that are waited for the others' stacks. Launchers kill soon after the grace."""
+_LEAVING = 5.0
+"""Seconds that those who answer have to hear that it is over."""
 _WRITING = 10.0
 """Seconds that the report may take: what hangs may be the file system."""
 
@@ -151,11 +153,17 @@ class Watch:
         fallback = threading.Timer(_WRITING, os._exit, (1,))
         fallback.daemon = True
         fallback.start()
-        self._tell(kind, self._standings())
+        standings = self._standings()
+        self._tell(kind, standings)
         self._exchange.over = True
-        if not self._world.alone:
-            time.sleep(3 * self._beat)  # until the others have heard of it: the store may end with this process
+        self._wait_until_gone({found.rank for found in standings if found.answers} - {self._world.rank})
         os._exit(1)
+
+    def _wait_until_gone(self, others: set[int]) -> None:
+        """The store may end with this process, and what they are waiting for breaks with it: they would say so, too."""
+        end = time.monotonic() + _LEAVING
+        while not others <= self._exchange.gone and time.monotonic() < end:
+            time.sleep(self._beat / 4)
 
     def _wait_for_stacks(self, seconds: float) -> None:
         end = time.monotonic() + seconds

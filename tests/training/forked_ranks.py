@@ -19,7 +19,7 @@ from torch.distributed import TCPStore
 from hires_gan.progress import console
 from hires_gan.training.world import World, join
 
-LIMIT = 60
+LIMIT = 180
 """Seconds that a process may take, far more than it does."""
 
 
@@ -93,6 +93,7 @@ class Ranks:
         for process in self._processes:
             process.kill()
             process.join(LIMIT)
+        self._store = None
 
 
 def _free_port() -> int:
