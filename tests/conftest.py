@@ -6,10 +6,15 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # One thread per process, before anything imports torch: the tests' networks are so small that threads only wait for
 # each other, all the more where several processes share two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# How long an example takes says more of what else the machine does than of the code. The rest is as hypothesis has it,
+# which looks whether CI is set.
+settings.register_profile("unhurried", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -6,16 +6,12 @@ import socket
 import urllib.request
 from collections.abc import Mapping
 
+from free_ports import free_port
 from prometheus_client.parser import text_string_to_metric_families
 
+__all__ = ["Labels", "Scraped", "answer", "free_port", "is_free", "scrape"]
+
 Labels = frozenset[tuple[str, str]]
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 on which nothing listens."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def is_free(port: int) -> bool:

@@ -25,7 +25,9 @@ def srun(*arguments: str) -> int:
     places = [{"SLURM_PROCID": str(task), "SLURM_LOCALID": str(task)} for task in range(count)]
     tasks = [subprocess.Popen(command, env=os.environ | place) for place in places]
     signal.signal(signal.SIGTERM, lambda *_: [task.kill() for task in tasks])
-    (MEETING / "pids").write_text(" ".join(str(task.pid) for task in tasks))
+    aside = MEETING / "pids.partial"
+    aside.write_text(" ".join(str(task.pid) for task in tasks))
+    aside.rename(MEETING / "pids")
     codes = [task.wait() for task in tasks]
     return max(code if code >= 0 else 128 - code for code in codes)
 

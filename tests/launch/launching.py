@@ -62,7 +62,7 @@ class Launched:
         """So far."""
         return self.log.read_text(errors="replace")
 
-    def wait_for(self, condition: Callable[[], bool], seconds: float = 120) -> None:
+    def wait_for(self, condition: Callable[[], bool], seconds: float = 300) -> None:
         """Until something is true while the process runs.
 
         Raises:
@@ -70,7 +70,7 @@ class Launched:
         """
         deadline = time.monotonic() + seconds
         while not condition():
-            assert self.process.poll() is None, self.said
+            assert self.process.poll() is None or condition(), self.said
             assert time.monotonic() < deadline, self.said
             time.sleep(0.01)
 

@@ -62,7 +62,7 @@ def test_the_launcher_of_one_process_hands_a_signal_on(
     trainer = status_of(folder)["process"]
     assert trainer != run.process.pid
     run.process.send_signal(signal.SIGTERM)
-    run.ended(60)
+    run.ended()
     assert status_of(folder)["state"] == "preempted", run.said
     assert latest(settings, "small").nimg == status_of(folder)["nimg"]
     with pytest.raises(ProcessLookupError):
@@ -102,7 +102,7 @@ def test_torchrun_on_one_machine(settings: dict[str, Any], write_config: Any, tm
 
 def test_torchrun_on_several_machines_has_to_be_told_where_they_meet(tmp_path: Path) -> None:
     run = launch([str(LAUNCH / "torchrun.sh"), "configs/demo.yaml"], tmp_path / "log", NODES="2", GPUS="1")
-    assert run.ended(60) == 1
+    assert run.ended() == 1
     assert "HOST: is not set: name the machine where all others meet" in run.said
 
 

@@ -197,7 +197,7 @@ def test_the_machine_that_is_left_goes_on_alone(
     two[1].kill_all()
     said = runs[0].succeeded()
     assert time.monotonic() - start < 120
-    assert runs[1].ended(60) != 0
+    assert runs[1].ended() != 0
     assert "has lost another process" in said
     assert f"going on from {folder}" in said
     saved = latest(settings, "small")

@@ -13,7 +13,8 @@ import pytest
 from launching import LAUNCH, SHORT, Launched, latest, launch, nimg_of, status_of
 
 SCRIPT = LAUNCH / "slurm.sbatch"
-JOB = 4711
+JOB = os.getpid()
+"""The script makes a port of it: one for each process that runs tests."""
 
 
 @pytest.fixture
@@ -80,7 +81,7 @@ def test_a_signal_ends_in_a_checkpoint_and_in_the_queue(
     pids = [int(pid) for pid in (slurm / "pids").read_text().split()] if cause == "preemption" else [run.process.pid]
     for pid in pids:
         os.kill(pid, signal.SIGTERM)
-    assert run.ended(120) == -signal.SIGKILL, "queueing a job again ends its batch shell"
+    assert run.ended() == -signal.SIGKILL, "queueing a job again ends its batch shell"
     assert requeued(slurm) == [str(JOB)], run.said
     assert "backend.grace is 100" not in run.said, "no launcher here kills before"
     assert f"stopped with exit code 75: job {JOB} is queued again" in run.said
@@ -99,5 +100,5 @@ def test_a_signal_before_there_is_a_trainer_to_take_it_is_no_failure(
     run = submitted(slurm, str(write_config(settings)))
     run.wait_for((slurm / "pids").exists)
     run.process.send_signal(signal.SIGTERM)
-    run.ended(120)
+    run.ended()
     assert requeued(slurm) == [str(JOB)], run.said

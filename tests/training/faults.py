@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hires_gan.data.shards import ShardSet
 
@@ -24,21 +24,26 @@ _LARGEST_DISK = 64 << 20
 """Bytes; no larger disk is filled."""
 
 
+Moment = Literal["step", "evaluation"]
+
+
 @dataclass(frozen=True)
 class Fault:
     """Something that goes wrong, once in a run's folder.
 
     Attributes:
         rank: To which process it happens.
-        nimg: It happens before its first step at or behind so many images.
+        nimg: It happens at or behind so many images.
         kind: One of `KINDS`.
         details: What that function wants to know besides the run's folder: plain JSON values.
+        moment: Before the first step there, or in the first evaluation, as soon as it asks whether to stop.
     """
 
     rank: int
     nimg: int
     kind: str
     details: dict[str, Any] = field(default_factory=dict)
+    moment: Moment = "step"
 
     def happen(self, folder: Path) -> None:
         """Happen, unless it has before, maybe to a process that a launcher has started again since.
@@ -54,7 +59,7 @@ class Fault:
         KINDS[self.kind](folder, **self.details)
 
 
-def fail_at(rank: int, nimg: int, kind: str, **details: Any) -> Fault:
+def fail_at(rank: int, nimg: int, kind: str, moment: Moment = "step", **details: Any) -> Fault:
     """A fault; see `Fault`.
 
     Raises:
@@ -62,7 +67,7 @@ def fail_at(rank: int, nimg: int, kind: str, **details: Any) -> Fault:
         TypeError: If that kind wants other details.
     """
     inspect.signature(KINDS[kind]).bind(Path(), **details)
-    return Fault(rank, nimg, kind, details)
+    return Fault(rank, nimg, kind, details, moment)
 
 
 def to_json(faults: Sequence[Fault]) -> str:
@@ -88,14 +93,11 @@ def sigkill(folder: Path) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def sigterm(folder: Path, seconds: float = 0.0) -> None:
-    """The process is asked to end, so many seconds later, whatever it does then."""
-    if not seconds:
-        os.kill(os.getpid(), signal.SIGTERM)
-        return
-    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGTERM))
-    timer.daemon = True
-    timer.start()
+def sigterm(folder: Path, until: str | None = None) -> None:
+    """The process is asked to end; the training thread does nothing more before there is a file `until`, if named."""
+    os.kill(os.getpid(), signal.SIGTERM)
+    while until is not None and not Path(until).exists():
+        time.sleep(0.01)
 
 
 def hang(folder: Path) -> None:
@@ -105,7 +107,13 @@ def hang(folder: Path) -> None:
 
 
 def full_disk(folder: Path) -> None:
-    """Not a byte is free on the file system with the run's folder, until somebody removes `FILLER` in it."""
+    """Not a byte is free on the file system with the run's folder, until somebody removes `FILLER` in it.
+
+    A checkpoint that is being written becomes whole before.
+    """
+    for thread in threading.enumerate():
+        if thread.name == "checkpoint":
+            thread.join()
     free = shutil.disk_usage(folder).free
     assert free <= _LARGEST_DISK, f"{folder} has {free} bytes free: mount a small file system for it"
     with (folder / FILLER).open("wb", buffering=0) as filler:

@@ -12,11 +12,13 @@ import os
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 RANK = int(os.environ.get("RANK", "0"))
+CLOSED = "closed"
+"""While this is in RECORDS, processes that have said who they are go no further."""
 
 
 class Record:
@@ -65,29 +67,51 @@ def write_down(record: Record) -> None:
 
 
 def let_happen(faults: Path) -> None:
-    """Let the faults of this process happen at the boundaries of its steps."""
+    """Let the faults of this process happen at the boundaries of its steps, or in its evaluations."""
     from faults import from_json
 
     from hires_gan.training.trainer import Trainer
 
     own = [fault for fault in from_json(faults.read_text()) if fault.rank == RANK]
-    step: Callable[..., None] = Trainer._step
+    step, evaluate = Trainer._step, Trainer._evaluate
+
+    def happen(trainer: Trainer, moment: str) -> None:
+        for fault in own:
+            if fault.moment == moment and trainer.progress.nimg >= fault.nimg:
+                fault.happen(trainer.folder.path)
 
     def faulty_step(self: Trainer, planned: Any, feed: Any) -> None:
-        for fault in own:
-            if planned.nimg >= fault.nimg:
-                fault.happen(self.folder.path)
+        happen(self, "step")
         step(self, planned, feed)
 
+    def faulty_evaluate(self: Trainer) -> str | None:
+        asked = self.stop.interrupted
+        self.stop.interrupted = lambda: (happen(self, "evaluation"), asked())[1]  # type: ignore[method-assign]
+        try:
+            return evaluate(self)
+        finally:
+            del self.stop.interrupted
+
     Trainer._step = faulty_step  # type: ignore[method-assign]
+    Trainer._evaluate = faulty_evaluate  # type: ignore[method-assign]
+
+
+def have_patience() -> None:
+    """Let a run wait at its end for a tracking server that a test may start late."""
+    from hires_gan.training import run
+
+    run.TRACKING_WAIT = 300.0
 
 
 def main(faults: Path, records: Path, *command: str) -> None:
     record = Record(records)  # before anything that takes long is imported
+    while (records / CLOSED).exists():
+        time.sleep(0.01)
     from hires_gan import cli
 
     write_down(record)
     let_happen(faults)
+    have_patience()
     sys.argv = ["hires-gan", *command]
     try:
         cli.main()

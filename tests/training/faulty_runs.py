@@ -77,7 +77,7 @@ class FaultyRun:
         """So far."""
         return self.log.read_text(errors="replace")
 
-    def wait_for(self, condition: Callable[[], bool], seconds: float = 90, pause: float = 0.002) -> None:
+    def wait_for(self, condition: Callable[[], bool], seconds: float = 300, pause: float = 0.002) -> None:
         """Until something is true while the launcher runs.
 
         Raises:
@@ -85,11 +85,11 @@ class FaultyRun:
         """
         end = time.monotonic() + seconds
         while not condition():
-            assert self.process.poll() is None, self.said
+            assert self.process.poll() is None or condition(), self.said
             assert time.monotonic() < end, self.said
             time.sleep(pause)
 
-    def ended(self, well: bool, seconds: float = 120) -> str:
+    def ended(self, well: bool, seconds: float = 300) -> str:
         """What was said, once it has ended by itself, well or not."""
         try:
             code = self.process.wait(seconds)
@@ -102,7 +102,7 @@ class FaultyRun:
         """End it, if it has not ended: the launcher then ends its processes."""
         if self.process.poll() is None:
             self.process.terminate()
-            self.process.wait(60)
+            self.process.wait(120)
 
 
 def faulty_command(folder: Path, faults: Sequence[Fault], config: Path, *overrides: str) -> list[str]:

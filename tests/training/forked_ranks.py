@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from free_ports import free_port
 from torch.distributed import TCPStore
 
 from hires_gan.progress import console
@@ -46,7 +46,7 @@ class Ranks:
             arguments: Of it.
             agent: Whether this process keeps the store at which they meet, as torchrun's agent does, or the first one.
         """
-        environment = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        environment = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         if agent:
             self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
             environment |= {"MASTER_PORT": str(self._store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
@@ -94,12 +94,6 @@ class Ranks:
             process.kill()
             process.join(LIMIT)
         self._store = None
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def _run(environment: dict[str, str], folder: Path, target: Callable[..., int], arguments: tuple[Any, ...]) -> None:

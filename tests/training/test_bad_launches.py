@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 import yaml
+from free_ports import free_port
 
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
-_END = 120
+_END = 300
 """Seconds within which each has to end; far more than they take, on a machine that does other things too."""
 MANY = "the launcher started 2 processes, and backend.processes is 3"
 SHARED = """
@@ -26,7 +27,7 @@ from hires_gan.training.run_folder import RunFolder, check_shared
 from hires_gan.training.settings import BackendSettings
 
 def checked():
-    world = join_launch(BackendSettings(timeout=30))
+    world = join_launch(BackendSettings(timeout=300))
     folder = Path(sys.argv[1 + (world.rank if len(sys.argv) > 2 else 0)])
     if world.first:
         RunFolder(folder)
@@ -42,15 +43,9 @@ main()
 
 @pytest.fixture
 def config(settings: dict[str, Any], write_config: Any) -> str:
-    settings["backend"] = {"timeout": 30}
+    settings["backend"] = {"timeout": 300}
     settings["evaluation"]["every_kimg"] = None
     return str(write_config(settings))
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def torchrun(*command: str, **more: str) -> subprocess.CompletedProcess[str]:
@@ -137,7 +132,7 @@ def test_accelerates_deepspeed_launcher_makes_one_world_on_a_cpu(tmp_path: Path)
     program = (
         "from hires_gan.training.launch import join_launch\n"
         "from hires_gan.training.settings import BackendSettings\n"
-        "world = join_launch(BackendSettings(timeout=30, grace=60))\n"
+        "world = join_launch(BackendSettings(timeout=300, grace=60))\n"
         "from accelerate import PartialState\n"
         "print(f'of {world.size} {PartialState().num_processes}\\n', end='', flush=True)\n"
         "world.leave()\n"

@@ -85,7 +85,7 @@ def launched(processes: int, *arguments: str, module: str | None = None, **more:
 
 def finished(process: subprocess.Popen[str]) -> str:
     """What it said on standard error."""
-    _, said = process.communicate(timeout=300)
+    _, said = process.communicate(timeout=550)
     assert process.returncode == 0, said
     return said
 
@@ -210,7 +210,7 @@ def test_a_signal_to_one_process_ends_all_behind_one_checkpoint(settings: dict[s
     leader = json.loads((folder / "status.json").read_text())["process"]
     (other,) = [pid for pid in children(process) if pid != leader]
     os.kill(other, signal.SIGTERM)
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=300)
     status = json.loads((folder / "status.json").read_text())
     assert status["state"] == "preempted", said
     assert saved(settings, "small").nimg == status["nimg"] > 0
@@ -229,7 +229,7 @@ def _running(status: Path, nimg: int) -> bool:
 
 
 def refused(process: subprocess.Popen[str]) -> str:
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=300)
     assert process.returncode != 0
     return said
 

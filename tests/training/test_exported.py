@@ -16,7 +16,8 @@ from typing import Any
 
 import psutil
 import pytest
-from scraping import Scraped, free_port, is_free, scrape
+from free_ports import free_port
+from scraping import Scraped, is_free, scrape
 from whole_runs import changed, run
 
 from hires_gan.errors import Failure
@@ -218,7 +219,8 @@ def test_without_the_key_nothing_listens(settings, at_the_end):
     before, seen = listening(), []
     at_the_end.append(lambda: seen.append(listening()))
     assert run(changed(settings, run=SHORT))
-    assert seen == [before]
+    (now,) = seen
+    assert now <= before, "what an earlier test has left may be collected meanwhile"
 
 
 # --- processes --------------------------------------------------------------------------------------------------------
@@ -289,7 +291,7 @@ def end(launcher: subprocess.Popen[bytes]) -> int:
     workers = psutil.Process(launcher.pid).children(recursive=True) if running else []
     launcher.terminate()
     try:
-        return launcher.wait(90)
+        return launcher.wait(240)
     finally:
         for process in (*workers, launcher):
             with contextlib.suppress(psutil.NoSuchProcess):

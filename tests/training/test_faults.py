@@ -37,7 +37,7 @@ Start = Callable[..., FaultyRun]
 
 
 def test_a_fault_is_the_same_as_text() -> None:
-    faults = [fail_at(1, 96, "hang"), fail_at(0, 0, "corrupt_shard", shards="set", rows=[3, 7])]
+    faults = [fail_at(1, 96, "hang", "evaluation"), fail_at(0, 0, "corrupt_shard", shards="set", rows=[3, 7])]
     assert from_json(to_json(faults)) == faults
 
 
@@ -161,7 +161,7 @@ def test_an_exception_in_one_process_ends_all_and_changes_no_weight(
 ) -> None:
     faults = [fail_at(1, 240, "exception")]
     run = two(faults=faults)
-    said = run.ended(well=False, seconds=90)
+    said = run.ended(well=False)
     assert "RuntimeError: a fault that a test has asked for" in said
     assert "rank 0 has lost another process" in said
     assert status_of(folder)["state"] == "failed"
@@ -174,8 +174,8 @@ def test_a_process_that_hangs_is_reported_with_its_stack_and_changes_no_weight(
     two: Start, settings: dict[str, Any], folder: Path, undisturbed: dict[str, Any]
 ) -> None:
     faults = [fail_at(1, 160, "hang")]
-    said = two("backend.hang_after=8", faults=faults).ended(well=False, seconds=90)
-    assert "error: no process of the run has got on for 8 s (backend.hang_after): rank 1 in " in said
+    said = two("backend.hang_after=15", faults=faults).ended(well=False)
+    assert "error: no process of the run has got on for 15 s (backend.hang_after): rank 1 in " in said
     assert "; rank 0 waiting for the others (" in said
     assert "look first at rank 1 (" in said
     assert status_of(folder)["state"] == "failed"
@@ -183,7 +183,7 @@ def test_a_process_that_hangs_is_reported_with_its_stack_and_changes_no_weight(
     assert of_0.startswith("0 (") and "in hang\n" not in of_0
     assert of_1.startswith("1 (") and "in hang\n    time.sleep(1000)" in of_1
     assert "thread MainThread" in of_0 and "thread MainThread" in of_1
-    goes_on(two("backend.hang_after=8", faults=faults), settings, undisturbed)
+    goes_on(two("backend.hang_after=120", faults=faults), settings, undisturbed)
 
 
 @pytest.mark.slow
@@ -195,19 +195,23 @@ def test_a_signal_to_a_process_that_waits_for_a_long_evaluation_ends_all_behind_
     prepare([str(tmp_path / "images")], tmp_path / "set", PrepareOptions(resolution=64, processes=1))
     changes = [f"data.shards={tmp_path / 'set'}", "recipe.resolution=64", "evaluation.every_kimg=0.16"]
     two(*changes, "evaluation.count=1", "run.total_kimg=0.16").ended(well=True)
-    run = two(*changes, "evaluation.count=400", faults=[fail_at(1, 304, "sigterm", seconds=1.0)])
+    enough = tmp_path / "enough"
+    faults = [fail_at(1, 320, "sigterm", moment="evaluation", until=str(enough))]
+    run = two(*changes, "evaluation.count=400", "backend.grace=300", faults=faults)
     run.wait_for(lambda: "SIGTERM received by rank 1" in run.said)
     (last,) = attempts(run.records)[1:]
     for shown in last.values():
         os.kill(shown.pid, signal.SIGTERM)
-    said = run.ended(well=False, seconds=90)
+    enough.touch()
+    said = run.ended(well=False)
     status = status_of(folder)
     assert status["state"] == "preempted", said
     # At the boundary behind the evaluation they ask each other, and hear the answer one step later.
     assert 320 <= status["nimg"] <= 352
     assert whole_checkpoints(folder)[-1] == saved(settings).nimg == status["nimg"]
     (last,) = attempts(run.records)[1:]
-    assert {rank: shown.code for rank, shown in last.items()} == {0: 75, 1: 75}
+    # Once one has ended, the launcher signals the other, which may have left off catching that, and not ended yet.
+    assert 75 in {shown.code for shown in last.values()} <= {75, None}
     assert logged(settings, "evaluation/swd") == [0, 160], "it was left"
     assert not list(folder.glob("grace-*")), said
 
@@ -220,7 +224,7 @@ def test_a_disk_that_is_full_is_told_with_the_room_that_is_needed_and_costs_noth
     folder, faults = disk / "runs" / "small", [fail_at(0, 256, "full_disk")]
     rare = [f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", "tracking.every_kimg=0.48"]  # a checkpoint has to be first
     run = two(f"run.dir={disk / 'runs'}", *rare, faults=faults)
-    said = run.ended(well=False, seconds=90)
+    said = run.ended(well=False)
     assert re.search(
         r"error: cannot write a checkpoint to .*No space left on device\. It needs [1-9]\d* MB and 0 MB are free", said
     ), said
@@ -307,7 +311,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 32 MB that is mounted for the processes of one namespace; seen through the one that holds it."""
     place = tmp_path / "disk"
     place.mkdir()
-    script = f"mount -t tmpfs -o size=32m tmpfs {place} && echo mounted && exec sleep 500"
+    script = f"mount -t tmpfs -o size=32m tmpfs {place} && echo mounted && exec sleep 5000"
     holder = subprocess.Popen(["unshare", "-m", "sh", "-c", script], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
     if holder.stdout.readline() != "mounted\n":

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from free_ports import free_port
 
 from hires_gan.training.greeting import Card, judge
 
@@ -73,13 +74,7 @@ def test_the_first_one_says_its_own_reason_before_all_others() -> None:
 # --- processes --------------------------------------------------------------------------------------------------------
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-def pair(claims: dict[str, Any], port: int, timeout: float = 30) -> list[tuple[int, str]]:
+def pair(claims: dict[str, Any], port: int, timeout: float = 120) -> list[tuple[int, str]]:
     """Start two processes without a launcher; what each returned, and said on standard error."""
     place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     command = [sys.executable, PROGRAM, json.dumps(claims), str(timeout)]
@@ -88,7 +83,7 @@ def pair(claims: dict[str, Any], port: int, timeout: float = 30) -> list[tuple[i
         for rank in ("0", "1")
     ]
     try:
-        said = [process.communicate(timeout=60)[1] for process in processes]
+        said = [process.communicate(timeout=240)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -147,6 +142,6 @@ def test_processes_that_are_started_again_meet_anew(rendezvous: list[str]) -> No
     """The launcher keeps its store, with the addresses of those that have ended."""
     place = [str(free_port()) if word == "PORT" else word for word in rendezvous]
     torchrun = [sys.executable, "-m", "torch.distributed.run", *place, "--nproc-per-node", "2", "--max-restarts", "1"]
-    ran = subprocess.run([*torchrun, PROGRAM, "{}"], capture_output=True, text=True, timeout=120)
+    ran = subprocess.run([*torchrun, PROGRAM, "{}"], capture_output=True, text=True, timeout=400)
     assert ran.returncode == 0, ran.stderr
     assert ran.stderr.count("sums to 3") == 4

