@@ -18,7 +18,7 @@ DEMO = str(ROOT / "configs" / "demo.yaml")
 
 def hires_gan(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "hires_gan", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
 
 
 def test_version_and_help(tmp_path):

@@ -51,7 +51,7 @@ def examined(folder: Path, quick: bool = False, files: int = 4096, **environment
         [sys.executable, "-c", EXAMINE, asked],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         env={**kept, "PYTHONPATH": path, **environment},
     )
     assert done.returncode == 0, done.stderr

@@ -48,23 +48,18 @@ def outside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
 
 
-@pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    lines: list[str] = []
-    monkeypatch.setattr(doctor, "say", lines.append)
-    return lines
-
-
-def test_a_volume_that_is_mounted_late(tmp_path: Path, said: list[str]) -> None:
+def test_a_volume_that_is_mounted_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made, volume = make_set(tmp_path / "made"), tmp_path / "volume"
     volume.mkdir()
     asked = Asked(True, configured(tmp_path, shards=str(volume / "faces")), gpus=0)
-    timer = threading.Timer(0.5, made.rename, [volume / "faces"])
-    timer.start()
-    try:
-        checks = {check.name: check for check in examine(asked, wait=60, pause=0.1)}
-    finally:
-        timer.join()
+    said: list[str] = []
+
+    def mounted_then(line: str) -> None:
+        said.append(line)
+        made.rename(volume / "faces")
+
+    monkeypatch.setattr(doctor, "say", mounted_then)
+    checks = {check.name: check for check in examine(asked, wait=60, pause=0.1)}
     assert checks["data"].found == f"3 images at 64x64 in {volume}/faces"
     assert len(said) == 1
 

@@ -53,7 +53,7 @@ def cli(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
         [sys.executable, "-m", "hires_gan", "doctor", *arguments],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         cwd=ROOT,
         env={**os.environ, **environment},
     )
@@ -250,7 +250,7 @@ def test_a_user_without_name_and_home(tmp_path: Path) -> None:
     gone = {"HOME", "USER", "LOGNAME", "LNAME", "USERNAME", "XDG_CACHE_HOME"}
     kept = {name: value for name, value in os.environ.items() if name not in gone}
     done = subprocess.run(
-        [sys.executable, "-c", NAMELESS], capture_output=True, text=True, timeout=120, cwd=tmp_path,
+        [sys.executable, "-c", NAMELESS], capture_output=True, text=True, timeout=300, cwd=tmp_path,
         env={**kept, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -290,7 +290,7 @@ def test_a_read_only_file_system_and_a_user_without_an_entry(tmp_path: Path) -> 
     done = subprocess.run(
         ["unshare", "--mount", "sh", "-c", READ_ONLY, "sh", python, str(closed[-1]) if closed else "", tmp_path,
          sys.executable, "-B", "-m", "hires_gan", "doctor", "--quick"],
-        capture_output=True, text=True, timeout=120, cwd=ROOT,
+        capture_output=True, text=True, timeout=300, cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "missing disk" in done.stdout

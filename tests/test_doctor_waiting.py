@@ -62,7 +62,7 @@ def test_nothing_is_waited_for_beside_what_stays_wrong(
 
 def test_waiting_ends(scripted: Callable[..., dict[str, int]], said: list[str]) -> None:
     looks = scripted(server=[AWAY])
-    assert examine(Asked(), wait=0.1, pause=0.01) == [Check("server", "wrong", "it is away", "look at it", True, True)]
+    assert examine(Asked(), wait=1, pause=0.01) == [Check("server", "wrong", "it is away", "look at it", True, True)]
     assert looks["server"] > 1
     assert len(said) == 1
     looks = scripted(server=[AWAY, REFUSED])

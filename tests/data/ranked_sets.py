@@ -68,7 +68,7 @@ def ranked(number: int, world: int) -> list[str]:
 
 
 def finish(process: subprocess.Popen[str], code: int = 0) -> str:
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == code, errors
     return errors
 

@@ -98,9 +98,8 @@ class ShardServer:
 
     def __init__(self, served: Path, scratch: Path) -> None:
         self.served, self.faults, self.log = served, scratch / "faults.json", scratch / "requests.log"
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.place = keep_port()
+        self.port = self.place.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}/sets/{served.name}"
         self.process: subprocess.Popen[bytes] | None = None
         self.closed = False
@@ -111,13 +110,14 @@ class ShardServer:
         if self.closed:  # a timer of a test that has failed meanwhile
             return
         command = [sys.executable, __file__, self.served, str(self.port), self.faults, self.log]
-        self.process = subprocess.Popen(command)
-        deadline = time.monotonic() + 30
+        self.process = process = subprocess.Popen(command)
+        deadline = time.monotonic() + 120
         while True:
             try:
                 with socket.create_connection(("127.0.0.1", self.port), 1):
                     return
             except OSError:
+                assert process.poll() is None
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
 
@@ -127,6 +127,12 @@ class ShardServer:
             self.process.wait()
             self.process = None
 
+    def close(self) -> None:
+        """End it for good."""
+        self.closed = True
+        self.kill()
+        self.place.close()
+
     def fail(self, **faults: object) -> None:
         """Do wrong from now on what these faults say, and nothing else."""
         partial = self.faults.with_suffix(".new")
@@ -135,7 +141,8 @@ class ShardServer:
 
     def requests(self) -> list[tuple[str, str, str | None, str | None]]:
         """Method, file, range and rank of every request."""
-        return [tuple(json.loads(line)) for line in self.log.read_text().splitlines()]
+        whole = self.log.read_text().rpartition("\n")[0]  # of a line that is being written, a part may be there
+        return [tuple(json.loads(line)) for line in whole.splitlines()]
 
     def fetched(self, rank: str | None = None) -> Counter[str]:
         """How often each file was asked for."""
@@ -150,12 +157,23 @@ class ShardServer:
 def serving(served: Path, scratch: Path):
     scratch.mkdir(exist_ok=True)
     server = ShardServer(served, scratch)
-    server.start()
     try:
+        server.start()
         yield server
     finally:
-        server.closed = True
-        server.kill()
+        server.close()
+
+
+def keep_port() -> socket.socket:
+    """A port that nobody else gets while this socket lives, whether the server runs or not.
+
+    A socket that does not listen refuses connections, and lets another one that may use its address again listen there:
+    the server does (`allow_reuse_address`).
+    """
+    place = socket.socket()
+    place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    place.bind(("127.0.0.1", 0))
+    return place
 
 
 def end_with_parent(parent: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -66,3 +67,18 @@ def later(seconds: float, action: Callable[[], None]) -> threading.Timer:
     timer = threading.Timer(seconds, action)
     timer.start()
     return timer
+
+
+def when(condition: Callable[[], bool], action: Callable[[], None], most: float = 60.0) -> threading.Thread:
+    """Do something in a thread, once something is so; not at all if it is not within so many seconds."""
+
+    def wait() -> None:
+        end = time.monotonic() + most
+        while not (so := condition()) and time.monotonic() < end:
+            time.sleep(0.01)
+        if so:
+            action()
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    return thread

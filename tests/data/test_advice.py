@@ -313,7 +313,8 @@ def test_a_set_of_nothing_but_corrupt_samples_ends(clock):
 # --- on real shards ---
 
 
-def test_domains_take_turns(tmp_path):
+def test_domains_take_turns(tmp_path, monkeypatch):
+    monkeypatch.setattr(advice, "_SECONDS", 60.0)  # time enough, however slow the machine
     sources = [
         in_one_set(ShardSet(write_shards(tmp_path / name, noise_files(3, 8, seed), 8))).sources[0]
         for seed, name in enumerate(("a", "b"))

@@ -197,7 +197,7 @@ def test_two_hundred_batches_leak_nothing(folder):
         memory, descriptors = process.memory_info().rss, process.num_fds()
         for _ in range(200):
             next(stream)
-        assert process.num_fds() == descriptors
+        assert process.num_fds() <= descriptors
         assert process.memory_info().rss - memory < 8 * 2**20
 
 
@@ -224,7 +224,7 @@ from hires_gan.data.shards import ShardSet
 from hires_gan.data.stream_reader import StreamReader
 from hires_gan.data.waiting import Stopped
 StreamReader.fetch = lambda *_, **__: time.sleep(600)
-data = DataSettings(shards=sys.argv[1], decoder="dali-cpu", timeout=1)
+data = DataSettings(shards=sys.argv[1], decoder="dali-cpu", timeout=600 if sys.argv[2] == "Stopped" else 1)
 stops = [False, False, True]
 stopped = lambda: sys.argv[2] == "Stopped" and stops.pop(0)
 with Loader(ShardSet(Path(sys.argv[1])), data, 0, 10**6, stopped=stopped) as loader:
@@ -239,7 +239,7 @@ with Loader(ShardSet(Path(sys.argv[1])), data, 0, 10**6, stopped=stopped) as loa
 @pytest.mark.parametrize("how", ["Failure", "Stopped"])
 def test_a_read_that_never_comes_back_keeps_no_process_from_ending(folder, how):
     command = [sys.executable, "-c", HANGS, str(folder), how]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert (done.returncode, done.stdout) == (7, how + "\n"), done.stderr
 
 

@@ -46,7 +46,7 @@ def cache(tmp_path_factory) -> Path:
 def test_two_processes_at_once_make_one_set(cache, monkeypatch):
     environment = os.environ | {"XDG_CACHE_HOME": str(cache)}
     both = [subprocess.Popen([sys.executable, "-c", CODE], env=environment, stdout=-1, text=True) for _ in range(2)]
-    answers = {process.communicate(timeout=120)[0].strip() for process in both}
+    answers = {process.communicate(timeout=400)[0].strip() for process in both}
     folder = cache / "hires_gan/demo/photographs-v2"
     assert answers == {str(folder)}
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]

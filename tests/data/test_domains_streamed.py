@@ -88,6 +88,7 @@ def test_what_fetches_ends_with_the_loader_and_is_named_when_it_dies(tmp_path):
         batches = loader.batches(iter([Request(range(k, k + 2), SIDE) for k in range(40)]))
         next(batches)
         os.kill(fetcher.pid, signal.SIGKILL)
+        fetcher._process.join(60)
         with pytest.raises(
             Failure, match=rf"the process that fetches shards \(process {fetcher.pid}\) was killed by S"
         ):

@@ -10,12 +10,19 @@ import pytest
 from input_definition import noise_files, write_shards
 
 from hires_gan.config import Configuration, to_yaml
+from hires_gan.data import mixed
 from hires_gan.errors import Failure
 from hires_gan.training.run import train
 
 RESOLUTION, COUNT, ODD = 8, 40, 19
 """The odd image is one of three that are looked at, and one of forty in all."""
 FILES, LEVELS, OTHER = noise_files(COUNT, RESOLUTION), noise_files(COUNT, 4, 1), noise_files(1, 2)
+
+
+@pytest.fixture(autouse=True)
+def time_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the machine, all is looked at that there is to look at."""
+    monkeypatch.setattr(mixed, "SECONDS", 60.0)
 
 
 def write(folder: Path, odd_level: bool = False, odd_image: bool = False) -> Path:

@@ -88,7 +88,7 @@ def test_closing_ends_the_processes():
     workers = set(here.children(recursive=True)) - set(here.children())  # its children are servers, and theirs work
     assert len(workers) >= 2
     results.close()
-    _, alive = psutil.wait_procs(list(workers), timeout=10)
+    _, alive = psutil.wait_procs(list(workers), timeout=60)
     assert alive == []
 
 
@@ -107,7 +107,7 @@ if __name__ == "__main__":
     assert len(workers) >= 2
     parent.send_signal(signal.SIGKILL)
     parent.communicate()
-    _, alive = psutil.wait_procs(workers, timeout=10)
+    _, alive = psutil.wait_procs(workers, timeout=60)
     assert alive == []
 
 

@@ -74,6 +74,7 @@ def test_the_bound_holds_at_every_moment(server, cache):
             assert list(threads.map(shards.read, range(COUNT))) == FILES
     done.set()
     watcher.join()
+    most[0] = max(most[0], size_of(cache))
     assert 2 * shard_bytes(server) < most[0] <= 3.5 * shard_bytes(server)
 
 
@@ -81,7 +82,7 @@ def test_what_was_not_read_for_longest_goes_first(server, cache):
     shards = opened(server, cache, 3)
     for shard in (0, 1, 2, 0, 3, 0, 4):
         assert shards.read(first_of(shard)) == FILES[first_of(shard)]
-        time.sleep(0.01)
+        time.sleep(0.02)  # times of files go in steps of up to 10 ms
     assert kept(shards) == [0, 3, 4]
     assert server.fetched()["shard-000000.tar"] == 1
     assert list(cache.rglob("shard-000001.*")) == []
@@ -211,15 +212,15 @@ def test_several_threads_fetch_every_file_once(server, cache):
 
 
 def test_one_who_waits_for_another_process_shows_signs_of_life(server, cache):
-    server.fail(pause={"shard-000000.tar": 0.2})  # two seconds
-    other = reader(server, cache, 8, 1)
+    server.fail(pause={"shard-000000.tar": 0.4})  # four seconds
+    shards, other = opened(server, cache), reader(server, cache, 8, 1)
     while "shard-000000.tar" not in server.fetched():
         assert other.poll() is None
         time.sleep(0.02)
-    shards, before = opened(server, cache), HEART.beats
+    before = HEART.beats
     assert shards.read(0) == FILES[0]
     assert HEART.beats > before + 2
-    assert other.communicate(timeout=60)[0] == "whole\n"
+    assert other.communicate(timeout=120)[0] == "whole\n"
     assert server.fetched()["shard-000000.tar"] == 1
 
 
@@ -235,7 +236,7 @@ def test_a_downloader_that_is_killed_is_followed_by_the_next_and_leaves_nothing(
     server.fail()
     victim.send_signal(signal.SIGKILL)
     victim.communicate()
-    assert waiting.result(30) == FILES[0]
+    assert waiting.result(60) == FILES[0]
     assert list(cache.rglob("*.partial")) == []
 
 
@@ -246,7 +247,7 @@ def test_one_who_waited_for_a_downloader_that_gave_up_has_only_what_is_left_of_i
     with ThreadPoolExecutor(2) as threads:
         reads = [threads.submit(shards.read, 0) for shards in sets]
         for read in reads:
-            with pytest.raises(Failure, match=r"could not be read for \d s; the last error: .*503"):
+            with pytest.raises(Failure, match=r"could not be read for \d+ s; the last error: .*503"):
                 read.result()
     # After 0, about 0.5 and 1.5 s; what is left of the two seconds allows the other at most two. Alone it takes three.
     assert server.fetched()["shard-000000.tar"] <= 3 + 2
@@ -270,7 +271,7 @@ def test_what_a_killed_downloader_left_of_the_very_shard_is_no_obstacle(server, 
     )
     reading = ThreadPoolExecutor(1).submit(shards.read, 0)
     try:
-        assert reading.result(20) == FILES[0]
+        assert reading.result(60) == FILES[0]
     finally:
         for path in cache.rglob("*.partial"):  # lets a thread go that waits for ever
             path.unlink(missing_ok=True)

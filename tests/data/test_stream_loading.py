@@ -16,6 +16,7 @@ import pytest
 from input_definition import Definition, noise_files, write_shards
 from shard_server import serving
 
+from hires_gan.data import fetcher as fetching
 from hires_gan.data import retries
 from hires_gan.data.fetcher import ShardFetcher
 from hires_gan.data.lanes import LaneOrder
@@ -41,6 +42,7 @@ class InLanes(Definition):
 
 
 DEFINITION = InLanes(FILES, LABELS, SEED, True)
+pytestmark = pytest.mark.usefixtures("fresh_server")
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +164,7 @@ def test_two_ranks_fetch_disjoint_shards_but_for_the_cuts(folder, tmp_path):
 # --- the fetcher ------------------------------------------------------------------------------------------------------
 
 
-def wait_for(condition, seconds: float = 30.0) -> None:
+def wait_for(condition, seconds: float = 120.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -194,7 +196,7 @@ def test_it_fetches_what_is_wanted_most_urgent_first(server, fetcher_of):
 
 def test_the_newest_list_wins(server, fetcher_of):
     shards, fetcher = fetcher_of(1)
-    server.fail(pause={"shard-000001.tar": 0.1})
+    server.fail(hang={"shard-000001.tar": 5})
     fetcher.want([1, 2, 3, 4])
     wait_for(lambda: server.fetched()["shard-000001.tar"])
     fetcher.want([7, 1])
@@ -220,6 +222,7 @@ def test_what_is_wanted_is_not_dropped_for_what_comes_behind_it(server, fetcher_
     wait_for(lambda: all(shards.cache.has(number) for number in (0, 1, 2)))
     for number in (9, 10, 11):  # read later than 0, 1 and 2 were fetched, and not wanted any more
         shards.read(number * EACH)
+    time.sleep(0.02)  # times of files go in steps of up to 10 ms
     fetcher.want([0, 1, 2, 3, 4])
     wait_for(lambda: all(shards.cache.has(number) for number in range(5)))
     assert server.fetched()["shard-000000.tar"] == 1
@@ -262,7 +265,8 @@ def test_a_fetcher_that_is_killed_is_named(fetcher_of):
         fetcher.want([0])
 
 
-def test_it_takes_no_notice_of_stop_signals_and_ends_when_it_is_closed(server, fetcher_of):
+def test_it_takes_no_notice_of_stop_signals_and_ends_when_it_is_closed(server, fetcher_of, monkeypatch):
+    monkeypatch.setattr(fetching, "_GRACE", 60.0)
     shards, fetcher = fetcher_of(1)
     fetcher.want([2])
     wait_for(lambda: shards.cache.has(2))  # whatever started the server of processes here: it goes its way now
@@ -273,9 +277,8 @@ def test_it_takes_no_notice_of_stop_signals_and_ends_when_it_is_closed(server, f
     server.fail(hang={"*": 60})
     fetcher.want([4])
     wait_for(lambda: server.fetched()["shard-000004.tar"])
-    start = time.monotonic()
     fetcher.close()  # in the middle of a download
-    assert time.monotonic() - start < 5
+    assert fetcher._process.exitcode == 0  # by itself
     server.fail()
     assert shards.read(4 * EACH) == FILES[4 * EACH]
 
@@ -297,26 +300,27 @@ def test_a_store_that_is_killed_in_the_middle_and_comes_back(server, tmp_path, w
 
 
 def test_a_slow_download_is_no_hang(server, tmp_path):
-    """A shard takes about four seconds, and two seconds without a sign of life are a hang."""
-    with loader_of(server, tmp_path / "cache", 2, timeout=2.0) as loader:
-        server.fail(pause={f"shard-{DEFINITION.row(0) // EACH:06d}.tar": 0.4})
+    """A shard takes about eight seconds, and five seconds without a sign of life are a hang."""
+    with loader_of(server, tmp_path / "cache", 2, timeout=5.0) as loader:
+        server.fail(pause={f"shard-{DEFINITION.row(0) // EACH:06d}.tar": 0.8})
         first = next(loader.batches(requests(1)))
         assert np.array_equal(first.images.numpy(), DEFINITION.images(first.samples, SIDE))
 
 
 def test_waiting_for_a_store_that_is_away_is_no_hang_but_ends_with_the_patience(server, tmp_path):
-    with loader_of(server, tmp_path / "cache", 1, timeout=1.0, patience=4) as loader:
+    with loader_of(server, tmp_path / "cache", 1, timeout=4.0, patience=10) as loader:
         server.kill()
         start = time.monotonic()
         with pytest.raises(Failure, match=r"could not be read for \d+ s; the last error: .*data\.stream\.patience"):
             next(loader.batches(requests(1)))
-        assert 1 < time.monotonic() - start < 60
+        assert 4 < time.monotonic() - start < 60
 
 
 def test_a_worker_that_is_stopped_still_hangs(server, tmp_path):
-    with loader_of(server, tmp_path / "cache", 1, timeout=1.0) as loader:
+    with loader_of(server, tmp_path / "cache", 1) as loader:
         batches = loader.batches(requests(5))
         next(batches)
+        loader.decoder.workers._timeout = 1.0
         server.fail(hang={"*": 60})
         os.kill(loader.decoder.pids[0], signal.SIGSTOP)
         try:

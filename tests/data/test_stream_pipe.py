@@ -6,9 +6,9 @@ import pickle
 import shutil
 from pathlib import Path
 
-import psutil
 import pytest
-from streamed_sets import UNEVEN, later
+from running import wait_until_gone
+from streamed_sets import UNEVEN, when
 
 from hires_gan.data import retries, waiting
 from hires_gan.data.opening import open_shards
@@ -49,12 +49,14 @@ def test_a_name_that_is_no_plain_one_never_reaches_the_shell(tmp_path):
 def test_a_pipe_that_fails_is_tried_again_and_then_given_up(folder, settings, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("PIPE_TOKEN", SECRET)
     command = f"pipe:test -e {tmp_path}/up || {{ echo no $PIPE_TOKEN >&2; exit 3; }}; cat {folder}/{{}}"
-    later(1.0, (tmp_path / "up").touch)
-    assert is_whole(open_shards(command, settings(allow_pipe=True)))
+    with monkeypatch.context() as patch:
+        say = retries.say
+        patch.setattr(retries, "say", lambda message: (say(message), (tmp_path / "up").touch()))
+        assert is_whole(open_shards(command, settings(allow_pipe=True)))
     (tmp_path / "up").unlink()
     shutil.rmtree(settings().cache)
     with pytest.raises(
-        Failure, match=r"could not be read for \d s; the last error: .* ended with exit code 3: no \*\*\*"
+        Failure, match=r"could not be read for \d+ s; the last error: .* ended with exit code 3: no \*\*\*"
     ):
         open_shards(command, settings(allow_pipe=True, patience=1))
     said = capfd.readouterr().err
@@ -68,15 +70,16 @@ def test_a_pipe_that_cannot_be_run_is_not_tried_again(settings):
 
 
 def test_a_pipe_that_hangs_is_ended_with_all_that_it_started(folder, settings, tmp_path, monkeypatch):
-    monkeypatch.setattr(waiting, "STALL", 0.5)
+    monkeypatch.setattr(waiting, "STALL", 2.0)
+    pids = tmp_path / "pids"
+    pids.touch()
     command = (
-        f"pipe:test -e {tmp_path}/up || {{ sleep 1000 & echo $! >> {tmp_path}/pids; echo $$ >> {tmp_path}/pids; "
-        f"wait; }}; cat {folder}/{{}}"
+        f"pipe:test -e {tmp_path}/up || {{ sleep 1000 & echo $! >> {pids}; echo $$ >> {pids}; wait; }}; "
+        f"cat {folder}/{{}}"
     )
-    later(0.8, (tmp_path / "up").touch)
+    when(lambda: pids.read_text().count("\n") >= 2, (tmp_path / "up").touch)
     assert is_whole(open_shards(command, settings(allow_pipe=True)))
-    for pid in (tmp_path / "pids").read_text().split():
-        assert not psutil.pid_exists(int(pid)) or psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE
+    assert wait_until_gone([int(pid) for pid in pids.read_text().split()]) == []
 
 
 def test_a_file_that_comes_short_is_tried_again_as_long_as_the_patience_lasts(folder, settings, tmp_path, monkeypatch):
@@ -91,7 +94,7 @@ def test_a_file_that_comes_short_is_tried_again_as_long_as_the_patience_lasts(fo
 def test_the_output_of_a_pipe_that_stays_short_is_no_file(folder, settings):
     shards = open_shards(f"pipe:case {{}} in *.tar) head -c 5000 {folder}/{{}};; *) cat {folder}/{{}};; esac",
                          settings(allow_pipe=True, patience=1))  # fmt: skip
-    with pytest.raises(Failure, match=r"could not be read for \d s; the last error: 5,000 of its [\d,]+ bytes came"):
+    with pytest.raises(Failure, match=r"could not be read for \d+ s; the last error: 5,000 of its [\d,]+ bytes came"):
         shards.read(0)
 
 

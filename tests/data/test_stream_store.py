@@ -18,7 +18,7 @@ import fsspec.config
 import pytest
 from input_definition import write_shards
 from shard_server import serving
-from streamed_sets import UNEVEN, later
+from streamed_sets import UNEVEN, later, when
 
 from hires_gan.data import retries, store, waiting
 from hires_gan.data.opening import open_shards
@@ -190,7 +190,7 @@ def test_a_manifest_that_does_not_add_up(folder, settings, tmp_path):
 def test_an_overloaded_store_is_tried_again_and_it_is_said(server, settings, status, capfd):
     shards = open_shards(server.url, settings())
     server.fail(status={"*": status})
-    later(1.2, server.fail)
+    when(lambda: server.fetched()["shard-000000.tar"] >= 2, server.fail)
     assert is_whole(shards)
     said = capfd.readouterr().err
     assert f"{server.url}/shard-000000.tar could not be read (ClientResponseError: {status}" in said
@@ -201,12 +201,18 @@ def test_an_overloaded_store_is_tried_again_and_it_is_said(server, settings, sta
 
 def test_a_store_that_is_killed_and_comes_back(server, settings, capfd):
     shards = open_shards(server.url, settings())
-    server.fail(pause={"shard-000002.tar": 0.2})
+    server.fail(hang={"shard-000002.tar": 60})
+
+    def die_and_come_back() -> None:
+        time.sleep(0.3)  # in the middle of the third shard
+        server.kill()
+        time.sleep(1)
+        server.fail()
+        server.start()
+
     read = [shards.read(row) for row in range(10)]
-    killer = later(0.3, server.kill)  # in the middle of the third shard
-    restart = later(1.5, lambda: (server.fail(), server.start()))
+    restart = when(lambda: server.fetched()["shard-000002.tar"] == 1, die_and_come_back)
     read += [shards.read(row) for row in range(10, COUNT)]
-    killer.join()
     restart.join()
     assert read == FILES
     assert server.fetched()["shard-000002.tar"] == 2
@@ -220,15 +226,15 @@ def test_the_manifest_is_waited_for_as_well(server, settings):
 
 
 def test_a_store_that_stays_away_ends_the_patience(server, settings):
-    shards = open_shards(server.url, settings(patience=2))
+    shards = open_shards(server.url, settings(patience=4))
     server.kill()
     start = time.monotonic()
     gone = (
-        r"/shard-000000\.tar could not be read for \d s; the last error: Client.*: .*; .* raise data\.stream\.patience"
+        r"/shard-000000\.tar could not be read for \d+ s; the last error: Client.*: .*; .* raise data\.stream\.patience"
     )
     with pytest.raises(Failure, match=gone):
         shards.read(0)
-    assert 1 < time.monotonic() - start < 20
+    assert 1 < time.monotonic() - start < 60
 
 
 def test_a_connection_that_breaks_off_is_tried_again(server, settings):
@@ -239,16 +245,16 @@ def test_a_connection_that_breaks_off_is_tried_again(server, settings):
 
 
 def test_a_connection_that_stalls_counts_as_failed(server, settings, monkeypatch, capfd):
-    monkeypatch.setattr(waiting, "STALL", 0.7)
+    monkeypatch.setattr(waiting, "STALL", 2.0)
     shards = open_shards(server.url, settings())
-    server.fail(hang={"shard-000000.tar": 30})
-    later(2.0, server.fail)
+    server.fail(hang={"shard-000000.tar": 60})
+    when(lambda: server.fetched()["shard-000000.tar"] >= 1, server.fail)  # of the next request on
     assert is_whole(shards)
     assert "shard-000000.tar could not be read (" in capfd.readouterr().err
 
 
 def test_a_thread_that_hangs_is_left_behind(monkeypatch):
-    monkeypatch.setattr(waiting, "STALL", 0.5)
+    monkeypatch.setattr(waiting, "STALL", 2.0)
     beats, released = [], threading.Event()
 
     def read():
@@ -257,16 +263,16 @@ def test_a_thread_that_hangs_is_left_behind(monkeypatch):
 
     pieces = watched(read, lambda: beats.append(1))
     assert next(pieces) == b"one"
-    with pytest.raises(Passing, match=r"not a byte came for 0\.5 s"):
+    with pytest.raises(Passing, match=r"not a byte came for 2 s"):
         next(pieces)
     released.set()
     assert len(beats) > 2
 
 
 def test_a_slow_store_is_no_stalled_one(server, settings, monkeypatch):
-    monkeypatch.setattr(waiting, "STALL", 1.0)
+    monkeypatch.setattr(waiting, "STALL", 4.0)
     shards = open_shards(server.url, settings())
-    server.fail(pause={"shard-000000.tar": 0.25})  # 2 s and more for the shard
+    server.fail(pause={"shard-000000.tar": 0.6})  # 6 s for the shard
     assert is_whole(shards)
     assert server.fetched()["shard-000000.tar"] == 1
 

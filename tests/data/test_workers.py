@@ -10,10 +10,10 @@ import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import psutil
 import pytest
 from input_definition import noise_files, write_shards
 from odd_readers import Breaks, Marks, Sleeps
+from running import is_running, wait_until_gone
 
 from hires_gan.data import workers
 from hires_gan.data.ring import Ring
@@ -28,9 +28,9 @@ pytestmark = pytest.mark.usefixtures("fresh_server")
 
 
 @contextmanager
-def pool_of(reader, count, slots=4, timeout=120.0):
+def pool_of(reader, count, slots=4):
     ring = Ring(slots, SLOT)
-    pool = WorkerPool(reader, ring, count, timeout)
+    pool = WorkerPool(reader, ring, count, timeout=120.0)
     try:
         yield pool, ring
     finally:
@@ -45,25 +45,17 @@ def run(pool, turn, samples, slot=0):
     pool.wait(turn)
 
 
+def wait_for(condition, seconds=60.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def deciders(ring, slot, count):
     """The process that decoded each image of a slot."""
     marks = ring.images(slot, count, 4)[:, 0, 0].tolist()
     return [a | b << 8 | c << 16 for a, b, c in marks]
-
-
-def wait_until_gone(pids, seconds=5.0):
-    """Wait until no process of these numbers runs; return those that still do."""
-    deadline = time.monotonic() + seconds
-    while (alive := [pid for pid in pids if is_running(pid)]) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return alive
-
-
-def is_running(pid):
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def test_every_worker_does_its_share_and_small_batches_go_round():
@@ -88,15 +80,17 @@ def test_a_killed_worker_is_named_with_its_signal_at_once():
         start = time.monotonic()
         with pytest.raises(Failure, match=rf"data worker 1 \(process {victim.pid}\) was killed by SIGKILL; if the m"):
             pool.wait(1)
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 30
         with pytest.raises(Failure, match=r"data worker 1 .* was killed by SIGKILL"):
             pool.submit(2, 2, range(4), 4)
 
 
 def test_a_worker_that_hangs_is_named_with_what_it_reads():
-    with pool_of(Sleeps(), 2, timeout=1.0) as (pool, _):
+    with pool_of(Sleeps(), 2) as (pool, _):
         run(pool, 0, range(4))
         pool.submit(1, 1, range(100, 101), 4)
+        wait_for(lambda: pool._board.cell(0) == 77)
+        pool._timeout = 1.0
         named = r"data worker 0 \(process \d+\) has not answered for 1 s, while it reads row 77; look at the disk"
         with pytest.raises(Failure, match=named):
             pool.wait(1)
@@ -112,8 +106,9 @@ def test_a_wait_for_a_worker_that_hangs_is_given_up_when_somebody_wants_it():
 
 
 def test_a_worker_that_is_stopped_between_two_samples_reads_nothing():
-    with pool_of(Marks(), 1, timeout=1.0) as (pool, _):
+    with pool_of(Marks(), 1) as (pool, _):
         run(pool, 0, range(4))
+        pool._timeout = 1.0
         os.kill(pool.pids[0], signal.SIGSTOP)
         pool.submit(1, 1, range(4), 4)
         with pytest.raises(Failure, match=r"has not answered for 1 s; look at the disk .*, or raise data\.timeout$"):
@@ -136,7 +131,7 @@ def test_a_hanging_worker_is_ended_in_the_end(monkeypatch):
         pid = pool._processes[0].pid
         start = time.monotonic()
         pool.close()
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 30
         assert wait_until_gone([pid]) == []
 
 
@@ -153,7 +148,8 @@ def test_an_unexpected_error_ends_the_worker_by_name():
         run(pool, 0, range(2, 5))
 
 
-def test_closing_ends_the_workers_and_keeps_no_descriptor():
+def test_closing_ends_the_workers_and_keeps_no_descriptor(monkeypatch):
+    monkeypatch.setattr(workers, "_GRACE", 60.0)  # they end by themselves
     with pool_of(Marks(), 1) as (pool, _):  # the server's own descriptors stay
         run(pool, 0, range(2))
     before = len(os.listdir("/proc/self/fd"))
@@ -161,9 +157,8 @@ def test_closing_ends_the_workers_and_keeps_no_descriptor():
         with pool_of(Marks(), 2) as (pool, _):
             run(pool, 0, range(2))
             pids = [process.pid for process in pool._processes]
-            start = time.monotonic()
             pool.close()
-            assert time.monotonic() - start < 4
+            assert [process.exitcode for process in pool._processes] == [0, 0]
             assert wait_until_gone(pids, 0) == []
         del pool, _
     assert len(os.listdir("/proc/self/fd")) <= before
@@ -246,5 +241,5 @@ def test_a_loader_that_nobody_closes_ends_with_its_process_even_under_a_foreign_
     with script(tmp_path, "alone") as process:
         pids = [int(pid) for pid in process.stdout.readline().split()]
         assert process.stdout.readline() == f"60 [{int(signal.SIGINT)}, {int(signal.SIGTERM)}]\n"
-        assert process.wait(30) == 0
+        assert process.wait(120) == 0
         assert wait_until_gone(pids) == []

@@ -87,7 +87,7 @@ def fresh(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
         cwd=ROOT,
         env={**os.environ, **environment},
         check=False,
-        timeout=120,
+        timeout=300,
     )
 
 

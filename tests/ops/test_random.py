@@ -19,7 +19,9 @@ from hires_gan.recipes.protocol import LabelDistribution
 NAMES = ("philox_words", "philox_uniform", "philox_normal")
 WORD = st.integers(0, 2**32 - 1)
 SAMPLE = st.integers(0, 2**40) | st.integers(0, 2**63 - 1) | st.sampled_from([2**32 - 1, 2**32, 2**63 - 1])
-anywhere = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+anywhere = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 
 # Random123's kat_vectors: counter, key, result of philox4x32-10.
 KNOWN = [
