@@ -89,11 +89,15 @@ class Family:
 
     def __init__(self) -> None:
         self._children = psutil.Process().children(recursive=True)
+        self._computed: dict[int, float] = {}
 
     def cpu(self) -> float:
-        """Seconds that all have computed."""
-        times = [child.cpu_times() for child in self._children]
-        return time.process_time() + sum(one.user + one.system for one in times)
+        """Seconds that all have computed; of one that has ended, what was known last."""
+        for child in self._children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                times = child.cpu_times()
+                self._computed[child.pid] = times.user + times.system
+        return time.process_time() + sum(self._computed.values())
 
     def memory(self) -> float:
         """MiB of proportional set size."""

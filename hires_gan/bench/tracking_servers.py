@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -18,14 +19,37 @@ from typing import Self
 from hires_gan.errors import Failure
 
 START_SECONDS = 180.0
+_ANSWER_SECONDS = 30.0
+"""For one request while it starts: the first one that needs the store takes longer than all others."""
+_END_SECONDS = 30.0
 _CHUNK = 2**16
 
 
-def free_port() -> int:
-    """A port of loopback that nobody listens on."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+class KeptPort:
+    """A port of loopback that nobody gets who does not name it, until it is closed.
+
+    It is bound and never listens: connections are refused, and a server that sets SO_REUSEADDR, as servers do, takes
+    the port beside it, as often as it likes.
+
+    Attributes:
+        number: of the port.
+    """
+
+    def __init__(self) -> None:
+        self._kept = socket.socket()
+        self._kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._kept.bind(("127.0.0.1", 0))
+        self.number = int(self._kept.getsockname()[1])
+
+    def close(self) -> None:
+        """Whoever asks for any port may get it now."""
+        self._kept.close()
+
+    def refuses(self) -> bool:
+        """Whether nobody listens on it."""
+        with socket.socket() as asking:
+            asking.settimeout(1.0)
+            return asking.connect_ex(("127.0.0.1", self.number)) == errno.ECONNREFUSED
 
 
 class LocalServer:
@@ -41,29 +65,34 @@ class LocalServer:
     """
 
     def __init__(self, folder: Path, backend: str | None = None) -> None:
-        self.port = free_port()
+        self._kept = KeptPort()
+        self.port = self._kept.number
         self.uri = f"http://127.0.0.1:{self.port}"
         self.folder, self._backend = folder, backend or f"sqlite:///{folder}/mlflow.db"
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        self.kill()
+        try:
+            self.kill()
+        finally:
+            self._kept.close()
 
     def start(self) -> None:
-        """Start it, and wait until it answers.
+        """Start it, unless it runs, and wait until it answers.
 
         Raises:
             Failure: it ended, or does not answer within 3 minutes; says the end of its log.
         """
-        environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        with (self.folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen(  # noqa: S603
-                self._command(), stdout=log, stderr=log, env=environment, start_new_session=True
-            )
+        if self._process is None or self._process.poll() is not None:
+            self._process = self._launched()
         deadline = time.monotonic() + START_SECONDS
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -72,12 +101,29 @@ class LocalServer:
             time.sleep(0.2)
 
     def kill(self) -> None:
-        """End it as a lost machine ends: at once."""
+        """End it as a lost machine ends: at once; behind this, connections to it are refused.
+
+        Raises:
+            Failure: something still takes them after half a minute.
+        """
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
+        # Its first process is gone; the others of the group, which listen, may need a moment more.
+        deadline = time.monotonic() + _END_SECONDS
+        while not self._kept.refuses():
+            if time.monotonic() > deadline:
+                raise Failure(f"port {self.port} takes connections {_END_SECONDS:g} s after its server was killed")
+            time.sleep(0.02)
+
+    def _launched(self) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        with (self.folder / "server.log").open("ab") as log:
+            return subprocess.Popen(  # noqa: S603
+                self._command(), stdout=log, stderr=log, env=environment, start_new_session=True
+            )
 
     def _command(self) -> list[str]:
         options = {
@@ -90,8 +136,10 @@ class LocalServer:
         return [sys.executable, "-m", "mlflow", "server", *(word for pair in options.items() for word in pair)]
 
     def _answers(self) -> bool:
+        """Whether it does what it is there for: it answers as to its health before it has opened its store."""
+        search = f"{self.uri}/api/2.0/mlflow/experiments/search?max_results=1"
         try:
-            with urllib.request.urlopen(f"{self.uri}/health", timeout=2) as answer:  # noqa: S310 - our own, on loopback
+            with urllib.request.urlopen(search, timeout=_ANSWER_SECONDS) as answer:  # noqa: S310 - our own, on loopback
                 return bool(answer.status == 200)
         except OSError:
             return False

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import re
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 
 import odd_contestants
 import pytest
@@ -35,8 +36,13 @@ def short(made, **changes) -> Request:
     return Request(made, **{"resolutions": (64,), "workers": 1, "batch": 4, "seconds": 0.2, "peers": False} | changes)
 
 
+def started_since(before: list[BaseProcess]) -> list[BaseProcess]:
+    """Processes that were started behind that, and run on."""
+    return [process for process in multiprocessing.active_children() if process not in before]
+
+
 def test_without_shards_it_makes_its_own_and_writes_what_was_measured(tmp_path, capfd):
-    out = tmp_path / "input.json"
+    out, before = tmp_path / "input.json", multiprocessing.active_children()
     request = Request(None, (32,), 2, 8, 0.2, ("torchvision",), False, out)
     (result,) = bench_input(request)
     limit, loader, cached = result.rows[:3]
@@ -55,7 +61,7 @@ def test_without_shards_it_makes_its_own_and_writes_what_was_measured(tmp_path, 
     assert {"date", "version.torch", "version.torchvision", "version.python", "cpu.model", "cpu.count"} <= set(record)
     assert not {"host", "mlflow.user"} & set(record)
     assert "enlarged, JPEG of quality 95 with 4:4:4 chroma, 32x32" in capfd.readouterr().err
-    assert multiprocessing.active_children() == []
+    assert started_since(before) == []
 
 
 @pytest.mark.slow
@@ -200,9 +206,10 @@ def test_a_contestant_answers_from_its_own_process():
     ],
 )
 def test_a_contestant_that_fails_says_why(measure, message):
+    before = multiprocessing.active_children()
     with pytest.raises(Failure, match=message):
         measured(Contestant("it", "peer", measure), TASK)
-    assert multiprocessing.active_children() == []
+    assert started_since(before) == []
 
 
 @pytest.mark.parametrize("cycle", [1, 3])
@@ -245,7 +252,9 @@ def test_a_family_counts_its_children():
         process.join(0.05)
     if process.is_alive():
         assert family.cpu() - before >= 0.05
+    latest = family.cpu()
     process.join()
+    assert family.cpu() >= latest, "of one that has ended"
 
 
 # --- what the rounds come to ---

@@ -153,7 +153,7 @@ def test_reading_from_the_disk_is_measured_or_refused(source, monkeypatch):
         input_limits._read_cold(ShardSet(source), TASK, 0, ready)
     total = itertools.count(0, 10**9)
     monkeypatch.setattr(input_limits, "_fetched", lambda: next(total))
-    assert input_limits._read_cold(ShardSet(source), TASK, 0, ready).images >= 9
+    assert input_limits._read_cold(ShardSet(source), Task(16, 1, 4, 1.0), 0, ready).images >= 9
 
 
 def test_dali_alone(source):

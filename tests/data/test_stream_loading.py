@@ -207,7 +207,7 @@ def test_the_newest_list_wins(server, fetcher_of):
 
 def test_several_at_once(server, fetcher_of):
     shards, fetcher = fetcher_of(4)
-    server.fail(hang={"*": 3})
+    server.fail(hang={"*": 8})
     fetcher.want(range(8))
     wait_for(lambda: len([name for name in server.fetched() if name.endswith(".tar")]) == 4)
     server.fail()

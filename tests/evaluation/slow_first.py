@@ -19,7 +19,7 @@ from hires_gan.errors import Elsewhere, Failure
 from hires_gan.evaluation import crew
 from hires_gan.training.world import World, join, telling_losses
 
-TIMEOUT = 3.0
+TIMEOUT = 8.0
 
 
 def busy(asked: Asked, seconds: float) -> int:

@@ -62,7 +62,7 @@ def launched(*arguments: str | Path, **environment: str) -> subprocess.Completed
     quiet = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "200"}
     command = [sys.executable, *map(str, arguments)]
     return subprocess.run(
-        command, cwd=ROOT, env=os.environ | quiet | environment, capture_output=True, text=True, timeout=240
+        command, cwd=ROOT, env=os.environ | quiet | environment, capture_output=True, text=True, timeout=600
     )
 
 
@@ -118,7 +118,7 @@ def test_every_metric_is_there_with_a_whole_record(family: str, here: Path) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_two_processes_find_what_one_finds(here: Path, tmp_path: Path) -> None:
     """In no metric does it matter; swd and FID are the same to the last bit."""
     script = Path(__file__).with_name("crew_of_two.py")

@@ -254,7 +254,7 @@ def test_processes_that_write_at_once_leave_a_whole_file(tmp_path: Path) -> None
     command = [sys.executable, "-c", PROCESS, str(tmp_path), str(Path(__file__).parent)]
     started = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     try:
-        said = [process.communicate(timeout=120)[1] for process in started]
+        said = [process.communicate(timeout=400)[1] for process in started]
     finally:
         for process in started:
             process.kill()

@@ -328,7 +328,7 @@ def test_one_that_logs_waits_for_another_and_sees_what_that_one_has_logged(
         logging.join(1.0)
         assert logging.is_alive(), "it waits"
         client.log_metric(run_id, f"{AFTERWARDS}swd", 5.0, step=4000)
-        other.communicate("go on\n", timeout=60)
+        other.communicate("go on\n", timeout=240)
         logging.join(60)
     finally:
         other.kill()

@@ -9,13 +9,31 @@ import pytest
 from served_runs import ServedRuns, make_shards
 
 from hires_gan.bench.tracking_servers import LocalServer
+from hires_gan.tracking import store
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unhurried_probe() -> Iterator[None]:
+    """A server on a machine with much else to do may take its time for a sign of life."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "PROBE_SECONDS", 60)
+        yield
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
-    """A real server over SQLite; whoever kills it starts it again."""
+    """A real server over SQLite; whoever kills it starts it again, and `revived` does for a test that failed before."""
     with LocalServer(tmp_path_factory.mktemp("server")) as running:
         yield running
+
+
+@pytest.fixture(autouse=True)
+def revived(request: pytest.FixtureRequest) -> Iterator[None]:
+    """No test finds a server that another one has left dead."""
+    running: LocalServer | None = request.getfixturevalue("server") if "server" in request.fixturenames else None
+    yield
+    if running is not None:
+        running.start()
 
 
 @pytest.fixture(scope="session")

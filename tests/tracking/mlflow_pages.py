@@ -94,11 +94,20 @@ class Pages:
 
     def hide_parameters(self, card: str) -> None:
         """In a card of images, leave out the parameters: all of them stand above the images otherwise."""
-        self.browser.wait_until(_CLICK_MENU, card)
-        self.browser.wait_until(_CLICK_TEXT, "Configure")
-        self.browser.wait_until(_CLICK_TEXT, "Show run parameters")
-        self.browser.wait_until(_CLICK_TEXT, "Save changes")
-        self.browser.wait_until("return !document.querySelector('[role=dialog]')")
+        label = "Show run parameters"
+        self._press_until(_HAS_TEXT, "Configure", _CLICK_MENU, card)
+        self._press_until(_HAS_TEXT, label, _CLICK_TEXT, "Configure")
+        self._press_until(_IS_OFF, label, _CLICK_TEXT, label)
+        self._press_until("return !document.querySelector('[role=dialog]')", "", _CLICK_TEXT, "Save changes")
+
+    def _press_until(self, answered: str, about: str, press: str, what: str) -> None:
+        """Press something, and once more where the page does not answer: while it is drawn anew, a press is lost."""
+        deadline, again = time.monotonic() + 90, 0.0
+        while not self.browser.run(answered, about):
+            assert time.monotonic() < deadline, f"pressing {what} changes nothing: {self.browser.text()[:4000]}"
+            if time.monotonic() > again and self.browser.run(press, what):
+                again = time.monotonic() + 10
+            time.sleep(0.5)
 
     def _open(self, place: str) -> None:
         self.browser.open("about:blank")  # a change behind the # alone is none to the page
@@ -123,12 +132,17 @@ const menu = card && card.querySelector('[data-testid=experiment-view-compare-ru
 return menu ? press(menu) : false;
 """
 )
-_CLICK_TEXT = (
-    _CLICK
-    + """
+_FIND_TEXT = """
 const all = [...document.querySelectorAll('[role=menuitem], [role=dialog] button, [role=dialog] label')];
 const found = all.find(element => element.textContent.trim() == arguments[0]);
-return found ? press(found) : false;
+"""
+_CLICK_TEXT = _CLICK + _FIND_TEXT + "return found ? press(found) : false;"
+_HAS_TEXT = _FIND_TEXT + "return Boolean(found);"
+_IS_OFF = (
+    _FIND_TEXT
+    + """
+const control = found && document.getElementById(found.htmlFor);
+return Boolean(control) && control.getAttribute('aria-checked') == 'false';
 """
 )
 _SCROLL = f"""

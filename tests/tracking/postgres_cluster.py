@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from hires_gan.bench.tracking_servers import free_port
+from hires_gan.bench.tracking_servers import KeptPort
 
 
 def programs() -> Path | None:
@@ -42,11 +42,13 @@ class Cluster:
     """The databases `served` and `direct` of the user `tracker`, whose password has what a URI has to escape."""
 
     def __init__(self) -> None:
-        self.port = free_port()
+        self._kept = KeptPort()
+        self.port = self._kept.number
         self.uri = f"postgresql://tracker:p%40ss%2Fword@127.0.0.1:{self.port}"
         self._folder = Path(tempfile.mkdtemp(prefix="postgres-"))
         self._as: dict[str, Any] = {"user": _account()} if os.getuid() == 0 else {}
         self._process: subprocess.Popen[bytes] | None = None
+        self._lives = 0
 
     def __enter__(self) -> Self:
         try:
@@ -59,25 +61,17 @@ class Cluster:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         self.kill()
+        self._kept.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def start(self) -> None:
-        """Start it, and wait until it takes connections."""
-        options = [
-            "-c",
-            "listen_addresses=127.0.0.1",
-            "-c",
-            "fsync=off",
-            "-c",
-            f"unix_socket_directories={self._folder}",
-        ]
-        command = [str(self._program("postgres")), "-D", str(self._data), "-p", str(self.port), *options]
-        with (self._folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self._folder, **self._as)
-        deadline = time.monotonic() + 60
-        while not self._answers():
-            assert self._process.poll() is None, (self._folder / "log").read_text()
-            assert time.monotonic() < deadline, (self._folder / "log").read_text()
+        """Start it, unless it runs, and wait until it takes connections."""
+        deadline = time.monotonic() + 120
+        while self._process is None or not self._answers():
+            assert time.monotonic() < deadline, self._said()
+            if self._process is None or self._process.poll() is not None:
+                assert self._process is None or self._finds_itself(), self._said()
+                self._launch()
             time.sleep(0.1)
 
     def kill(self) -> None:
@@ -86,6 +80,31 @@ class Cluster:
             self._process.kill()
             self._process.wait()
             self._process = None
+
+    def _launch(self) -> None:
+        options = [
+            "listen_addresses=127.0.0.1",
+            "fsync=off",
+            "lc_messages=C",
+            f"unix_socket_directories={self._folder}",
+        ]
+        command = [str(self._program("postgres")), "-D", str(self._data), "-p", str(self.port)]
+        command += [word for option in options for word in ("-c", option)]
+        self._lives += 1
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self._folder, **self._as)
+
+    def _finds_itself(self) -> bool:
+        """Whether it has ended since children of its former life are still there: they notice its end one by one."""
+        return "pre-existing shared memory block" in self._said()
+
+    @property
+    def _log(self) -> Path:
+        """Of the latest life: children of a former one may still write into its own."""
+        return self._folder / f"log-{self._lives}"
+
+    def _said(self) -> str:
+        return self._log.read_text() if self._lives else ""
 
     @property
     def _data(self) -> Path:

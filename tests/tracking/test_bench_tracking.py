@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from hires_gan.bench.tracking import Request, bench_tracking, table
+from hires_gan.bench.tracking_servers import KeptPort, LocalServer
 from hires_gan.cli_bench import app
 from hires_gan.errors import UsageError
 
@@ -46,3 +49,25 @@ def test_a_slow_server_costs_no_step_more() -> None:
 def test_what_cannot_be_measured_is_refused(change: dict[str, object], sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         Request(**change)  # type: ignore[arg-type]
+
+
+def test_a_port_is_nobody_elses_while_its_server_is_down() -> None:
+    port = KeptPort()
+    for _ in range(2):
+        with socket.create_server(("127.0.0.1", port.number)):
+            assert not port.refuses()
+        assert port.refuses()
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(("127.0.0.1", port.number))
+    port.close()
+
+
+def test_behind_a_kill_no_connection_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What listens may end later than the process that was started."""
+    monkeypatch.setattr(LocalServer, "start", lambda server: None)
+    with LocalServer(tmp_path) as server:
+        listening = socket.create_server(("127.0.0.1", server.port))
+        threading.Timer(0.5, listening.close).start()
+        server.kill()
+        with socket.socket() as asking, pytest.raises(ConnectionRefusedError):
+            asking.connect(("127.0.0.1", server.port))

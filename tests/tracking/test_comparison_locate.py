@@ -53,7 +53,7 @@ def test_the_tracker_leaves_what_finds_its_run(tmp_path):
     shutil.copyfile(fresh_store(), tmp_path / "mlflow.db")
     (config := tmp_path / "config.yaml").write_text("a: 1\n")
     tracker = Tracker.start(TrackingSettings(), tmp_path / "run", tmp_path, "run", None, {"a": 1}, {}, config)
-    tracker.finish("FINISHED", 30)
+    tracker.finish("FINISHED", 120)
     (found,) = Finder(None, None).find_all([str(tmp_path / "run")])
     assert (found.run.info.run_id, found.folder) == (tracker.run_id, tmp_path / "run")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -268,7 +269,7 @@ import mlflow.artifacts
 from hires_gan.tracking.flavour import fetch_model
 
 own = mlflow.artifacts.download_artifacts
-store, notes = sys.argv[1], Path(sys.argv[2])
+store, notes, allowed = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
 
 
 def slow(**arguments):
@@ -278,7 +279,8 @@ def slow(**arguments):
     last.write_bytes(content[:10])  # the middle of a download
     with notes.open("a") as file:
         file.write("began\\n")
-    time.sleep(float(sys.argv[3]))
+    while not allowed.exists():
+        time.sleep(0.02)
     last.write_bytes(content)
     return found
 
@@ -288,8 +290,9 @@ print(fetch_model("models:/faces/1", store))
 """
 
 
-def fetching(store: str, notes: Path, seconds: float) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", SLOW, store, str(notes), str(seconds)]
+def fetching(store: str, notes: Path, allowed: Path) -> subprocess.Popen[str]:
+    """A process that stops in the middle of a download, which it notes, until there is a file that allows the rest."""
+    command = [sys.executable, "-c", SLOW, store, str(notes), str(allowed)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "400"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
@@ -302,11 +305,25 @@ def wait_for(notes: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.02)
 
 
+def first_line(processes: list[subprocess.Popen[str]]) -> str:
+    """What one of them says before any other says something."""
+    speaking, _, _ = select.select([process.stderr for process in processes], [], [], 240)
+    assert speaking, "none of them says anything"
+    return str(speaking[0].readline())
+
+
 @pytest.mark.slow
 def test_two_that_ask_at_once_fetch_once(store: str, tmp_path: Path) -> None:
-    notes = tmp_path / "notes"
-    processes = [fetching(store, notes, 3.0) for _ in range(2)]
-    said = [process.communicate(timeout=240) for process in processes]
+    notes, allowed = tmp_path / "notes", tmp_path / "allowed"
+    processes = [fetching(store, notes, allowed) for _ in range(2)]
+    try:
+        assert first_line(processes).startswith("waiting for another process that fetches models:/faces/1")
+        allowed.touch()
+        said = [process.communicate(timeout=240) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait(60)
     assert [process.returncode for process in processes] == [0, 0], said
     assert len({out for out, _ in said}) == 1 and is_whole(Path(said[0][0].strip()))
     assert notes.read_text().splitlines() == ["began"], said
@@ -317,16 +334,16 @@ def test_who_is_killed_leaves_nothing_that_is_taken_for_whole(
     store: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     notes = tmp_path / "notes"
-    killed = fetching(store, notes, 200.0)
+    killed = fetching(store, notes, tmp_path / "never")
     waiting = None
     try:
         wait_for(notes, killed)
-        waiting = fetching(store, tmp_path / "other", 0.0)
+        waiting = fetching(store, tmp_path / "other", tmp_path)
         assert waiting.stderr is not None
         assert waiting.stderr.readline().startswith("waiting for another process that fetches models:/faces/1")
         killed.send_signal(signal.SIGKILL)
         killed.wait(60)
-        out, err = waiting.communicate(timeout=120)
+        out, err = waiting.communicate(timeout=240)
         assert waiting.returncode == 0, err
     finally:
         for process in (killed, waiting):

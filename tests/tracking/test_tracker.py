@@ -45,7 +45,7 @@ tracker = Tracker.start(settings, folder, folder.parent, folder.name, None, {"a"
 for nimg in range(1, 6):
     tracker.log_metrics(nimg * 1000, {"loss": nimg / 2})
 tracker.log_image("samples/grid", 5000, np.zeros((8, 8, 3), np.uint8))
-tracker.finish("FINISHED", 30)
+tracker.finish("FINISHED", 120)
 """
 
 
@@ -91,7 +91,7 @@ def test_run_holds_all_that_was_logged(start: Start, client: Any, capfd: pytest.
     for nimg in (1000, 2000):
         tracker.log_metrics(nimg, {"loss/generator": nimg / 10})
     tracker.log_metrics(2000, {"swd": 3.0})
-    tracker.finish("FINISHED", 30)
+    tracker.finish("FINISHED", 120)
     run = client.get_run(tracker.run_id)
     assert (run.info.run_name, run.info.status) == ("run", "FINISHED")
     assert run.data.params == {
@@ -114,14 +114,14 @@ def test_resumed_run_goes_on_without_repeating(start: Start, client: Any) -> Non
     for nimg in (1000, 2000, 3000):
         first.log_metrics(nimg, {"loss": 1.0})
     first.log_image("grid", 2000, np.zeros((4, 4, 3), np.uint8))
-    first.finish("KILLED", 30)
+    first.finish("KILLED", 120)
     assert client.get_run(first.run_id).info.status == "KILLED"
     second = start(parameters={**PARAMETERS, "note": "changed", "new": 1})
     assert client.get_run(first.run_id).info.status == "RUNNING"
     for nimg in (2000, 3000, 4000):
         second.log_metrics(nimg, {"loss": 2.0})
     second.log_image("grid", 2000, np.ones((4, 4, 3), np.uint8))
-    second.finish("FINISHED", 30)
+    second.finish("FINISHED", 120)
     assert second.run_id == first.run_id
     assert steps(client, first.run_id, "loss") == [(1000, 1.0), (2000, 1.0), (3000, 1.0), (4000, 2.0)]
     assert len(client.list_artifacts(first.run_id, "images")) == 2
@@ -134,11 +134,11 @@ def test_run_of_a_checkpoint_goes_on_without_the_journal(start: Start, client: A
     first = start(name="here")
     for nimg in (1000, 2000):
         first.log_metrics(nimg, {"loss": 1.0})
-    first.finish("FINISHED", 30)
+    first.finish("FINISHED", 120)
     second = start(run_id=first.run_id, name="there")
     for nimg in (2000, 3000):
         second.log_metrics(nimg, {"loss": 2.0})
-    second.finish("FINISHED", 30)
+    second.finish("FINISHED", 120)
     assert second.run_id == first.run_id
     assert steps(client, first.run_id, "loss") == [(1000, 1.0), (2000, 1.0), (3000, 2.0)]
 
@@ -146,11 +146,11 @@ def test_run_of_a_checkpoint_goes_on_without_the_journal(start: Start, client: A
 def test_deleted_run_is_replaced_with_all_points(start: Start, client: Any, capsys: pytest.CaptureFixture[str]) -> None:
     first = start()
     first.log_metrics(1000, {"loss": 1.0})
-    first.finish("FINISHED", 30)
+    first.finish("FINISHED", 120)
     client.delete_run(first.run_id)
     second = start(run_id="0" * 32)
     second.log_metrics(2000, {"loss": 2.0})
-    second.finish("FINISHED", 30)
+    second.finish("FINISHED", 120)
     assert second.run_id != first.run_id
     assert steps(client, second.run_id, "loss") == [(1000, 1.0), (2000, 2.0)]
     said = capsys.readouterr().err
@@ -161,7 +161,7 @@ def test_not_finite_values_are_counted_and_said(start: Start, client: Any, capsy
     tracker = start()
     tracker.log_metrics(1000, {"loss": float("inf"), "grad": float("nan"), "good": 1.0})
     tracker.log_metrics(2000, {"loss": float("-inf")})
-    tracker.finish("FINISHED", 30)
+    tracker.finish("FINISHED", 120)
     assert [str(value) for _, value in steps(client, tracker.run_id, "loss")] == ["nan", "nan"]
     assert steps(client, tracker.run_id, "not_finite") == [(1000, 2.0), (2000, 1.0)]
     said = capsys.readouterr().err
@@ -173,7 +173,7 @@ def test_images_have_the_names_that_mlflow_gives(start: Start, client: Any) -> N
     image = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
     tracker.log_image("samples/grid", 2000, image)
     tracker.log_image("wide", 2000, np.full((16, 4097, 3), 7, np.uint8))
-    tracker.finish("FINISHED", 30)
+    tracker.finish("FINISHED", 120)
     ours = {file.path for file in client.list_artifacts(tracker.run_id, "images")}
     client.log_image(tracker.run_id, image, key="samples/grid", step=2000)
     theirs = {file.path for file in client.list_artifacts(tracker.run_id, "images")} - ours
@@ -198,10 +198,11 @@ def test_system_metrics_go_on_after_a_resume(start: Start, client: Any, monkeypa
         tracker = start()
         run_id = tracker.run_id
         tracker.log_metrics(life, {"loss": 1.0})
-        deadline = time.monotonic() + 20
-        while len(steps(client, run_id, key)) < life and time.monotonic() < deadline:
+        deadline = time.monotonic() + 120
+        while len(steps(client, run_id, key)) < life:
+            assert time.monotonic() < deadline, "the monitor of the machine says nothing"
             time.sleep(0.1)
-        tracker.finish("KILLED", 30)
+        tracker.finish("KILLED", 120)
     found = [step for step, _ in steps(client, run_id, key)]
     assert found == list(range(len(found))) and len(found) >= 2
 
@@ -209,13 +210,13 @@ def test_system_metrics_go_on_after_a_resume(start: Start, client: Any, monkeypa
 @pytest.mark.parametrize("killed_while", ["metrics", pytest.param("image", marks=pytest.mark.slow)])
 def test_kill_between_sending_and_recording(killed_while: str, store: str, tmp_path: Path, client: Any) -> None:
     command = [sys.executable, "-c", CLIENT, str(tmp_path / "run"), store]
-    assert subprocess.run([*command, killed_while], timeout=180).returncode == -signal.SIGKILL
+    assert subprocess.run([*command, killed_while], timeout=240).returncode == -signal.SIGKILL
     run_id = json.loads((tmp_path / "run/tracking/run.json").read_text())["run_id"]
     assert len(steps(client, run_id, "loss")) >= 1  # it did arrive
     # This store takes equal points at equal times for one; others do not, so the sender itself has to ask.
     journal = tmp_path / "run/tracking/journal.jsonl"
     journal.write_text(journal.read_text().replace('"time": 1', '"time": 2'))
-    second = subprocess.run([*command, "nothing"], timeout=180, capture_output=True, text=True)
+    second = subprocess.run([*command, "nothing"], timeout=240, capture_output=True, text=True)
     assert (second.returncode, second.stderr) == (0, "")
     assert steps(client, run_id, "loss") == [(nimg * 1000, nimg / 2) for nimg in range(1, 6)]
     assert steps(client, run_id, "kimg") == [(nimg * 1000, float(nimg)) for nimg in range(1, 6)]
@@ -228,7 +229,7 @@ def test_two_runs_start_at_once_on_a_fresh_store(tmp_path: Path) -> None:
         subprocess.Popen([sys.executable, "-c", CLIENT, str(tmp_path / name), "", "nothing"], env=environment)
         for name in ("one", "two")
     ]
-    assert [process.wait(timeout=180) for process in both] == [0, 0]
+    assert [process.wait(timeout=240) for process in both] == [0, 0]
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
@@ -245,7 +246,7 @@ def test_missing_artifact_is_said_and_the_rest_goes_on(
     tracker.log_artifact(tmp_path / "gone.txt")
     (tmp_path / "here.txt").write_text("x")
     tracker.log_artifact(tmp_path / "here.txt", "notes")
-    tracker.finish("FINISHED", 30)
+    tracker.finish("FINISHED", 120)
     assert [file.path for file in client.list_artifacts(tracker.run_id, "notes")] == ["notes/here.txt"]
     assert "gone.txt: it is not on this disk any more" in capsys.readouterr().err
 
@@ -280,7 +281,7 @@ def test_model_is_logged_registered_and_fetched(
     place = checkpoint(tmp_path)
     tracker.log_model(place, card)
     tracker.log_model(place, card)  # as after a failure in the middle
-    tracker.finish("FINISHED", 30)
+    tracker.finish("FINISHED", 120)
     outputs = client.get_run(tracker.run_id).outputs.model_outputs
     assert len(outputs) == 1
     model = client.get_logged_model(outputs[0].model_id)
@@ -313,7 +314,7 @@ def test_models_that_cannot_be_fetched(
         with pytest.raises(UsageError, match=sentence):
             fetch_model(uri, store)
     tracker = start()
-    tracker.finish("FINISHED", 30)
+    tracker.finish("FINISHED", 120)
     for text, sentence in {
         "flavors: {sklearn: {}}": "names no 'hires_gan' flavour",
         "flavors: {hires_gan: {checkpoint: ..}}": "is damaged",
@@ -334,5 +335,5 @@ def test_logging_costs_the_step_next_to_nothing(start: Start) -> None:
         begin = time.perf_counter()
         tracker.log_metrics(nimg * 1000, metrics)
         times.append(time.perf_counter() - begin)
-    tracker.finish("FINISHED", 30)
-    assert sorted(times)[250] < 0.001
+    tracker.finish("FINISHED", 120)
+    assert sorted(times)[250] < 0.01

@@ -31,6 +31,13 @@ def cluster() -> Iterator[Cluster]:
         yield running
 
 
+@pytest.fixture(autouse=True)
+def revived_database(cluster: Cluster) -> Iterator[None]:
+    """No test finds a database that another one has left dead."""
+    yield
+    cluster.start()
+
+
 @pytest.fixture(scope="module")
 def behind(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
     """A server over the database, which makes its tables."""
