@@ -1,4 +1,4 @@
-"""Train Progressive GAN, StyleGAN and StyleGAN2 at up to 1024x1024 on your own images."""
+"""Train Progressive GAN, StyleGAN, StyleGAN2 and MUNIT at up to 1024x1024 on your own images."""
 
 from __future__ import annotations
 

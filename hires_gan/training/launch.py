@@ -234,7 +234,8 @@ def _check_driver() -> None:
 def _described(device: torch.device) -> str:
     """The device for people."""
     if device.type != "cuda":
-        return f"the CPU, {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        return f"the CPU, {threads} thread{'s' if threads > 1 else ''}"
     count = torch.cuda.device_count()
     others = f", 1 of {count} GPUs" if count > 1 else ""
     return f"{torch.cuda.get_device_name(device)} ({device}{others})"
