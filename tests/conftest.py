@@ -11,6 +11,8 @@ from hypothesis import HealthCheck, settings
 # One thread per process, before anything imports torch: the tests' networks are so small that threads only wait for
 # each other, all the more where several processes share two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# As `hires-gan` does: on a GPU, tests take memory from the allocator that a run has.
+os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 # How long an example takes says more of what else the machine does than of the code. The rest is as hypothesis has it,
 # which looks whether CI is set.
 settings.register_profile("unhurried", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])

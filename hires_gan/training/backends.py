@@ -102,7 +102,8 @@ class Backend:
         self._leave()
         # In a fade, every step computes something else: how far the new resolution is blended in.
         steady = not stage.fade and self._engines is None
-        self._recorder = Recorder(self.device, self.pulled.graphs and steady)
+        due = [phase.name for phase in self.recipe.phases(stage.start)]  # all that there are
+        self._recorder = Recorder(self.device, self.pulled.graphs and steady, due)
         self.compiler = Compiler(self.pulled.compile != "none" and steady)
         for name, plan in stage.optimizers.items():
             parameters = dict(self.recipe.players[name].named_parameters())
@@ -160,6 +161,7 @@ class Backend:
             assert not means.keys() & new.keys(), "two phases have a term of the same name"
             means |= new
             bad += found
+            self._recorder.ran(phase.name)
             if phase.after is not None:
                 phase.after()
                 self.learners[phase.player].reread()

@@ -7,8 +7,7 @@ launches the very same kernels.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -22,14 +21,17 @@ class Recorder:
     Args:
         device: A CUDA device; on any other one, functions are called as they are.
         enabled: Whether to record at all.
+        awaited: Phases that have to run once before any is recorded: what they take the first time, when libraries try
+            kernels, comes out of memory that recordings do not keep for themselves yet.
 
     Attributes:
         enabled: Whether it records still: not behind something that could not be recorded.
         remarks: What was said of that.
     """
 
-    def __init__(self, device: torch.device, enabled: bool) -> None:
+    def __init__(self, device: torch.device, enabled: bool, awaited: Iterable[str] = ()) -> None:
         self.enabled = enabled and device.type == "cuda"
+        self._awaited = set(awaited)
         self.remarks: list[str] = []
         self._pool = torch.cuda.graph_pool_handle() if self.enabled else None
 
@@ -37,13 +39,23 @@ class Recorder:
         """The same function, to be called again and again.
 
         The first call computes step by step: libraries choose their kernels, and what is made on first use is made.
-        The second one records. If that fails, the reason is said, and calls go on step by step.
+        The second one records, or a later one if phases are awaited still. If that fails, the reason is said, and calls
+        go on step by step.
 
         Args:
             function: Reads and writes tensors that stay where they are.
             name: For people.
         """
         return _Recorded(function, name, self) if self.enabled else function
+
+    def ran(self, phase: str) -> None:
+        """Know that a phase has run."""
+        self._awaited.discard(phase)
+
+    @property
+    def ready(self) -> bool:
+        """Whether to record what has been called before."""
+        return self.enabled and not self._awaited
 
     def refuse(self, name: str, reason: str) -> None:
         """Record nothing from now on, and say why."""
@@ -73,15 +85,18 @@ class Recorder:
         several streams have used, as that of every batch of images is. Torch has no public call for this.
         """
         assert self._pool is not None
-        _FAILED.append(graph)
         device = torch.cuda.current_device()
-        with contextlib.suppress(RuntimeError):  # it says so where the recording has ended in order
+        try:
             torch._C._cuda_endAllocateToPool(device, self._pool)
-            torch._C._cuda_releasePool(device, self._pool)
+        except RuntimeError:  # the recording has ended in order: what it has kept goes with it
+            graph.reset()
+            return
+        torch._C._cuda_releasePool(device, self._pool)
+        _FAILED.append(graph)
 
 
 _FAILED: list[torch.cuda.CUDAGraph] = []
-"""Recordings that were given up: torch may ask them still whether a stream is theirs."""
+"""Recordings that have not ended in order: torch may ask them still whether a stream is theirs."""
 
 
 class _Recorded:
@@ -91,7 +106,7 @@ class _Recorded:
         self._warm = False
 
     def __call__(self) -> None:
-        if self._warm and self._graph is None and self._recorder.enabled:
+        if self._warm and self._graph is None and self._recorder.ready:
             self._graph = self._recorded()
         if self._graph is not None:
             self._graph.replay()
@@ -100,12 +115,24 @@ class _Recorded:
             self._warm = True
 
     def _recorded(self) -> torch.cuda.CUDAGraph | None:
+        own: list[RuntimeError] = []
+
+        def noting() -> None:
+            try:
+                self._function()
+            except RuntimeError as error:
+                own.append(error)
+                raise
+
         try:
-            return self._recorder.record(self._function)
+            return self._recorder.record(noting)
         except RuntimeError as error:
-            # What the end of a recording says is that it has failed; why, the error before it.
-            cause = error.__context__ or error
-            if is_out_of_memory(cause):
-                raise cause from None
-            self._recorder.refuse(self._name, str(cause).strip().splitlines()[0])
-            return None
+            # What the end of a recording says is that it has failed; why, the function's own error.
+            cause = own.pop() if own else error
+            try:
+                if is_out_of_memory(cause):
+                    raise cause from None
+                self._recorder.refuse(self._name, (str(cause).strip() or type(cause).__name__).splitlines()[0])
+            finally:
+                del cause  # its traceback has this frame, and holds whatever was being computed
+        return None

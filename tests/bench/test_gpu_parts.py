@@ -50,6 +50,22 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
+def test_the_tests_of_a_gpu_are_found_where_only_the_wheels_are():
+    """One module that cannot be imported would end them all, those of other folders too."""
+    program = Path(__file__).with_name("bare_collection.py")
+    done = subprocess.run(
+        [sys.executable, program, "Makefile"],
+        cwd=ROOT,
+        env=os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "tests/training/test_graphs.py::" in done.stdout
+
+
 class Made:
     """`make PART` with a Python and a compute-sanitizer of ours, and the calls that it made."""
 

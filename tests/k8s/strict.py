@@ -16,11 +16,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import jsonschema
-import kubeflow_trainer_api.models as kubeflow
-import kubernetes_validate
+import pytest
 import yaml
 from manifests import Document, jobs, named
+
+# Machines with a GPU and without a network have none of them.
+jsonschema = pytest.importorskip("jsonschema")
+kubeflow = pytest.importorskip("kubeflow_trainer_api.models")
+kubernetes_validate = pytest.importorskip("kubernetes_validate")
 
 KUBERNETES = ("1.33", "1.37")
 """The oldest one that docs/cluster.md promises, whose Jobs know all that the manifests use, and the newest."""

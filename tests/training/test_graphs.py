@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -211,27 +212,36 @@ def test_on_a_cpu_functions_are_called_as_they_are():
 
 @pytest.fixture
 def refusing(monkeypatch):
-    """A recorder whose recordings end as torch's do where this is what went wrong."""
+    """A recorder whose recordings end as torch's do, and what goes wrong in them, for this reason."""
 
-    def made(reason: str) -> Recorder:
-        def record(function: Any) -> None:
-            try:
+    def made(reason: str) -> tuple[Recorder, Callable[[], None]]:
+        under_way = list[bool]()
+
+        def work() -> None:
+            if under_way:
                 raise RuntimeError(reason)
+
+        def record(function: Callable[[], None]) -> None:
+            under_way.append(True)
+            try:
+                function()
             except RuntimeError as cause:
                 raise RuntimeError("CUDA error: operation failed due to a previous error during capture") from cause
+            finally:
+                under_way.clear()
 
         recorder = Recorder(torch.device("cpu"), False)
         recorder.enabled = True
         monkeypatch.setattr(recorder, "record", record)
-        return recorder
+        return recorder, work
 
     return made
 
 
 @pytest.mark.parametrize("reason", ["CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"])
 def test_an_exhausted_memory_is_no_matter_of_the_recorder(reason, refusing, capsys):
-    recorder = refusing(reason)
-    call = recorder.wrap(lambda: None, "test")
+    recorder, work = refusing(reason)
+    call = recorder.wrap(work, "test")
     call()
     with pytest.raises(RuntimeError, match=reason):
         call()
@@ -239,8 +249,9 @@ def test_an_exhausted_memory_is_no_matter_of_the_recorder(reason, refusing, caps
 
 
 def test_what_cannot_be_recorded_is_said_once_and_kept(refusing, capsys):
-    recorder, calls = refusing("operation not permitted\nwhen stream is capturing"), list[int]()
-    one, other = (recorder.wrap(lambda: calls.append(1), name) for name in ("one", "other"))
+    recorder, work = refusing("operation not permitted\nwhen stream is capturing")
+    calls = list[int]()
+    one, other = (recorder.wrap(lambda: (work(), calls.append(1))[1], name) for name in ("one", "other"))
     for _ in range(3):
         one()
         other()
@@ -256,7 +267,7 @@ class TorchsRecordings:
         self.under_way, self.held, self.streams = list[object](), list[object](), list[object]()
         self.ends = ends
         for name, own in {
-            "CUDAGraph": object,
+            "CUDAGraph": lambda: self,
             "graph": self.recording,
             "graph_pool_handle": lambda: (0, 1),
             "current_stream": lambda: "the stream",
@@ -286,10 +297,18 @@ class TorchsRecordings:
     def release(self, device: int, pool: object) -> None:
         self.held.remove(pool)
 
+    def reset(self) -> None:
+        """Of the one graph that there is."""
+        assert self.under_way == [], "torch would say that it has not ended"
+        self.held.clear()
+
+    def replay(self) -> None:
+        """Of the one graph that there is."""
+
 
 @pytest.mark.parametrize("ends", [True, False])
 def test_no_recording_stays_under_way_that_has_failed(ends, monkeypatch, capsys):
-    """Whether torch has ended it in order or not: its memory is let go of once at most, and by us only where not."""
+    """Whether torch has ended it in order or not: its memory is let go of, once."""
     torchs = TorchsRecordings(monkeypatch, ends)
     recorder = Recorder(torch.device("cuda"), True)
 
@@ -301,9 +320,64 @@ def test_no_recording_stays_under_way_that_has_failed(ends, monkeypatch, capsys)
     for _ in range(3):
         call()
     assert torchs.under_way == [] and torchs.streams == ["the stream"]
-    assert torchs.held == ([(0, 1)] if ends else []), "a recording that has ended in order lets go by itself"
+    assert torchs.held == []
     (remark,) = recorder.remarks
     assert "the test cannot be recorded" in remark and "(operation not permitted" in remark
+
+
+def test_an_exhausted_memory_within_a_recording_is_told_as_that_and_leaves_nothing(monkeypatch):
+    """Where torch ends the recording in order: the error is the function's own, whatever it was raised beside."""
+    torchs = TorchsRecordings(monkeypatch, ends=True)
+    recorder = Recorder(torch.device("cuda"), True)
+
+    def takes() -> None:
+        if torchs.under_way:
+            try:
+                raise KeyError("not in a cache")
+            except KeyError:
+                raise torch.OutOfMemoryError("CUDA out of memory") from None
+
+    call = recorder.wrap(takes, "test")
+    call()
+    with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
+        call()
+    assert torchs.held == torchs.under_way == [] and recorder.remarks == []
+
+
+def test_an_error_without_words_is_told_by_its_kind(refusing):
+    recorder, work = refusing("")
+    call = recorder.wrap(work, "test")
+    call()
+    call()
+    assert recorder.remarks[0].endswith("(RuntimeError)")
+
+
+class Logged(Recorder):
+    """Says in which order functions are called and recorded, on a CPU too."""
+
+    def __init__(self, device: torch.device, enabled: bool, awaited: Iterable[str] = ()) -> None:
+        super().__init__(device, False, awaited)
+        self.enabled, self.log = enabled, list[str]()
+
+    def record(self, function: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        self.log.append("recorded")
+        return cast(torch.cuda.CUDAGraph, SimpleNamespace(replay=function))
+
+    def ran(self, phase: str) -> None:
+        self.log.append(phase)
+        super().ran(phase)
+
+
+def test_nothing_is_recorded_before_every_phase_has_run_once(monkeypatch):
+    """Also where a run goes on in the middle of a cycle: R1 is due at its end."""
+    monkeypatch.setattr("hires_gan.training.backends.Recorder", Logged)
+    backend = built(RECIPES["stylegan2"], "cpu", "fast", levers=Levers(graphs=True))
+    recorder = cast(Logged, backend._recorder)
+    recorder.enabled = True
+    run_steps(backend, 6, 13)
+    first = recorder.log.index("recorded")
+    assert set(recorder.log[:first]) == {"generator", "discriminator", "path_length", "r1"}
+    assert recorder.log[first - 1] == "r1"
 
 
 def test_without_its_one_kernel_adam_is_torchs_own():
@@ -390,13 +464,13 @@ class TestOnGpu:
     def test_a_step_never_waits_for_the_device(self, name, performance):
         """Neither launched one by one nor recorded: only what reads a value back does."""
         backend = built(RECIPES[name], "cuda", performance, torch.bfloat16)
-        batches = [drawn_batch(backend, number) for number in range(12)]
-        for number in range(8):  # what is made on first use is made, and phases are recorded
+        batches = [drawn_batch(backend, number) for number in range(33)]
+        for number in range(17):  # what is made on first use is made, and phases are recorded; R1's is due at 16
             one_step(backend, number, batches[number])
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")
         try:
-            for number in range(8, 12):
+            for number in range(17, 33):
                 one_step(backend, number, batches[number])
         finally:
             torch.cuda.set_sync_debug_mode("default")
