@@ -22,6 +22,8 @@ BUILD_ARGS ?=
 # A shard set of 1024x1024, on which gpu-check measures training on real images; and another one, for translation.
 GPU_SHARDS ?=
 GPU_SHARDS_B ?=
+# How that is decoded: dali-cpu or torchvision where DALI cannot be had.
+GPU_DECODER ?= dali
 # What another program reached on this GPU at micro-batch 4 and 8, as benchmarks/train.md describes the files.
 REFERENCE_JSON_4 ?=
 REFERENCE_JSON_8 ?=
@@ -37,7 +39,8 @@ WHEELS = pydantic pydantic-core annotated-types typing-extensions typing-inspect
 	sqlparse cachetools cloudpickle databricks-sdk google-auth pyasn1 pyasn1-modules cryptography cffi pycparser \
 	fastapi starlette uvicorn anyio h11 gitpython gitdb smmap importlib-metadata zipp opentelemetry-api \
 	opentelemetry-sdk opentelemetry-proto opentelemetry-semantic-conventions protobuf python-dotenv \
-	prometheus-client matplotlib contourpy cycler fonttools kiwisolver packaging pyparsing python-dateutil six
+	prometheus-client matplotlib contourpy cycler fonttools kiwisolver packaging pyparsing python-dateutil six \
+	flask flask-cors blinker itsdangerous werkzeug
 # The tests that compute-sanitizer runs: it slows a kernel down a hundred times. Without torch's cache of memory, so
 # that it sees where each tensor ends.
 SANITIZED ?= sanitizer
@@ -193,10 +196,10 @@ gpu-sanitize:
 
 gpu-input:
 	@$(GPU_BEGIN); \
-	step $(GPU_PYTHON) -c "import nvidia.dali"; \
+	case "$(GPU_DECODER)" in dali*) step $(GPU_PYTHON) -c "import nvidia.dali";; esac; \
 	step $(GPU_BENCH) input --resolution 1024 --out $(OUT)/input.json; \
 	real() { name=$$1; shift; step $(GPU_BENCH) train --data real --out $(OUT)/train-real-$$name.json "$$@" \
-		data.decoder=dali; }; \
+		data.decoder=$(GPU_DECODER); }; \
 	if [ -n "$(GPU_SHARDS)" ]; then \
 		for size in 4 8; do \
 			real stylegan2-$$size --config configs/stylegan2_ffhq1024.yaml --micro $$size batch.size=$$size \
@@ -223,7 +226,7 @@ gpu-train:
 		$${theirs:+--reference-json "$$theirs"} \
 		batch.size=$$size --micro $$((size < 8 ? size : 8)) --profile --out $(OUT)/train-$$size.json; done; \
 	milliseconds=$$($(GPU_STEP_MS) $(OUT)/train-32.json) && \
-		step $(GPU_BENCH) tracking --step-ms $$milliseconds --batch 32 --kimg 6 --samples-every-kimg 4 \
+		step $(GPU_BENCH) tracking --step-ms $$milliseconds --batch 32 --kimg 6 --samples-every-kimg 4 --side 4096 \
 		--store sqlite --store server --out $(OUT)/tracking.json || \
 		{ echo "== failed: $(OUT)/train-32.json has no milliseconds of a step to measure tracking beside"; failed=yes; }; \
 	for name in stylegan2_ffhq1024 progressive_celebahq1024 munit_faces1024; do \
@@ -262,6 +265,7 @@ gpu-munit:
 		--out $(OUT)/munit-$$downs-grown-$$nimg.json; done; done; \
 	$(GPU_END)
 
+# With as many reals as fakes, which --reals is by default.
 gpu-evaluate:
 	@$(GPU_BEGIN); \
 	for metrics in fid fid,kid,precision,density; do \
@@ -284,7 +288,7 @@ gpu-dials:
 		step $(GPU_BENCH) dials --config configs/stylegan2_demo.yaml --seconds $(DIALS_SECONDS) \
 		--seeds $(DIALS_SEEDS) $(DIALS_RUNS:%=--runs %) --out $(OUT)/dials \
 		recipe.resolution=128 recipe.loss.path_length=2 batch.size=32 precision=bf16 run.total_kimg=25000 \
-		data.shards=$(OUT)/dials-images; \
+		samples.every_kimg=40 evaluation.every_kimg=24 checkpoint.every_kimg=48 data.shards=$(OUT)/dials-images; \
 	else echo "== GPU_IMAGES names no folder of images: the dials' curves are not compared"; fi; \
 	$(GPU_END)
 

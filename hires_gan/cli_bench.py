@@ -255,7 +255,8 @@ def bench_tracking_command(
 def bench_evaluate_command(
     resolution: Annotated[int, typer.Option(help="Of the images.")] = 64,
     count: Annotated[int, typer.Option(help="Images to generate.")] = 2048,
-    metrics: Annotated[str, typer.Option(help="Of those that compare features.")] = "fid",
+    reals: Annotated[int | None, typer.Option(help="Images to compare with; as many.", min=1)] = None,
+    metrics: Annotated[str, typer.Option(help="swd, or those of features or logits.")] = "fid",
     features: Annotated[
         str | None, typer.Option(help="The network; by default Inception's layers with random weights.")
     ] = None,
@@ -264,12 +265,8 @@ def bench_evaluate_command(
     out: Annotated[Path | None, typer.Option(help="A JSON file for the result.")] = None,
 ) -> None:
     """Measure what an evaluation costs beside its generator and its feature network."""
-    from hires_gan.bench.evaluation import Request, bench_evaluation
+    from hires_gan.bench.evaluation import Request, bench_evaluation, line
     from hires_gan.evaluation.catalogue import parse_metrics
 
     names = parse_metrics(metrics)
-    found = bench_evaluation(Request(resolution, count, names, features, rounds, device, out))
-    alone, whole = min(found["alone"]), min(found["whole"])
-    typer.echo(
-        f"generator and feature network alone {alone:.1f} s, a whole evaluation {whole:.1f} s: {found['share']:+.1%}"
-    )
+    typer.echo(line(bench_evaluation(Request(resolution, count, names, features, rounds, device, out, reals))))

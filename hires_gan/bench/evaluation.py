@@ -1,7 +1,7 @@
 """What an evaluation costs beside the generator and the feature network, which it cannot do without.
 
 `hires-gan bench evaluate`: the same images, made and described once by these two alone, chunk by chunk, and
-once by a whole evaluation; the features of the reals come from the cache, as from the second one on.
+once by a whole evaluation; what is taken of the reals is there already, as from the second one on.
 """
 
 from __future__ import annotations
@@ -21,14 +21,16 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from hires_gan.bench.identity import identity, require_writable, write_record
-from hires_gan.data.command import PrepareOptions
-from hires_gan.data.prepare import prepare
+from hires_gan.data.manifest import IMAGE, Manifest
+from hires_gan.data.pictures import encode
 from hires_gan.data.settings import DataSettings
 from hires_gan.data.shards import ShardSet
 from hires_gan.data.waiting import never
-from hires_gan.evaluation.catalogue import MetricName
+from hires_gan.data.writer import ShardWriter, write_manifest
+from hires_gan.errors import UsageError
+from hires_gan.evaluation.catalogue import METRICS, MetricName, Need
 from hires_gan.evaluation.crew import chunks
-from hires_gan.evaluation.evaluator import Evaluator, counted
+from hires_gan.evaluation.evaluator import COMMAND, Counts, Evaluator, check_metrics
 from hires_gan.evaluation.features import Extractor, open_extractor
 from hires_gan.evaluation.instruments import Instruments
 from hires_gan.evaluation.protocol import CheckpointRecord
@@ -39,7 +41,9 @@ from hires_gan.recipes.stylegan2_settings import StyleGAN2Settings
 
 STAND_IN = "inception, with random weights"
 _SIDE = 299
-_REALS = 256
+_NOISE_SIDE = 64
+_MEASURED = (Need.PATCHES, Need.FEATURES, Need.LOGITS)
+"""Metrics of one set of images, with the feature network or without one."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +53,12 @@ class Request:
     Attributes:
         resolution: Of the images.
         count: How many are generated.
-        metrics: Those that compare features.
+        metrics: swd, and those of features and of logits.
         features: The network, as for `hires-gan evaluate`; None for Inception's layers with random weights.
         rounds: How often each of the two is measured.
         device: Where; None: on a GPU if there is one.
         out: The JSON file; None for none.
+        reals: With how many they are compared; None for as many.
     """
 
     resolution: int = 64
@@ -63,6 +68,7 @@ class Request:
     rounds: int = 3
     device: str | None = None
     out: Path | None = None
+    reals: int | None = None
 
 
 @dataclass(frozen=True)
@@ -72,22 +78,24 @@ class Costs:
     Attributes:
         resolution: Of the images.
         count: How many are generated.
+        reals: With how many they are compared.
         metrics: What an evaluation computes.
-        features: Its feature network.
+        features: Its feature network; None where the metrics take none.
         alone: The generator and the feature network.
         whole: An evaluation.
     """
 
     resolution: int
     count: int
+    reals: int
     metrics: tuple[MetricName, ...]
-    features: str
+    features: str | None
     alone: list[float]
     whole: list[float]
 
     @property
     def share(self) -> float:
-        """By how much the fastest evaluation takes longer than the fastest pass of the two networks alone."""
+        """By how much the fastest evaluation takes longer than the fastest pass of the networks alone."""
         return min(self.whole) / min(self.alone) - 1
 
 
@@ -106,41 +114,101 @@ def stand_in(device: torch.device) -> Extractor:
 
 
 def measure(request: Request, device: torch.device) -> Costs:
-    """Take turns, so that what else the machine does is shared fairly."""
-    resolution, count = request.resolution, request.count
-    settings = StyleGAN2Settings.model_validate({"name": "stylegan2", "resolution": resolution})
-    recipe = build_recipe(settings, 8, torch.float32, 0, None)
-    network = recipe.players["generator"].to(device).eval().requires_grad_(False)
-    subject = Generated(recipe, network, 0, resolution)  # type: ignore[arg-type]
-    own = request.features is None
-    extractor = stand_in(device) if own else open_extractor(str(request.features), None, False, device)
+    """Take turns, so that what else the machine does is shared fairly.
+
+    Raises:
+        UsageError: If a metric cannot be taken of so many images, or not here.
+        Failure: If a factory of `features` fails.
+    """
+    counts = Counts(request.count, request.count if request.reals is None else request.reals)
+    _check(request, counts)
+    subject, extractor = _subject(request.resolution, device), _extractor(request, device)
     alone: list[float] = []
     whole: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
-        evaluator = _evaluator(Path(folder), request, extractor, device)
+        evaluator = _evaluator(Path(folder), request, counts, Instruments(extractor), device)
         evaluator.describe_reals(never)
         for _ in range(request.rounds):
-            alone.append(_seconds(lambda: _pass(subject, extractor, count), device))
+            alone.append(_seconds(lambda: _pass(subject, extractor, counts), device))
             whole.append(_seconds(lambda: evaluator.measure(subject, CheckpointRecord(nimg=0), never), device))
-    return Costs(resolution, count, request.metrics, extractor.name, alone, whole)
+    name = None if extractor is None else extractor.name
+    return Costs(request.resolution, counts.fakes, counts.reals, request.metrics, name, alone, whole)
 
 
-def _evaluator(folder: Path, request: Request, extractor: Extractor, device: torch.device) -> Evaluator:
-    resolution = request.resolution
-    (folder / "images").mkdir()
-    random = np.random.default_rng(0)
-    for number in range(_REALS):
-        pixels = random.integers(0, 256, (resolution, resolution, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / "images" / f"{number}.png")
-    prepare([str(folder / "images")], folder / "shards", PrepareOptions(resolution=resolution))
-    reals = Reals(ShardSet(folder / "shards"), DataSettings(shards=str(folder / "shards"), workers=0), resolution)
-    counts = counted(request.count, None, _REALS)
-    return Evaluator(request.metrics, counts, reals, Instruments(extractor), device, cache=folder / "cache")
+def _check(request: Request, counts: Counts) -> None:
+    """Refuse what cannot be measured before anything is made."""
+    other = [name for name in request.metrics if METRICS[name].need not in _MEASURED]
+    if other:
+        allowed = ", ".join(name for name, metric in METRICS.items() if metric.need in _MEASURED)
+        takes = "takes" if len(other) == 1 else "take"
+        raise UsageError(
+            f"--metrics has {', '.join(other)}, which {takes} other images or networks than are measured here; allowed "
+            f"are {allowed}: leave {', '.join(other)} out"
+        )
+    if request.features is None and (lacking := _of(request, Need.LOGITS)):
+        raise UsageError(
+            f"--metrics has {', '.join(lacking)}, which needs the logits of a classifier, and the network with random "
+            f"weights gives none; name one that does with --features, or leave {', '.join(lacking)} out"
+        )
+    check_metrics(request.metrics, counts, request.resolution, COMMAND)
 
 
-def _pass(subject: Generated, extractor: Extractor, count: int) -> None:
+def _of(request: Request, *needs: Need) -> list[MetricName]:
+    return [name for name in request.metrics if METRICS[name].need in needs]
+
+
+def _subject(resolution: int, device: torch.device) -> Generated:
+    settings = StyleGAN2Settings.model_validate({"name": "stylegan2", "resolution": resolution})
+    recipe = build_recipe(settings, 8, torch.float32, 0, None)
+    network = recipe.players["generator"].to(device).eval().requires_grad_(False)
+    return Generated(recipe, network, 0, resolution)  # type: ignore[arg-type]
+
+
+def _extractor(request: Request, device: torch.device) -> Extractor | None:
+    """The feature network; None where no metric takes features."""
+    if not _of(request, Need.FEATURES, Need.LOGITS):
+        return None
+    return stand_in(device) if request.features is None else open_extractor(request.features, None, False, device)
+
+
+def _evaluator(
+    folder: Path, request: Request, counts: Counts, instruments: Instruments, device: torch.device
+) -> Evaluator:
+    shards, resolution = folder / "shards", request.resolution
+    write_reals(shards, counts.reals, resolution)
+    reals = Reals(ShardSet(shards), DataSettings(shards=str(shards), workers=0), resolution)
+    return Evaluator(request.metrics, counts, reals, instruments, device, cache=folder / "cache", options=COMMAND)
+
+
+def write_reals(folder: Path, count: int, resolution: int) -> None:
+    """Write a shard set of noise, all of it different: equal features would make eigenvalues and neighbours cheap.
+
+    Large images are small ones, enlarged: they encode in milliseconds, and a thousand of them take less than 100 MB.
+
+    Args:
+        folder: A new one.
+        count: How many images.
+        resolution: Their height and width in pixels.
+    """
+    folder.mkdir()
+    random, side = np.random.default_rng(0), min(resolution, _NOISE_SIDE)
+    with ShardWriter(folder, 0, (IMAGE,), labelled=False, first_row=0) as writer:
+        for _ in range(count):
+            noise = Image.fromarray(random.integers(0, 256, (side, side, 3), dtype=np.uint8))
+            large = noise.resize((resolution, resolution), Image.Resampling.NEAREST)
+            writer.write({IMAGE: encode(np.asarray(large), "jpeg")}, None)
+        entry = writer.finish()
+    write_manifest(
+        folder, Manifest(resolution=resolution, count=count, columns=(IMAGE,), filter="nearest", shards=(entry,))
+    )
+
+
+def _pass(subject: Generated, extractor: Extractor | None, counts: Counts) -> None:
+    """What no evaluation can do without: making the images, and where features are wanted describing them."""
+    count = counts.patched if extractor is None else counts.fakes
     for shown in subject.chunks(chunks(count, CHUNK), never):
-        extractor(shown.images)
+        if extractor is not None:
+            extractor(shown.images)
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
@@ -155,7 +223,7 @@ def bench_evaluation(request: Request) -> dict[str, Any]:
     """Measure, and keep what was measured in a file.
 
     Raises:
-        UsageError: If a metric cannot be taken of so many images, or needs weights that are not there.
+        UsageError: If a metric cannot be taken of so many images or not here, or needs weights that are not there.
         Failure: If the file cannot be written.
     """
     if request.out is not None:
@@ -166,3 +234,13 @@ def bench_evaluation(request: Request) -> dict[str, Any]:
     if request.out is not None:
         write_record(request.out, record)
     return record
+
+
+def line(record: dict[str, Any]) -> str:
+    """What was measured, for people."""
+    networks = "generator" if record["features"] is None else "generator and feature network"
+    return (
+        f"{', '.join(record['metrics'])} of {record['count']:,} fakes and {record['reals']:,} reals: "
+        f"{networks} alone {min(record['alone']):.1f} s, a whole evaluation {min(record['whole']):.1f} s: "
+        f"{record['share']:+.1%}"
+    )

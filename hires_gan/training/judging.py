@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
@@ -20,7 +20,7 @@ from hires_gan.tracking.protocols import fingerprint
 
 
 class Diverged(Failure):
-    """A run that ends since its evaluations were much worse than its best one for too long."""
+    """A run that ends since its evaluations were much worse than its best one, or no number, for too long."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Progress:
     Attributes:
         nimg: Images shown.
         best: The best evaluation so far.
-        diverged: How many evaluations in a row, up to the last one, were much worse than the best.
+        diverged: How many evaluations in a row, up to the last one, were much worse than the best, or no finite number.
     """
 
     nimg: int = 0
@@ -130,14 +130,20 @@ def judge(progress: Progress, settings: EvaluationSettings, result: Result, coun
         Diverged: If the run has diverged for so long that it is to end.
     """
     watched = settings.best
-    if watched is None or watched in result.not_finite:  # which is said where it was measured
+    if watched is None:
+        return "measured"
+    if watched in result.not_finite:  # why is said where it was measured
+        if progress.nimg:  # an untrained network has not diverged
+            _count_divergence(progress, settings, f"{watched} is no finite number", where)
         return "measured"
     value, records = result.values[watched], result.records_of(watched)
     noise = max((record.deviation or 0.0 for record in records), default=0.0)
     if progress.best is not None and not progress.best.compares(records):
         progress.best, progress.diverged = None, 0
     before = progress.best
-    if before is not None:
+    if before is None:
+        progress.diverged = 0
+    else:
         _watch_divergence(progress, before, settings, value, noise, where)
     if not progress.nimg or (before is not None and not is_better(watched, value, before.value)):
         return "measured"
@@ -158,19 +164,36 @@ def _watch_divergence(
     if not much_worse(best.metric, value, best.value, settings.diverged, noise):
         progress.diverged = 0
         return
-    progress.diverged += 1
     than = f"the best, {best.value:.4g} at {best.nimg / 1000:.1f} kimg"
     if METRICS[best.metric].better == "lower" and noise > best.value:
         than = f"the deviation of one measurement, {noise:.2g}, and {than}"
     so_bad = f"{best.metric} is {value:.4g}, more than {settings.diverged:g} times worse than {than}"
+    _count_divergence(progress, settings, so_bad, where)
+
+
+def _count_divergence(progress: Progress, settings: EvaluationSettings, so_bad: str, where: str) -> None:
+    """Count an evaluation that speaks of divergence, and say what it was.
+
+    Raises:
+        Diverged: If there were too many in a row.
+    """
+    progress.diverged += 1
     if settings.stop_diverged is None or progress.diverged < settings.stop_diverged:
         say(f"warning: {so_bad}: the run may have diverged")
         return
     times = "" if progress.diverged == 1 else f", {progress.diverged} times in a row"
     raise Diverged(
-        f"{so_bad}{times}: the run has diverged (evaluation.stop_diverged is {settings.stop_diverged}); the best "
-        f"checkpoint is {where}/{best.checkpoint}: start a new run under another run.name with run.init_from set to it "
-        "and lower learning rates"
+        f"{so_bad}{times}: the run has diverged (evaluation.stop_diverged is {settings.stop_diverged}); "
+        f"{_way_out(progress.best, where)}"
+    )
+
+
+def _way_out(best: Best | None, where: str) -> str:
+    if best is None:
+        return "it has no best checkpoint: start a new run under another run.name with lower learning rates"
+    return (
+        f"the best checkpoint is {where}/{best.checkpoint}: start a new run under another run.name with run.init_from "
+        "set to it and lower learning rates"
     )
 
 
@@ -202,7 +225,8 @@ def _say_if_blind(before: Best | None, best: Best, noise: float) -> None:
     few = "; kid of more than 1,000 fakes or reals has a deviation to go by" if best.metric == "kid" else ""
     say(
         f"warning: the best {best.metric} is {best.value:.4g}, and no value is so many times that: from now on "
-        f"evaluation.diverged and evaluation.stop_diverged see nothing; let evaluation.best be another metric{few}"
+        "evaluation.diverged and evaluation.stop_diverged see nothing but what is no finite number; let "
+        f"evaluation.best be another metric{few}"
     )
 
 
@@ -213,6 +237,6 @@ def progress_state(progress: Progress) -> dict[str, Any]:
 
 
 def restored(nimg: int, state: Mapping[str, Any], best: Best | None) -> Progress:
-    """Where a run stood at a checkpoint; `best` None where it is looked for anew."""
-    found = Progress(nimg, best)
-    return found if best is None else replace(found, diverged=state.get("diverged", 0))
+    """Where a run stood at a checkpoint; `best` None where it is looked for anew, or there was none."""
+    anew = best is None and state.get("best") is not None
+    return Progress(nimg, best, 0 if anew else state.get("diverged", 0))

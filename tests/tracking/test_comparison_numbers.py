@@ -119,6 +119,45 @@ def test_all_are_compared_where_the_shortest_ended():
     assert table["cost", "GPU hours"].cells[2] == "-"
 
 
+def last_and_best(points: dict[int, float], nimg: int) -> tuple[str, str]:
+    """The cells of a run with these values of fid."""
+    runs = [run_of(curves={"evaluation/fid": curve(points)}, nimg=nimg)]
+    table = {column.head: column.cells[0] for column in columns_of(summarise(runs, set()), set())}
+    return table["last"], table["best (at kimg)"]
+
+
+@pytest.mark.parametrize(
+    ("points", "last", "best"),
+    [
+        ({0: 90.0, 4000: 40.0, 20000: 50.0}, "50", "40 (4)"),
+        ({0: 90.0, 4000: 40.0}, "40 (4)", "40 (4)"),
+        ({0: 90.0, 4000: 40.0, 20000: math.nan}, "nan", "40 (4)"),
+        ({0: 90.0, 4000: 40.0, 16000: math.nan}, "nan (16)", "40 (4)"),
+        ({0: math.nan, 20000: math.nan}, "nan", "-"),
+    ],
+)
+def test_the_last_value_is_no_earlier_one_without_its_place(points, last, best):
+    assert last_and_best(points, 20000) == (last, best)
+
+
+def test_a_run_without_a_number_leaves_the_best_of_the_others_marked():
+    good, better, never = (
+        run_of(
+            curves={"evaluation/fid": curve({1000: value})},
+            nimg=1000,
+            protocols={} if math.isnan(value) else {"evaluation/fid": history({0: {"fakes": "16"}})},
+        )
+        for value in (9.0, 8.0, math.nan)
+    )
+    summaries = summarise([good, better, never], set())
+    table = {column.head: column for column in columns_of(summaries, set())}
+    assert table["last"].cells == ("9", "8", "nan")
+    assert table["best (at kimg)"].cells[2] == "-" and table["best (at kimg)"].best == {1}
+    assert notes_on_measuring(measurements_of(summaries), ["a", "b", "c"]) == []
+    alone = summarise([never], set())
+    assert [one.protocols for one in measurements_of(alone)] == [{}]
+
+
 @pytest.mark.parametrize(
     ("gpus", "tags", "gpu_seconds", "assumed"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -96,6 +97,19 @@ def test_what_differs_and_what_came_of_it(store, tmp_path):
         assert max(abs(one - other) for one, other in zip(pixel, wanted, strict=True)) < 12, "the same place of each"
 
 
+def test_what_ended_as_no_number_shows_it_everywhere(store, tmp_path):
+    points = {**TRAINED, "evaluation/fid": {1000: 7.5, 3000: math.nan}, "evaluate/fid": {1000: 6.25}}
+    broken = store.add("broken", {**points, "evaluation/kid": {3000: math.nan}})
+    page, lines = compared(store, tmp_path, broken)
+    heads, cells = (lines[line].split("  ") for line in (0, 1))
+    shown = dict(zip(*([cell.strip() for cell in row if cell.strip()] for row in (heads, cells)), strict=True))
+    assert (shown["fid last"], shown["fid best (at kimg)"]) == ("nan", "7.5 (1)")
+    assert (shown["kid last"], shown["kid best (at kimg)"]) == ("nan", "-")
+    assert {"nan", "6.25 (1)"} <= set(page.texts) and "has its kimg behind it" in page.text
+    (alt,) = [image["alt"] for image in page.images if (image["alt"] or "").startswith("evaluation/fid over kimg")]
+    assert alt is not None and alt.endswith("Last values: broken 7.5 at 1 kimg")
+
+
 def test_what_was_not_measured_alike_is_not_set_side_by_side(store, tmp_path):
     digest, network = "d" * 64, {"features.name": "inception", "features.checksum": "c" * 64}
     few, many = ({"fakes": fakes, "data.digest": digest, **network} for fakes in ("2048", "50000"))
@@ -157,7 +171,7 @@ def test_the_page_needs_nothing_else_and_reads_aloud(store, tmp_path):
     heads = [attributes for tag, attributes in page.elements if tag == "th"]
     assert heads and all(head.get("scope") in {"col", "row", "colgroup"} for head in heads)
     alt = next(image["alt"] for image in page.images if "loss/generator" in image["alt"])
-    assert alt == "loss/generator over kimg. Last values: alone 3"
+    assert alt == "loss/generator over kimg. Last values: alone 3 at 3 kimg"
     assert "Settings that differ" not in page.text, "there is nothing to differ from"
 
 

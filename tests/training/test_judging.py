@@ -140,12 +140,45 @@ def test_a_best_that_was_taken_otherwise_is_looked_for_anew(capfd: pytest.Captur
     assert "the best swd was measured with reals 10, which is now 20: it is looked for anew" in capfd.readouterr().err
 
 
-def test_what_is_no_number_is_neither_the_best_nor_a_divergence() -> None:
-    progress, settings = Progress(), settings_of("swd", stop_diverged=1)
+def not_a_number(name: MetricName) -> Result:
+    return Result({}, (), {name: "its values are not finite"})
+
+
+def test_what_is_no_number_is_never_the_best_and_counts_as_diverged(capfd: pytest.CaptureFixture[str]) -> None:
+    progress, settings = Progress(), settings_of("swd", stop_diverged=3)
     verdicts(progress, settings, [5])
     before = progress.best
-    assert judge(progress, settings, Result({}, (), {"swd": "its values are not finite"}), 10, WHERE) == "measured"
-    assert progress.best is before and progress.diverged == 0
+    progress.nimg += 100
+    assert judge(progress, settings, not_a_number("swd"), 10, WHERE) == "measured"
+    assert progress.best is before and progress.diverged == 1
+    assert "warning: swd is no finite number: the run may have diverged" in capfd.readouterr().err
+    verdicts(progress, settings, [6])
+    assert progress.diverged == 0, "the last one was well"
+    verdicts(progress, settings, [50])
+    judge(progress, settings, not_a_number("swd"), 10, WHERE)
+    with pytest.raises(Failure, match=rf"finite number, 3 times in a row: the run has .* is {WHERE}/000000000100: s"):
+        judge(progress, settings, not_a_number("swd"), 10, WHERE)
+    never = Progress(nimg=100)
+    for _ in range(4):
+        judge(never, settings_of("swd"), not_a_number("swd"), 10, WHERE)
+    assert never.diverged == 4
+    judge(never, EvaluationSettings(best=None), not_a_number("swd"), 10, WHERE)
+    assert never.diverged == 4, "no metric decides"
+
+
+def test_a_run_that_never_had_a_number_ends_too() -> None:
+    progress, settings = Progress(), settings_of("swd", stop_diverged=2)
+    judge(progress, settings, not_a_number("swd"), 10, WHERE)
+    assert progress.diverged == 0, "an untrained network has not diverged"
+    progress.nimg = 100
+    judge(progress, settings, not_a_number("swd"), 10, WHERE)
+    state = json.loads(json.dumps(progress_state(progress)))
+    again = restored(200, state, known_best(state["best"], settings, 10))
+    assert again.diverged == 1, "a kill does not start the count anew"
+    with pytest.raises(Failure, match=r"2 times in a row: .* no best checkpoint: start a new run"):
+        judge(again, settings, not_a_number("swd"), 10, WHERE)
+    verdicts(progress, settings, [5])
+    assert progress.diverged == 0
 
 
 def test_what_may_be_compared_has_an_equal_measure() -> None:
@@ -318,7 +351,8 @@ def test_a_run_goes_on_where_a_metric_is_no_number(
     assert run(changed(judged, evaluation={"metrics": ["swd", "fid"], "best": "fid"}))
     logged = tracked(judged)[1]
     assert math.isnan(logged.data.metrics["evaluation/fid"]) and logged.data.metrics["not_finite"] == 1
-    assert "0.2 kimg: fid nan" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "0.2 kimg: fid nan" in said and "warning: fid is no finite number: the run may have diverged" in said
     assert saved(judged).state["progress"]["best"] is None
 
 

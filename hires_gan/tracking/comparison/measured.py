@@ -25,7 +25,7 @@ class Measurement:
 
     Attributes:
         metric: Its name in the table, without a direction.
-        protocols: By the run's place, of those that have it; None where a run does not say.
+        protocols: By the run's place, of those that have a number of it; None where a run does not say.
     """
 
     metric: str
@@ -55,11 +55,12 @@ def measurements_of(summaries: Sequence[Summary]) -> list[Measurement]:
 
 def _protocols(summaries: Sequence[Summary], series: str, names: Sequence[str]) -> dict[int, Protocol | None]:
     of_it = [name for name in names if series_of(name) == series]
-    return {
-        place: next(summary.metrics[name].protocol for name in of_it if name in summary.metrics)
+    found = {
+        place: [summary.metrics[name] for name in of_it if name in summary.metrics]
         for place, summary in enumerate(summaries)
-        if any(name in summary.metrics for name in of_it)
     }
+    numbers = {place: [one for one in metrics if one.best is not None] for place, metrics in found.items()}
+    return {place: metrics[0].protocol for place, metrics in numbers.items() if metrics}
 
 
 def differing(protocols: Sequence[Protocol]) -> list[str]:

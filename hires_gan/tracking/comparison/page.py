@@ -133,7 +133,8 @@ def _about(comparison: Comparison) -> str:
     best = f" The best one is marked of {', '.join(dict.fromkeys(found))}." if found else ""
     return (
         "Images/s and data wait are medians; s/kimg is the mean of the whole run. Hours are those of training steps: "
-        f"grids, evaluations and work that a kill undid are not in them.{best}"
+        "grids, evaluations and work that a kill undid are not in them. A value that is not of the place that the head "
+        f"of its column names has its kimg behind it.{best}"
     )
 
 
@@ -183,7 +184,10 @@ def _prefix(key: str) -> str:
 
 
 def _curve(runs: Sequence[Run], plot: Plot) -> Markup:
-    ends = ", ".join(f"{runs[place].name} {number(float(curve.mean[-1]))}" for place, curve in plot.curves.items())
+    ends = ", ".join(
+        f"{runs[place].name} {number(float(curve.mean[-1]))} at {number(float(curve.kimg[-1]))} kimg"
+        for place, curve in plot.curves.items()
+    )
     image = element(
         "img", src=data_uri(picture_of(plot), "image/png"), alt=f"{plot.key} over kimg. Last values: {ends}"
     )

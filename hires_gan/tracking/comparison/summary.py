@@ -27,17 +27,17 @@ class Metric:
     """An evaluation metric of a run.
 
     Attributes:
-        last: The last value that is a number.
-        best: The best one that was measured as the last, the first of several; that of the untrained network only
-            where there is no other.
-        common: The last one that was measured as the last, at or before the place that all runs have reached; None if
-            there is none.
-        protocol: How the last one was measured; None where nothing says it.
+        last: The last value; NaN where that came out as no finite number.
+        best: The best one that was measured as the last finite one, the first of several; that of the untrained network
+            only where there is no other; None where no value is finite.
+        common: The last finite one that was measured as that, at or before the place that all runs have reached; None
+            if there is none.
+        protocol: How the last finite one was measured; None where nothing says it.
         others: The other ways in which there are values; None among them where nothing says it.
     """
 
     last: Point
-    best: Point
+    best: Point | None
     common: Point | None
     protocol: Protocol | None = None
     others: tuple[Protocol | None, ...] = ()
@@ -108,7 +108,8 @@ def is_higher_better(name: str, higher: Collection[str]) -> bool:
 
 def best_of(summaries: Sequence[Summary], name: str, higher: Collection[str]) -> float | None:
     """The best value that any run has reached; None where fewer than two have the metric."""
-    values = [summary.metrics[name].best.value for summary in summaries if name in summary.metrics]
+    found = [summary.metrics[name].best for summary in summaries if name in summary.metrics]
+    values = [best.value for best in found if best is not None]
     if len(values) < 2:
         return None
     return max(values) if is_higher_better(name, higher) else min(values)
@@ -134,10 +135,13 @@ def _summary(run: Run, common: int, higher: Collection[str]) -> Summary:
 
 
 def _metric(curve: Curve, history: History, common: int, higher: bool) -> Metric | None:
+    if not len(curve.values):
+        return None
+    last = Point(float(curve.values[-1]), int(curve.steps[-1]))
     known = np.isfinite(curve.values)
     steps, values = curve.steps[known], curve.values[known]
     if not len(values):
-        return None
+        return Metric(last, None, None)
     protocol = in_force(history, int(steps[-1]))
     alike = measured_as(protocol, history, steps)
     others = tuple(one for one in protocols_at(history, steps) if one != protocol)
@@ -146,7 +150,7 @@ def _metric(curve: Curve, history: History, common: int, higher: bool) -> Metric
     best = first + int(np.argmax(values[first:]) if higher else np.argmin(values[first:]))
     before = int(np.searchsorted(steps, common, side="right")) - 1
     points = [Point(float(value), int(step)) for value, step in zip(values, steps, strict=True)]
-    return Metric(points[-1], points[best], points[before] if before >= 0 and common else None, protocol, others)
+    return Metric(last, points[best], points[before] if before >= 0 and common else None, protocol, others)
 
 
 def measured_as(protocol: Protocol | None, history: History, steps: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:

@@ -10,7 +10,7 @@ import numpy as np
 from hires_gan.tracking.comparison.histories import DRAWN_POINTS, SERVER_POINTS
 from hires_gan.tracking.comparison.measured import Measurement, in_words, measurements_of
 from hires_gan.tracking.comparison.runs import MOST_CURVES, Run
-from hires_gan.tracking.comparison.summary import Metric, Summary, best_of, common_nimg, metric_names
+from hires_gan.tracking.comparison.summary import Point, Summary, best_of, common_nimg, metric_names
 from hires_gan.tracking.names import series_of
 
 ABSENT = "-"
@@ -72,7 +72,7 @@ def short_columns(columns: Sequence[Column], metrics: int) -> list[Column]:
 
 
 def number(value: float | None) -> str:
-    """Four digits, or a dash."""
+    """Four digits, `nan`, or a dash."""
     return ABSENT if value is None else f"{value:.4g}"
 
 
@@ -112,8 +112,9 @@ def notes_on(summary: Summary) -> list[str]:
 
 def _on_changes(summary: Summary) -> Iterator[str]:
     for series in dict.fromkeys(map(series_of, summary.metrics)):
-        found = next(metric for name, metric in summary.metrics.items() if series_of(name) == series)
-        if found.others:
+        own = (metric for name, metric in summary.metrics.items() if series_of(name) == series)
+        found = next((metric for metric in own if metric.others), None)
+        if found is not None:
             known = [one for one in (*found.others, found.protocol) if one is not None]
             words = in_words(known) or "of some values nothing says how"
             yield f"{series} was not always measured alike ({words}): its best is of those measured as the last one"
@@ -133,32 +134,30 @@ def _of_metric(name: str, summaries: Sequence[Summary], higher: Collection[str],
     found = [one.metrics.get(name) for one in summaries]
     record = best_of(summaries, name, higher) if measured.alike else None
     winners = frozenset(
-        place for place, metric in enumerate(found) if metric is not None and metric.best.value == record
+        place
+        for place, metric in enumerate(found)
+        if metric is not None and metric.best is not None and metric.best.value == record
     )
     place = common_place([one.run for one in summaries])
+    last = (
+        _at(None if one is None else one.last, summary.run.nimg) for one, summary in zip(found, summaries, strict=True)
+    )
     columns = [
-        Column(name, "last", tuple(_cell(metric, lambda one: number(one.last.value)) for metric in found)),
-        Column(name, "best (at kimg)", tuple(_cell(metric, _best) for metric in found), winners),
+        Column(name, "last", tuple(last)),
+        Column(name, "best (at kimg)", tuple(_at(None if one is None else one.best) for one in found), winners),
     ]
     if place is not None:
-        cells = tuple(_cell(metric, lambda one: _common(one, place)) for metric in found)
+        cells = tuple(_at(None if one is None else one.common, place) for one in found)
         columns.append(Column(name, f"at {place / 1000:g} kimg", cells))
     return columns
 
 
-def _cell(metric: Metric | None, text: Callable[[Metric], str]) -> str:
-    return ABSENT if metric is None else text(metric)
-
-
-def _best(metric: Metric) -> str:
-    return f"{number(metric.best.value)} ({metric.best.nimg / 1000:g})"
-
-
-def _common(metric: Metric, place: int) -> str:
-    if metric.common is None:
+def _at(point: Point | None, expected: int | None = None) -> str:
+    """A value, with its kimg wherever that is not what a reader takes it for."""
+    if point is None:
         return ABSENT
-    where = "" if metric.common.nimg == place else f" ({metric.common.nimg / 1000:g})"
-    return f"{number(metric.common.value)}{where}"
+    where = "" if point.nimg == expected else f" ({point.nimg / 1000:g})"
+    return f"{number(point.value)}{where}"
 
 
 def _share(value: float | None) -> str:
