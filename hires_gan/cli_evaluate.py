@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from hires_gan.evaluation.command import Report, Request
     from hires_gan.evaluation.tracked import TrackedRun
 
-_MOST = 1_000_000
-
 
 def evaluate(
     context: typer.Context,
@@ -27,8 +25,9 @@ def evaluate(
     ] = None,
     metrics: Annotated[str, typer.Option(help="Such as fid,kid,swd; docs/evaluation.md lists them.")] = "swd",
     count: Annotated[
-        int, typer.Option(help="Generated images; 50000 for FID as papers give it.", min=1, max=_MOST)
-    ] = 8192,
+        int | None,
+        typer.Option(help="Generated images; as evaluation.count by default; 50000 for FID as papers give it."),
+    ] = None,
     reals: Annotated[int | None, typer.Option(help="Real images, the first ones; by default all.", min=1)] = None,
     features: Annotated[
         str, typer.Option(help="inception, vgg16, or package.module:factory of your own.")
@@ -61,8 +60,25 @@ def evaluate(
     from hires_gan.evaluation.instruments import Sources
 
     sources = Sources(features, weights, vgg, alexnet, download)
-    request = Request(names, tuple(data or ()), count, reals, seed, sources)
+    request = Request(names, tuple(data or ()), _counted(count), reals, seed, sources)
     _together(checkpoint, request, out, track, source)
+
+
+def _counted(count: int | None) -> int:
+    """How many images, within the bounds that training's evaluations have.
+
+    Raises:
+        UsageError: If it is out of them.
+    """
+    from pydantic import ValidationError
+
+    from hires_gan.evaluation.settings import EvaluationSettings
+
+    try:
+        return (EvaluationSettings() if count is None else EvaluationSettings(count=count)).count
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].replace("Input should", "it has to")
+        raise UsageError(f"--count is {count}; {reason}") from error
 
 
 def _together(checkpoint: str, request: Request, out: Path | None, track: bool, source: Path | None) -> None:

@@ -16,6 +16,10 @@ _FREE_WITHIN = ("data.name", "features.version", "features.random")
 """The data's digest and the feature network's checksum decide."""
 _DECODER = "data.decoder"
 """Of it, the name: versions of libraries may differ."""
+_REPLACED = "data.replaced"
+"""Where none is, that is no part of the protocol: records of before do not know it."""
+_FREQUENCIES = "parameters.class_frequencies"
+"""Where reals are looked at, classes are drawn as they occur among them: their digest decides, older records' too."""
 _BETWEEN = " | "
 
 
@@ -67,4 +71,8 @@ def _protocol(record: Record) -> dict[str, Any]:
             kept[key] = value
     if _DECODER in kept:
         kept[_DECODER] = kept[_DECODER].split()[0]
+    if not kept.get(_REPLACED):
+        kept[_REPLACED] = None
+    if record.data is not None:
+        kept[_FREQUENCIES] = None
     return {key: value for key, value in kept.items() if key not in _FREE_WITHIN and value is not None}

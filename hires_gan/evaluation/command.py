@@ -21,7 +21,7 @@ from hires_gan.evaluation.catalogue import METRICS, MetricName
 from hires_gan.evaluation.crew import Crew, in_step
 from hires_gan.evaluation.evaluator import COMMAND, Counts, Evaluator, counted
 from hires_gan.evaluation.fitting import check_fit
-from hires_gan.evaluation.instruments import COMMAND_NAMES, Instruments, Sources, open_instruments
+from hires_gan.evaluation.instruments import COMMAND_NAMES, Instruments, Sources, open_instruments, require_same
 from hires_gan.evaluation.protocol import checkpoint_record
 from hires_gan.evaluation.reals import Reals
 from hires_gan.evaluation.results import Result, of_directions
@@ -126,17 +126,17 @@ def evaluate(saved: checkpoint.Checkpoint, request: Request, crew: Crew, device:
         device: Where this one computes.
 
     Raises:
-        UsageError: If what is asked for does not fit the checkpoint or the data.
+        UsageError: If what is asked for does not fit the checkpoint or the data, or the processes differ in what they
+            are asked for, in the data, or in the networks that they measure with.
         Failure: If something is damaged, or a metric cannot be computed.
     """
-    model, data = in_step(crew, lambda: _opened(saved, request, device))
-    instruments = in_step(crew, lambda: open_instruments(request.metrics, request.sources, device, COMMAND_NAMES))
+    model, reals = in_step(crew, lambda: _opened_with_reals(saved, request, crew, device))
+    require_same(crew, in_step(crew, lambda: _identities(request, reals)))
+    side = model.settings.resolution
+    instruments = in_step(crew, lambda: open_instruments(request.metrics, request.sources, device, COMMAND_NAMES, side))
     instruments.agree(crew)
     for reason, names in instruments.reasons().items():
         say(f"warning: {', '.join(names)} cannot be computed: {reason}")
-    settings, resolution = _settings(saved, request), model.settings.resolution
-    domains = saved.state["inference"].get("domains", data.names)  # in this order, whatever that of the data
-    reals = {name: Reals(data.only(name), settings, resolution, share=crew.neighbours) for name in domains}
     result = _measure(model, request, reals, _Judge(model, request, instruments, crew))
     left_out = {name: reason for name, reason in result.not_finite.items() if "/" not in name}
     return Report(saved, result, dict[str, str](instruments.missing.items()) | left_out)
@@ -156,6 +156,27 @@ def require_all(report: Report, failures: Sequence[str] = ()) -> None:
     told = [*failures, *filter(None, [missing])]
     if told:
         raise Failure("; besides, ".join(told))
+
+
+def _opened_with_reals(
+    saved: checkpoint.Checkpoint, request: Request, crew: Crew, device: torch.device
+) -> tuple[_Model, dict[str, Reals]]:
+    model, data = _opened(saved, request, device)
+    settings, resolution = _settings(saved, request), model.settings.resolution
+    domains = saved.state["inference"].get("domains", data.names)  # in this order, whatever that of the data
+    return model, {name: Reals(data.only(name), settings, resolution, share=crew.neighbours) for name in domains}
+
+
+def _identities(request: Request, reals: Mapping[str, Reals]) -> dict[str, tuple[str, str] | None]:
+    """What has to be the same in all processes before any of them measures; where data lie may differ."""
+    asked = f"{', '.join(request.metrics)}; count {request.count}, reals {request.reals}, seed {request.seed}"
+    found: dict[str, tuple[str, str] | None] = {"arguments": (asked, asked)}
+    for name, one in reals.items():
+        record = one.record()
+        what = "data" if len(reals) == 1 else f"data of {name}"
+        identity = f"{record.digest} {record.column} {record.decoder}"
+        found[what] = identity, f"{record.name} with digest {record.digest[:12]}, by {record.decoder}"
+    return found
 
 
 def _opened(saved: checkpoint.Checkpoint, request: Request, device: torch.device) -> tuple[_Model, Domains]:

@@ -41,6 +41,7 @@ class Description:
         self._logits: list[Tensor] = []
         self._preserved: list[Tensor] = []
         self._not_finite: NotFinite | None = None
+        self._finite: list[tuple[int, Tensor]] = []
 
     @property
     def count(self) -> int:
@@ -54,6 +55,8 @@ class Description:
         Raises:
             Failure: If the feature network cannot take the images.
         """
+        if shown.finite is not None:
+            self._finite.append((chunk.start, shown.finite))
         if self.patches is not None:
             patched = shown.images[: max(0, self.patches.count - chunk.start)]
             if len(patched):
@@ -85,6 +88,24 @@ class Description:
         """
         if self._not_finite is not None:
             raise self._not_finite
+
+    def spoiled(self, count: int, crew: Crew) -> NotFinite | None:
+        """Why nothing is measured of the first images; None where all of them were finite before they became bytes.
+
+        A NaN becomes the byte 0: whoever compared bytes would measure black images.
+
+        Args:
+            count: How many of them a metric looks at.
+            crew: The processes; all have to come here, and all are told of what any of them was shown.
+        """
+        masks = [finite[: max(0, count - start)] for start, finite in self._finite]
+        own = int((~torch.cat(masks)).sum()) if masks else 0  # read here alone: a GPU waits for it once, not each time
+        wrong = sum(crew.gathered(own))
+        if not wrong:
+            return None
+        return NotFinite(
+            f"{wrong} of {count} images that the network gives are not finite; evaluate an earlier checkpoint"
+        )
 
     def lack(self, crew: Crew) -> NotFinite | None:
         """Why there are no features, as any process found; all have to come here."""

@@ -7,6 +7,7 @@ they estimate the same, but papers' numbers are to be compared under the same na
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from hires_gan.evaluation.perceptual import PairDistance, at_once, equal_parts, exact_float32, fitted
+from hires_gan.inference.images import finite
 from hires_gan.randomness import Purpose, RandomSource
 
 SEED = 0
@@ -83,8 +85,8 @@ def lpips_diversity(
         protocol: `MUNIT` or `STARGAN2`.
 
     Returns:
-        float64 `[n]` on the CPU. They may be computed anywhere, in any parts and in any order; the metric is the mean
-        over all inputs.
+        float64 `[n]` on the CPU; NaN where a translation that is compared is not finite. They may be computed anywhere,
+        in any parts and in any order; the metric is the mean over all inputs.
 
     Raises:
         ValueError: If there are not as many numbers as inputs.
@@ -98,7 +100,10 @@ def lpips_diversity(
     with torch.no_grad(), exact_float32():
         for number, (image, own) in enumerate(zip(inputs, styles, strict=True)):
             outputs = _translations(translate, image, own)
-            found[number] = distance(outputs[first], outputs[second]).double().mean().cpu()
+            whole = finite(outputs)
+            distances = distance(outputs[first], outputs[second]).double()
+            # Rectifiers may make 0 of what is infinite.
+            found[number] = distances.where(whole[first] & whole[second], math.nan).mean().cpu()
     return found
 
 

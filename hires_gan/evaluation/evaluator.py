@@ -21,13 +21,13 @@ from hires_gan.evaluation.instruments import Instruments, weights_of
 from hires_gan.evaluation.moments import moments
 from hires_gan.evaluation.perceptual import FEATURES_SIDE
 from hires_gan.evaluation.preservation import LAYER
-from hires_gan.evaluation.protocol import QUANTISATION, CheckpointRecord, make_record
+from hires_gan.evaluation.protocol import QUANTISATION, CheckpointRecord, DataRecord, make_record
 from hires_gan.evaluation.real_features import FeatureCache, RealFeatures, RealsKey
 from hires_gan.evaluation.reals import CHUNK, Reals
 from hires_gan.evaluation.results import LeftOut, Measured, Result, left_out
 from hires_gan.evaluation.sampled import Parameters, Sampling, sampling
 from hires_gan.evaluation.similarity import scales_at
-from hires_gan.evaluation.subjects import Shown, Subject, Translated
+from hires_gan.evaluation.subjects import Generated, Shown, Subject, Translated
 from hires_gan.evaluation.swd import (
     DIRECTIONS,
     LOWEST_RESOLUTION,
@@ -133,6 +133,7 @@ class Evaluator:
         self._patches: Descriptors | None = None
         self._real: RealFeatures | None = None
         self._described = False
+        self._replaced = {"patches": 0, "features": 0}
 
     def measure(self, subject: Subject, checkpoint: CheckpointRecord, stopped: Asked) -> Result | None:
         """All metrics.
@@ -178,7 +179,9 @@ class Evaluator:
             in_step(self.crew, description.check_finite)
         if wanted:
             self._keep(description.features(self.crew), stopped)
-        self._patches = patches or self._patches
+        if patches is not None:
+            self._patches = patches
+            self._replaced["patches"] = len(self.reals.replaced(self.counts.patched, self.crew))
 
     def new_patches(self) -> Descriptors:
         """Room for the patches of one set."""
@@ -198,6 +201,15 @@ class Evaluator:
         assert self._patches is not None, "reals are described before they are compared"
         return self._patches
 
+    def data(self, featured: bool) -> DataRecord:
+        """What is recorded of the reals.
+
+        Args:
+            featured: Whether features of them are compared, which may have been kept before images became corrupt.
+        """
+        replaced = self._replaced["features" if featured else "patches"]
+        return self.reals.record().model_copy(update={"replaced": replaced})
+
     @property
     def real_features(self) -> RealFeatures | None:
         """Those of the reals, on the first process."""
@@ -210,7 +222,7 @@ class Evaluator:
         return self._described
 
     def _keep(self, features: Tensor | None, stopped: Asked) -> None:
-        replaced = sum(self.crew.gathered(self.reals.replaced(self.counts.reals)))
+        replaced = len(self.reals.replaced(self.counts.reals, self.crew))
 
         def keep(asked: Asked) -> None:
             assert features is not None, "the first process has those of all"
@@ -224,7 +236,7 @@ class Evaluator:
                 FeatureCache(self._cache).write(self._key(), self._real, asked)
 
         by_first(self.crew, keep, stopped)
-        self._described = True
+        self._described, self._replaced["features"] = True, replaced
 
     def _key(self) -> RealsKey:
         data, extractor = self.reals.record(), self.instruments.extractor
@@ -251,9 +263,7 @@ class _Evaluation:
     def __init__(self, evaluator: Evaluator, subject: Subject, checkpoint: CheckpointRecord, stopped: Asked) -> None:
         self.own, self.subject, self.checkpoint, self.stopped = evaluator, subject, checkpoint, stopped
         self.crew, self.metrics, self.counts = evaluator.crew, evaluator.metrics, evaluator.counts
-        self.data = evaluator.reals.record()
-        if isinstance(subject, Translated):
-            self.data = self.data.model_copy(update={"source": subject.source})
+        self._replaced_inputs: list[int] = []
 
     def measured(self) -> list[Measured | LeftOut]:
         """All metrics, in the order in which they were asked for; none on any process but the first."""
@@ -274,7 +284,13 @@ class _Evaluation:
             images = self.subject.chunks(chunks, self.stopped)
             title = "generating and describing fakes"
             in_step(self.crew, lambda: describe(title, description, chunks, images, self.stopped))
+            self._note_inputs()
         return description
+
+    def _note_inputs(self) -> None:
+        """Learn from all processes which of the inputs are corrupt, as far as they have been read."""
+        if isinstance(self.subject, Translated):
+            self._replaced_inputs = self.subject.reals.replaced(self.counts.fakes, self.crew)
 
     def _wanted(self, *needs: Need) -> list[MetricName]:
         return [name for name in self.metrics if METRICS[name].need in needs]
@@ -282,12 +298,15 @@ class _Evaluation:
     def _patched(self, fakes: Description) -> list[Measured | LeftOut]:
         if fakes.patches is None:
             return []
+        count = self.counts.patched
+        lack = fakes.spoiled(count, self.crew)
+        if lack is not None:
+            return self._record("swd", lack, count)
         levels: dict[int, float] = {}
         with ProgressBar("comparing", len(fakes.patches.resolutions), "levels", lasting=False) as bar:
             for resolution in fakes.patches.resolutions:
                 levels[resolution] = self._level(fakes.patches, resolution) or 0.0
                 bar.advance()
-        count = self.counts.patched
         details = {str(resolution): distance for resolution, distance in levels.items()}
         return self._record("swd", mean_distance(levels), count, reals=count, parameters=_SWD, details=details)
 
@@ -305,7 +324,7 @@ class _Evaluation:
         wanted = self._wanted(Need.FEATURES, Need.LOGITS)
         if not wanted:
             return []
-        lack = fakes.lack(self.crew)
+        lack = fakes.spoiled(self.counts.fakes, self.crew) or fakes.lack(self.crew)
         if lack is not None:
             return [one for name in wanted for one in self._feature(name, lack)]
         features = fakes.features(self.crew)
@@ -332,8 +351,10 @@ class _Evaluation:
         content = self.own.instruments.content
         if "content_preservation" not in self.metrics or content is None:
             return []
-        rows = fakes.preserved(self.crew)
-        value = in_step(self.crew, lambda: _mean(rows, "content_preservation"))
+        value: float | NotFinite | None = fakes.spoiled(self.counts.fakes, self.crew)
+        if value is None:
+            rows = fakes.preserved(self.crew)
+            value = in_step(self.crew, lambda: _mean(rows, "content_preservation"))
         parameters: Parameters = {"layer": LAYER, "vgg16": weights_of(content), "reduced_to": FEATURES_SIDE}
         return self._record("content_preservation", value, self.counts.fakes, parameters=parameters)
 
@@ -345,21 +366,26 @@ class _Evaluation:
                 continue
             how = in_step(self.crew, partial(self._sampling, name))
             value = how.measure(self.crew, self.stopped)
+            self._note_inputs()
             quantisation = QUANTISATION if how.quantised else None
             found += self._record(
-                name, value, how.count, parameters=how.parameters, seeds=how.seeds, quantisation=quantisation
+                name, value, how.fakes, parameters=how.parameters, seeds=how.seeds, quantisation=quantisation
             )
         return found
 
     def _sampling(self, name: MetricName) -> Sampling:
         return sampling(name, self.subject, self.counts.fakes, self.own.instruments, self.stopped)
 
-    def _inputs(self) -> Parameters:
-        """What was translated."""
-        if not isinstance(self.subject, Translated):
-            return {}
-        data = self.subject.reals.record()
-        return {"inputs": f"{data.column} of {data.digest}", "direction": self.subject.direction}
+    def _made_from(self, fakes: int) -> Parameters:
+        """What the first fakes follow from, beside the network."""
+        if isinstance(self.subject, Translated):
+            return self.subject.parameters(sum(number < fakes for number in self._replaced_inputs))
+        return self.subject.parameters if isinstance(self.subject, Generated) else {}
+
+    def _compared_with(self, featured: bool) -> DataRecord:
+        """The reals, as this subject is compared with them."""
+        source = self.subject.source if isinstance(self.subject, Translated) else None
+        return self.own.data(featured).model_copy(update={"source": source})
 
     def _record(
         self,
@@ -388,9 +414,9 @@ class _Evaluation:
             deviation=deviation,
             reals=reals,
             fakes=fakes,
-            data=None if reals is None else self.data,
+            data=None if reals is None else self._compared_with(featured),
             extractor=self.own.instruments.extractor if featured else None,
-            parameters={**(parameters or {}), **self._inputs()},
+            parameters={**(parameters or {}), **self._made_from(fakes)},
             seeds=self.subject.seeds if seeds is None else seeds,
             quantisation=quantisation,
             device=self.own.device,

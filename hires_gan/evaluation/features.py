@@ -8,6 +8,7 @@ can stand in for them: `package.module:factory`.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.metadata
 import io
 from collections.abc import Iterator, Mapping
@@ -18,10 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from hires_gan.errors import Failure, UsageError
+from hires_gan.evaluation.averages import NotFinite
 from hires_gan.evaluation.fidelity import torch_fidelity
 from hires_gan.evaluation.moments import check_features
 from hires_gan.evaluation.own_network import Network, open_own
 from hires_gan.evaluation.perceptual import exact_float32
+from hires_gan.evaluation.probe import differ, probe_images, sketch, sketch_digest
 from hires_gan.evaluation.weights import COMMAND, find_inception, load_inception, load_vgg16
 from hires_gan.networks.published import OptionNames
 
@@ -75,6 +78,7 @@ class Extractor:
     Attributes:
         most: Images that go through it at a time at the most.
         dimension: None until the first images, for a network of one's own.
+        sketch: A few numbers that are part of the checksum where weights cannot be seen; else nothing.
     """
 
     def __init__(
@@ -93,6 +97,7 @@ class Extractor:
         self.name, self.version, self.checksum, self.resize = name, version, checksum, resize
         self.device, self.dimension, self.random = device, dimension, random
         self._side = side
+        self.sketch: list[float] = []
         self.most = MOST_ON_CPU if device.type == "cpu" else MOST_ON_GPU
 
     def chunk(self, side: int) -> int:
@@ -122,6 +127,29 @@ class Extractor:
         parts = [self._chunk(part, size) for part in torch.split(images, size)]
         logits = [part.logits for part in parts if part.logits is not None]
         return Features(torch.cat([part.features for part in parts]), torch.cat(logits) if logits else None)
+
+    def probe(self, side: int, seen: bool) -> None:
+        """Try the network on a few images, and let what it says of them stand for weights that cannot be seen.
+
+        Args:
+            side: Of the images that it will be given, in pixels.
+            seen: Whether all of its weights are in its checksum.
+
+        Raises:
+            Failure: If it cannot take such images, or gives other features for the same image.
+        """
+        try:
+            once, again = (self._chunk(images, len(images)).features for images in probe_images(side))
+        except NotFinite:  # noise is no photograph: what is not finite for it may be for those
+            return
+        if differ(once[0], again[0]):
+            raise Failure(
+                f"the feature network {self.name} gives other features for the same images: put it into eval(), and "
+                f"let it draw nothing at random, nor look from one image of a batch at another"
+            )
+        if not seen:
+            self.sketch = sketch(once)
+            self.checksum = hashlib.sha256(f"{self.checksum} {sketch_digest(self.sketch)}".encode()).hexdigest()
 
     @torch.no_grad()
     def _chunk(self, images: Tensor, size: int) -> Features:
@@ -162,6 +190,7 @@ def open_extractor(
     device: torch.device,
     names: OptionNames = COMMAND,
     option: str = "--features",
+    side: int | None = None,
 ) -> Extractor:
     """Make a feature network ready.
 
@@ -176,10 +205,12 @@ def open_extractor(
         device: Where it shall compute.
         names: What the options for weights are called.
         option: What the option for `source` is called.
+        side: Of the images that sets are compared at, in pixels: a network of one's own is tried on a few of that size
+            (`Extractor.probe`). None where that is not known: then it is not tried.
 
     Raises:
         UsageError: If there is no such network, or its weights are missing or others.
-        Failure: If a download fails, or the factory does.
+        Failure: If a download fails, or the factory does; if the network does not stand the trial.
     """
     if source == INCEPTION:
         return _published(source, _inception(find_inception(weights, download, names), names), device)
@@ -188,7 +219,10 @@ def open_extractor(
     if download:
         raise UsageError(f"{names.download} fetches published weights, but {option} is {source}; leave it out")
     own = open_own(source, weights, device, names, option)
-    return Extractor(own.network, source, own.package, own.checksum, _RESIZE_OWN, device, random=own.random)
+    made = Extractor(own.network, source, own.package, own.checksum, _RESIZE_OWN, device, random=own.random)
+    if side is not None:
+        made.probe(side, own.seen)
+    return made
 
 
 def _published(name: str, opened: tuple[nn.Module, str, int], device: torch.device) -> Extractor:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -30,21 +32,24 @@ class OwnNetwork:
         network: It computes on the device, from bytes.
         package: The package that brings it, and its version.
         checksum: sha256 of its weights, of what it is called where there are none to be seen; of a package in the works
-            also of its source.
+            also of its source. Weights are all tensors of a module, and not what other objects hold.
         random: A weight that the factory draws at random, by its name; None where there is none, or it is not known.
+        seen: Whether its weights are to be seen, and in the checksum.
     """
 
     network: Network
     package: str
     checksum: str
     random: str | None
+    seen: bool
 
 
 def open_own(source: str, weights: Path | None, device: torch.device, names: OptionNames, option: str) -> OwnNetwork:
     """Make the network, with weights that are the same in every process and run.
 
-    A module without a file of weights is made twice, to see whether its weights are random ones: that takes its
-    factory's time and memory once more, for a moment (1 s on one core and 0.4 GB for 100 million weights).
+    What the factory makes may be a module, or a method of one. It is made twice where there is no file of weights, to
+    see whether its weights are random ones: that takes its factory's time and memory once more, for a moment (1 s on
+    one core and 0.4 GB for 100 million weights).
 
     Args:
         source: `package.module:factory`.
@@ -61,13 +66,14 @@ def open_own(source: str, weights: Path | None, device: torch.device, names: Opt
     made = _made(source, found, option)
     state: Mapping[str, Tensor] = {}
     random = None
-    if isinstance(made, nn.Module):
+    module = _module_of(made)
+    if module is not None:
         if weights is None:
-            random = _random_weight(made, found)
+            random = _random_weight(module, found)
         else:
-            _load_into(made, weights, source, names)
-        made = made.to(device).eval().requires_grad_(False)
-        state = made.state_dict()
+            _load_into(module, weights, source, names)
+        module.to(device).eval().requires_grad_(False)  # in place, and so for a method of it, too
+        state = _held_by(module)
     elif weights is not None:
         raise UsageError(
             f"{names.weights} is {weights}, but {source} makes a {type(made).__name__} and no torch module that could "
@@ -75,7 +81,55 @@ def open_own(source: str, weights: Path | None, device: torch.device, names: Opt
         )
     # Where there are no weights to be seen, name and version have to stand for what it computes.
     checksum = state_checksum(state or {f"{source} of {found.package}": torch.empty(0)})
-    return OwnNetwork(_scaled(made, source), found.package, _with_source(checksum, found), random)
+    return OwnNetwork(_scaled(made, source), found.package, _with_source(checksum, found), random, bool(state))
+
+
+def _module_of(made: Any) -> nn.Module | None:
+    """The module that computes, where there is one: what was made, or whose method that is."""
+    owner = made.__self__ if inspect.ismethod(made) else made
+    return owner if isinstance(owner, nn.Module) else None
+
+
+def _held_by(module: nn.Module) -> dict[str, Tensor]:
+    """All tensors of a module: its state dict, and by their place what that leaves out.
+
+    That is buffers that are not kept, and tensors and arrays that are plain attributes, also within lists and dicts.
+    What was computed from parameters is left out: they stand for it.
+    """
+    state: dict[str, Tensor] = dict(module.state_dict())
+    named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    met = {id(tensor) for name, tensor in named if name in state}
+    return state | {f"attribute {name}": tensor for name, tensor in _tensors_in(module, "", met)}
+
+
+def _tensors_in(value: Any, name: str, met: set[int]) -> Iterator[tuple[str, Tensor]]:
+    """Tensors in a value, by their place in it.
+
+    Args:
+        value: Anything; modules, lists, tuples and dicts are looked into.
+        name: Its own place.
+        met: The identities of what is known already; what is found is added, so that circles end.
+    """
+    if id(value) in met:
+        return
+    met.add(id(value))
+    if isinstance(value, Tensor):
+        if value.is_leaf and value.layout == torch.strided and not value.is_meta:
+            yield name, value
+    elif isinstance(value, np.ndarray):
+        if value.dtype.kind in "biufc":
+            yield name, torch.from_numpy(np.array(value, value.dtype.newbyteorder("=")))
+    else:
+        for key, one in _parts_of(value):
+            yield from _tensors_in(one, f"{name}.{key}", met)
+
+
+def _parts_of(value: Any) -> list[tuple[Any, Any]]:
+    if isinstance(value, nn.Module):
+        return list(vars(value).items())
+    if isinstance(value, dict):
+        return list(value.items())
+    return list(enumerate(value)) if isinstance(value, list | tuple) else []
 
 
 def _with_source(checksum: str, found: Installed) -> str:
@@ -109,8 +163,9 @@ def _random_weight(module: nn.Module, found: Installed) -> str | None:
         again = _called(found, _SEED + 1)
     except Exception:  # it can be called once only, or there is no room for two: then nothing can be said
         return None
-    other = again.state_dict() if isinstance(again, nn.Module) else {}
-    return next((name for name, value in module.state_dict().items() if not _same(value, other.get(name))), None)
+    owner = _module_of(again)
+    other = {} if owner is None else _held_by(owner)
+    return next((name for name, value in _held_by(module).items() if not _same(value, other.get(name))), None)
 
 
 def _same(value: Tensor, other: Tensor | None) -> bool:

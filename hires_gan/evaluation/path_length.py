@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from hires_gan.errors import UsageError
 from hires_gan.evaluation.averages import checked
 from hires_gan.evaluation.perceptual import PairDistance, at_once, exact_float32, fitted
+from hires_gan.inference.images import finite
 from hires_gan.networks import progressive, stylegan
 from hires_gan.networks.growth import Growth
 from hires_gan.networks.styles import StyleGenerator
@@ -122,8 +123,8 @@ class PathLength:
             samples: int64 `[n]`, their numbers from 0 on, on any device.
 
         Returns:
-            float64 `[n]` on the CPU: squared distances by squared steps. They may be computed anywhere, in any parts
-            and in any order.
+            float64 `[n]` on the CPU: squared distances by squared steps; NaN where an end of a path has an image that
+            is not finite. They may be computed anywhere, in any parts and in any order.
         """
         samples = samples.cpu()
         blocks = samples // self.chunk
@@ -146,8 +147,10 @@ class PathLength:
         if self.sampling == "full":
             places = random.uniform(Purpose.PLACE_LENGTH, samples, (1,)).double()
         images_at = self._in_w if self.space == "w" else self._in_z
-        starts, ends = self._compared(images_at(first, last, torch.cat((places, places + EPSILON)), labels)).chunk(2)
-        return self.distance(starts, ends).double().cpu() / EPSILON**2
+        images = images_at(first, last, torch.cat((places, places + EPSILON)), labels)
+        starts, ends = self._compared(images).chunk(2)
+        whole = finite(images).reshape(2, -1).all(0)  # rectifiers may make 0 of what is infinite
+        return self.distance(starts, ends).double().where(whole, math.nan).cpu() / EPSILON**2
 
     def _in_z(self, first: Tensor, last: Tensor, places: Tensor, labels: Tensor | None) -> Tensor:
         """The images at some places, `[2 n, 1]`, of the great circles between latents `[n, size]`: `[2 n, 3, r, r]`."""

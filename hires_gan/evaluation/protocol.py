@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import importlib.metadata
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -38,6 +40,7 @@ class DataRecord(Settings):
         filter: That resized them when the shards were made.
         order_seed: The reals are the first ones of this order.
         decoder: And its version: `torchvision 0.26.0`; by the name alone, numbers are told apart.
+        replaced: So many of the reals are corrupt, and other images stand in their places; 0 in older records.
     """
 
     digest: str
@@ -48,6 +51,7 @@ class DataRecord(Settings):
     filter: str
     order_seed: int
     decoder: str
+    replaced: int = Field(default=0, ge=0)
 
 
 class FeaturesRecord(Settings):
@@ -56,7 +60,7 @@ class FeaturesRecord(Settings):
     Attributes:
         name: `inception`, `vgg16`, or `package.module:factory`.
         version: The package that brings it, and its version.
-        checksum: sha256 of its weights, or of weights and source (`own_network`).
+        checksum: sha256 of its weights, of weights and source, or of what stands for them (`own_network`).
         resize: How it changes the size of images.
         random: A weight that the factory draws at random; None where none is known.
     """
@@ -75,11 +79,13 @@ class CheckpointRecord(Settings):
         nimg: Images shown in its training.
         sha256: Of the file of the averaged generator's weights; None while it is in training and not written.
         precision: In which the network computed what was judged: `bf16`; None in older records.
+        trained_on: Digest of the data that it was trained on, as `Domains.digest` has it; None where it is not known.
     """
 
     nimg: int = Field(ge=0)
     sha256: str | None = None
     precision: str | None = None
+    trained_on: str | None = None
 
 
 class Record(Settings):
@@ -93,7 +99,7 @@ class Record(Settings):
         better: Which way is better.
         scale: The metric's unit, or the values that it can take.
         reals: Size of the set; None where no reals are looked at.
-        fakes: Likewise.
+        fakes: Likewise; of path lengths paths, of the diversity of translations inputs, each translated several times.
         resolution: Side in pixels at which images were compared.
         data: The reals; None where none are looked at.
         features: The feature network; None for metrics without.
@@ -130,14 +136,36 @@ class Record(Settings):
     def sentence(self) -> str:
         """The number and how it was taken, in one line for people."""
         deviation = "" if self.deviation is None else f" ± {self.deviation:.4g}"
-        parts = [f"{METRICS[self.metric].label} {self.value:.6g}{deviation} ({self.better} is better)", self._sets()]
+        number = f"{METRICS[self.metric].label} {self.value:.6g}{deviation} ({self.better} is better)"
+        parts = [number, self._sets(), self._trained_on()]
         if self.features is not None:
             parts.append(f"features of {self.features.name} {self.features.checksum[:8]}")
         if self.data is not None and self.data.filter:
             parts.append(f"shards resized with {self.data.filter}")
+        parts += [f"{what}, and others stand in their places" for what in self._corrupt()]
         if self.caution is not None:
             parts.append(f"caution: {self.caution}")
         return "; ".join(part for part in parts if part)
+
+    def _corrupt(self) -> list[str]:
+        reals, inputs = 0 if self.data is None else self.data.replaced, self.parameters.get("inputs_replaced")
+        return [f"{count} of the {what} are corrupt" for count, what in ((reals, "reals"), (inputs, "inputs")) if count]
+
+    def _trained_on(self) -> str:
+        """Whether these data are those of the training; nothing where that is not known."""
+        trained = self.checkpoint.trained_on
+        if trained is None or self.data is None:
+            return ""
+        return f"on {'the data' if trained in self._digests(self.data) else 'other data than'} it was trained on"
+
+    def _digests(self, data: DataRecord) -> list[str]:
+        """What the digest of the training's data would be if they were these."""
+        target, source = (_of_manifest(text) for text in (data.digest, str(self.parameters.get("inputs"))))
+        if data.source is None:
+            return [target]
+        both = ((data.domain, target), (data.source, source))
+        # A set of pairs is one; of two sets either may have stood first.
+        return [target] * (source == target) + [_of_domains(named) for named in (both, both[::-1])]
 
     def _sets(self) -> str:
         where = f"at {self.resolution}x{self.resolution}"
@@ -237,6 +265,16 @@ def _kernel() -> dict[str, int | None]:
     return {key.removeprefix("kid_kernel_poly_"): value for key, value in KID_KERNEL.items()}
 
 
+def _of_manifest(text: str) -> str:
+    """The digest of a manifest alone: without the column before it, and without the order in which it is streamed."""
+    return text.rpartition(" of ")[2].partition(" in ")[0]
+
+
+def _of_domains(named: Iterable[tuple[str, str]]) -> str:
+    """`Domains.digest` of several sets, from the name and the digest of each."""
+    return hashlib.sha256(json.dumps(list(named), separators=(",", ":")).encode()).hexdigest()
+
+
 def features_record(extractor: Extractor) -> FeaturesRecord:
     """What is recorded of a feature network."""
     return FeaturesRecord(
@@ -254,10 +292,12 @@ def checkpoint_record(state: Mapping[str, Any]) -> CheckpointRecord:
     Args:
         state: What its `state.json` holds.
     """
+    data = state.get("data")
     return CheckpointRecord(
         nimg=state["nimg"],
         sha256=state["files"].get("generator.average.safetensors"),
         precision="fp64" if state["configuration"]["precision"] == "fp64" else "fp32",
+        trained_on=data if isinstance(data, str) else None,
     )
 
 

@@ -14,7 +14,7 @@ from hires_gan.data.replacement import CorruptRows, Report
 from hires_gan.data.settings import DataSettings
 from hires_gan.data.shards import ShardSet
 from hires_gan.data.waiting import Asked
-from hires_gan.evaluation.crew import chunks
+from hires_gan.evaluation.crew import Crew, chunks
 from hires_gan.evaluation.protocol import DataRecord
 
 CHUNK = 64
@@ -67,9 +67,18 @@ class Reals:
         """How many there are."""
         return len(self._images.sources[0].shards)
 
-    def replaced(self, count: int) -> int:
-        """In place of how many of the first `count` images this process was given others, since they are corrupt."""
-        return sum(number < count for number in self._corrupt.replaced)
+    def replaced(self, count: int, crew: Crew) -> list[int]:
+        """In place of which of the first images others were given, since they are corrupt.
+
+        Args:
+            count: How many.
+            crew: The processes; all have to come here. Several may have been given the same image.
+
+        Returns:
+            The numbers of those that any process came across so far, in ascending order.
+        """
+        own = [number for number in self._corrupt.replaced if number < count]
+        return sorted({number for numbers in crew.gathered(own) for number in numbers})
 
     def first(self, count: int, stopped: Asked) -> Iterator[Tensor]:
         """The first `count` images, in parts of `CHUNK`: uint8 `[n, 3, r, r]`, valid until the next part is asked for.

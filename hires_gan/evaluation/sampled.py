@@ -34,7 +34,8 @@ class Sampling:
 
     Attributes:
         name: The metric.
-        count: How many samples.
+        count: How many samples: paths, pairs, or inputs.
+        fakes: How many there are: of paths and inputs each is one, pairs are drawn from this many images.
         length: Of the chunks in which processes share them.
         values: From chunks to the values of each: float64 `[n]` on the CPU.
         mean: From all values to the metric.
@@ -45,6 +46,7 @@ class Sampling:
 
     name: MetricName
     count: int
+    fakes: int
     length: int
     values: Callable[[list[range]], Iterator[Tensor]]
     mean: Callable[[Tensor, str], float]
@@ -108,7 +110,8 @@ def _paths(name: MetricName, subject: Generated, count: int, instruments: Instru
         "lpips": f"VGG16 {weights_of(instruments.path)}",
         "reduced_to": FEATURES_SIDE,
     }
-    return Sampling(name, min(SAMPLES, count), lengths.chunk, values, path_length, parameters, {"paths": PATHS_SEED})
+    paths = min(SAMPLES, count)
+    return Sampling(name, paths, paths, lengths.chunk, values, path_length, parameters, {"paths": PATHS_SEED})
 
 
 def _similarity(name: MetricName, subject: Generated, count: int) -> Sampling:
@@ -117,12 +120,12 @@ def _similarity(name: MetricName, subject: Generated, count: int) -> Sampling:
 
     def values(chunks: list[range]) -> Iterator[Tensor]:
         for chunk in chunks:
-            yield pair_similarities(subject.at, pairs[chunk.start : chunk.stop], resolution)
+            yield pair_similarities(subject.shown, pairs[chunk.start : chunk.stop], resolution)
 
     length = max(1, at_once(resolution) // 2)
     parameters: Parameters = {"pairs": len(pairs), "scales": scales_at(resolution)}
     seeds = {**subject.seeds, "pairs": PAIRS_SEED}
-    return Sampling(name, len(pairs), length, values, exact_mean, parameters, seeds, quantised=True)
+    return Sampling(name, len(pairs), count, length, values, exact_mean, parameters, seeds, quantised=True)
 
 
 def _diversity(name: MetricName, subject: Translated, count: int, instruments: Instruments, stopped: Asked) -> Sampling:
@@ -140,4 +143,4 @@ def _diversity(name: MetricName, subject: Translated, count: int, instruments: I
         "reduced_to": FEATURES_SIDE,
     }
     inputs = count if protocol.inputs is None else min(count, protocol.inputs)
-    return Sampling(name, inputs, _INPUTS_AT_ONCE, values, exact_mean, parameters, {"styles": STYLES_SEED})
+    return Sampling(name, inputs, inputs, _INPUTS_AT_ONCE, values, exact_mean, parameters, {"styles": STYLES_SEED})

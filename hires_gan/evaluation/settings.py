@@ -50,7 +50,7 @@ class EvaluationSettings(Settings):
     """A value of `best` that is so many times worse than the best one so far is said to show that the run diverges."""
 
     stop_diverged: PositiveInt | None = None
-    """After so many such evaluations in a row the run ends as failed; null: never."""
+    """After so many such evaluations in a row, or ones where `best` is no finite number, the run fails; null: never."""
 
     @model_validator(mode="after")
     def _each_once(self) -> Self:

@@ -11,6 +11,7 @@ times as long on a CPU), which for pictures that are flat for the most part is o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -18,11 +19,12 @@ from torch import Tensor
 
 from hires_gan.errors import Failure, UsageError
 from hires_gan.evaluation.perceptual import at_once, equal_parts, exact_float32
+from hires_gan.evaluation.subjects import Shown
 from hires_gan.progress import say
 from hires_gan.randomness import Purpose, RandomSource
 
-ImagesAt = Callable[[Tensor], Tensor]
-"""From numbers of images, int64 `[n]` on the CPU, to these: uint8 `[n, 3, r, r]`."""
+ImagesAt = Callable[[Tensor], Shown]
+"""From numbers of images, int64 `[n]` on the CPU, to these."""
 
 PAIRS = 5_000
 """The standard error of the mean is then about 0.001 to 0.002."""
@@ -100,7 +102,8 @@ def pair_similarities(images: ImagesAt, pairs: Tensor, resolution: int) -> Tenso
         resolution: Side of the images.
 
     Returns:
-        float64 `[n]` on the CPU. They may be computed anywhere, in any parts and in any order.
+        float64 `[n]` on the CPU; NaN for a pair with an image that was not finite before it became bytes. They may be
+        computed anywhere, in any parts and in any order.
 
     Raises:
         UsageError: If torchmetrics is not installed, or images are too small.
@@ -108,9 +111,15 @@ def pair_similarities(images: ImagesAt, pairs: Tensor, resolution: int) -> Tenso
     scales_at(resolution)
     found = [torch.empty(0, dtype=torch.float64)]
     for part, count in equal_parts(pairs.cpu(), max(1, at_once(resolution) // 2)):
-        first, second = images(part.T.flatten()).chunk(2)
-        found.append(similarities(first, second)[:count].cpu())
+        shown = images(part.T.flatten())
+        first, second = shown.images.chunk(2)
+        found.append(_of_finite(similarities(first, second), shown.finite)[:count].cpu())
     return torch.cat(found)
+
+
+def _of_finite(values: Tensor, finite: Tensor | None) -> Tensor:
+    """The values of pairs, `[n]`; NaN where one of the images was not finite: bool `[2 n]`, the second ones last."""
+    return values if finite is None else values.where(finite.reshape(2, -1).all(0), math.nan)
 
 
 def draw_pairs(count: int, size: int, labels: Tensor | None = None) -> Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -14,7 +16,7 @@ from hires_gan.evaluation.diversity import DiversityProtocol, lpips_diversity
 from hires_gan.evaluation.path_length import PATHS, PathLength
 from hires_gan.evaluation.perceptual import PairDistance
 from hires_gan.evaluation.reals import Reals
-from hires_gan.inference.images import enlarge, to_uint8
+from hires_gan.inference.images import enlarge, finite, to_uint8
 from hires_gan.networks import progressive, stylegan
 from hires_gan.networks.growth import Growth
 from hires_gan.networks.layers import cross_fade, halve_box
@@ -26,6 +28,7 @@ from hires_gan.recipes.protocol import Generates, LabelDistribution, Translates
 PIXELS_AT_ONCE = 4 * 1024 * 1024
 """That many pass through a network at once where nothing else is said."""
 _MOST_AT_ONCE = 64
+_MOST_NAMED = 10  # classes whose counts stand in a record themselves
 
 
 class Draws(Generates, Protocol):
@@ -58,10 +61,13 @@ class Shown:
     Attributes:
         images: uint8 `[n, 3, r, r]`, at the full resolution, on the device.
         inputs: What was translated, likewise, on any device; None for images from latents.
+        finite: Which of the images were finite before they became bytes: bool `[n]`, on the device; None for all of
+            them.
     """
 
     images: Tensor
     inputs: Tensor | None = None
+    finite: Tensor | None = None
 
 
 class Subject(Protocol):
@@ -105,10 +111,14 @@ class Generated:
             Stopped: If `stopped` became true.
         """
         for chunk in wanted:
-            yield Shown(self.at(torch.arange(chunk.start, chunk.stop), stopped))
+            yield self.shown(torch.arange(chunk.start, chunk.stop), stopped)
 
     def at(self, numbers: Tensor, stopped: Asked = never) -> Tensor:
-        """The images of some latents: uint8 `[n, 3, r, r]` on the device.
+        """The images of some latents, as `shown` has them: uint8 `[n, 3, r, r]` on the device."""
+        return self.shown(numbers, stopped).images
+
+    def shown(self, numbers: Tensor, stopped: Asked = never) -> Shown:
+        """The images of some latents.
 
         Args:
             numbers: int64 `[n]`, of the latents.
@@ -118,14 +128,23 @@ class Generated:
             Stopped: If `stopped` became true.
         """
         parts = torch.split(numbers.to(self.device), chunk_at(self.resolution))
-        return torch.cat([self._made(part, stopped) for part in parts])
+        return _joined([self._made(part, stopped) for part in parts])
 
-    def _made(self, numbers: Tensor, stopped: Asked) -> Tensor:
+    def _made(self, numbers: Tensor, stopped: Asked) -> Shown:
         if stopped():
             raise Stopped
         with torch.no_grad():
             images = self.recipe.sample(self.network, numbers, self.nimg)
-        return enlarge(to_uint8(images), self.resolution)
+        return _in_bytes(images, self.resolution)
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """What decides its images beside the network, for records: how often each class is drawn, where there are any.
+
+        Classes are drawn as they occur in the data, which no other part of a record of images alone knows.
+        """
+        labels = self.recipe.labels
+        return {} if labels is None else {"class_frequencies": frequencies(labels)}
 
     def classes(self, numbers: Tensor) -> Tensor | None:
         """The classes of these images: int64 `[n]`; None where there are none."""
@@ -167,6 +186,16 @@ class Translated:
         """Its name: `a_to_b`."""
         return f"{self.source}_to_{self.target}"
 
+    def parameters(self, replaced: int) -> dict[str, str | int]:
+        """What was translated, for records.
+
+        Args:
+            replaced: So many of the inputs are corrupt, and others were translated in their places.
+        """
+        data = self.reals.record()
+        inputs = {"inputs": f"{data.column} of {data.digest}", "direction": self.direction}
+        return inputs | ({"inputs_replaced": replaced} if replaced else {})
+
     @property
     def seeds(self) -> dict[str, int]:
         """That of the styles."""
@@ -179,10 +208,15 @@ class Translated:
             Stopped: If `stopped` became true.
         """
         for chunk, inputs in zip(wanted, self.reals.chunks(wanted, stopped), strict=True):
-            yield Shown(self.of(inputs, torch.arange(chunk.start, chunk.stop), stopped), inputs)
+            made = self.shown(inputs, torch.arange(chunk.start, chunk.stop), stopped)
+            yield replace(made, inputs=inputs)
 
     def of(self, images: Tensor, samples: Tensor, stopped: Asked = never) -> Tensor:
-        """Translations, enlarged to the full resolution: uint8 `[n, 3, r, r]` on the device.
+        """Translations, as `shown` has them: uint8 `[n, 3, r, r]` on the device."""
+        return self.shown(images, samples, stopped).images
+
+    def shown(self, images: Tensor, samples: Tensor, stopped: Asked = never) -> Shown:
+        """Translations, enlarged to the full resolution, without their inputs.
 
         Args:
             images: uint8 `[n, 3, r, r]` of the source, at the full resolution.
@@ -194,16 +228,16 @@ class Translated:
         """
         size = chunk_at(images.shape[-1])
         parts = zip(torch.split(images, size), torch.split(samples, size), strict=True)
-        return torch.cat([self._made(part, numbers, stopped) for part, numbers in parts])
+        return _joined([self._made(part, numbers, stopped) for part, numbers in parts])
 
-    def _made(self, images: Tensor, samples: Tensor, stopped: Asked) -> Tensor:
+    def _made(self, images: Tensor, samples: Tensor, stopped: Asked) -> Shown:
         if stopped():
             raise Stopped
         with torch.no_grad():
             fakes = self.recipe.translate(
                 self.network, self._scaled(images), samples.to(self.device), self.nimg, self.source, self.target
             )
-        return enlarge(to_uint8(fakes), images.shape[-1])
+        return _in_bytes(fakes, images.shape[-1])
 
     def diversity(self, images: Tensor, samples: Tensor, distance: PairDistance, protocol: DiversityProtocol) -> Tensor:
         """How different the translations of each image are in several styles: float64 `[n]`; see `diversity`.
@@ -233,6 +267,30 @@ class Translated:
     def _scaled(self, images: Tensor) -> Tensor:
         """Bytes to [-1, 1]."""
         return images.to(self.device, self.dtype).div_(127.5).sub_(1.0)
+
+
+def frequencies(labels: LabelDistribution) -> str:
+    """How often each class is drawn, in short: equal texts are equal shares.
+
+    Returns:
+        For up to ten classes their counts, reduced: `1 : 3`; for more a digest of these, and how many there are.
+    """
+    divisor = math.gcd(*labels.counts) or 1
+    text = " : ".join(str(count // divisor) for count in labels.counts)
+    if len(labels.counts) <= _MOST_NAMED:
+        return text
+    return f"{len(labels.counts)} classes, sha256 {hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def _in_bytes(images: Tensor, resolution: int) -> Shown:
+    """Images as a network gives them, as bytes and enlarged; and which of them were finite, while that can be seen."""
+    return Shown(enlarge(to_uint8(images), resolution), finite=finite(images))
+
+
+def _joined(parts: Sequence[Shown]) -> Shown:
+    """What was made in parts."""
+    masks = [part.finite for part in parts if part.finite is not None]
+    return Shown(torch.cat([part.images for part in parts]), finite=torch.cat(masks) if masks else None)
 
 
 def chunk_at(resolution: int) -> int:

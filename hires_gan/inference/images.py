@@ -21,6 +21,15 @@ def to_uint8(images: Tensor) -> Tensor:
     return (images * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
+def finite(images: Tensor) -> Tensor:
+    """Which images have no value that is infinite or NaN, which bytes cannot say: bool `[n]`, on their device.
+
+    Args:
+        images: `[n, 3, r, r]`, as a network gives them.
+    """
+    return images.isfinite().all(dim=(1, 2, 3))
+
+
 def enlarge(images: Tensor, resolution: int) -> Tensor:
     """`[n, 3, r, r]` -> `[n, 3, resolution, resolution]` by nearest neighbour; resolution is a multiple of r."""
     factor = resolution // images.shape[-1]

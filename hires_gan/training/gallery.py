@@ -78,7 +78,7 @@ def _instruments(plan: Plan, world: World) -> Instruments:
     settings, metrics = plan.evaluation, metrics_of(plan.evaluation)
     check_fit(metrics, plan.recipe.name, plan.recipe.translates, "evaluation.metrics")
     sources = Sources(settings.features, settings.weights, settings.vgg, settings.alexnet, settings.download)
-    return open_instruments(metrics, sources, world.device, CONFIGURATION_NAMES)
+    return open_instruments(metrics, sources, world.device, CONFIGURATION_NAMES, plan.recipe.resolution)
 
 
 def _hung(

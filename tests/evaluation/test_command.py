@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,11 +15,13 @@ from typing import Any
 import pytest
 import torch
 from mlflow import MlflowClient
+from test_crew import both
 from tiny_models import METRICS, requested, shards, untrained
 
 from hires_gan import cli_evaluate
 from hires_gan.errors import Failure, UsageError
 from hires_gan.evaluation import (
+    command,
     comparing,
     coverage,
     describing,
@@ -144,6 +147,72 @@ def test_two_processes_find_what_one_finds(here: Path, tmp_path: Path) -> None:
             assert not any(differences(a, b) for a, b in zip(records, alone.records, strict=True))
     finally:
         torch.set_num_threads(threads)
+
+
+SENTENCE = (
+    r"the processes do not have the same {what} \(process 0 on \S+: .*{first}.*; process 1 on \S+: .*{second}.*\): "
+    "start all"
+)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_processes_with_other_files_measure_nothing_and_keep_nothing(here: Path, tmp_path: Path) -> None:
+    """Other shards or other weights on one of two: a sentence, on both the end, and no features in the user's cache."""
+    script = Path(__file__).with_name("crew_apart.py")
+    data, other = here / "plain", shards(tmp_path / "elsewhere", 70, seed=9)
+    files = [tmp_path / f"{seed}.pth" for seed in (0, 1)]
+    for seed, file in enumerate(files):
+        from tiny_network import Tiny  # type: ignore[import-not-found]
+
+        torch.manual_seed(seed)
+        torch.save(Tiny().state_dict(), file)
+
+    def told(*paths: Path) -> str:
+        done = launched(
+            *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script),
+            *(here / "runs" / "progressive", *paths),
+            XDG_CACHE_HOME=str(tmp_path / "kept"),
+            PYTHONPATH=os.pathsep.join([str(here / "site"), str(script.parent)]),
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    for paths, what, first, second in (
+        ((data, files[0], other, files[0]), "data", "plain", "elsewhere"),
+        ((data, files[0], data, files[1]), "feature network", "tiny_network:Tiny", "tiny_network:Tiny"),
+    ):
+        said = told(*paths)
+        assert re.search("first True: " + SENTENCE.format(what=what, first=first, second=second), said), said
+        assert "elsewhere, usage True" in said
+        assert not list((tmp_path / "kept").rglob("*.safetensors"))
+    assert not told(data, files[0], data, files[0])
+    assert len(list((tmp_path / "kept").rglob("*.safetensors"))) == 1
+
+
+def test_processes_with_other_shards_or_arguments_measure_nothing(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each domain is looked at; another place of the same shards is no difference."""
+    left, right = here / "left", here / "right"
+    other, copied = shards(tmp_path / "elsewhere", 68, seed=9), tmp_path / "copied"
+    shutil.copytree(left, copied)
+
+    def opened(*_: Any) -> Any:
+        raise Failure("they agree")
+
+    monkeypatch.setattr(command, "open_instruments", opened)
+
+    def told(one: Request, two: Request) -> set[str]:
+        saved = find(here / "runs" / "munit")
+        return set(map(str, both(lambda crew: evaluate(saved, (one, two)[crew.rank], crew, CPU))))
+
+    usual = wanted("swd", data=(f"left={left}", f"right={right}"))
+    (said,) = told(usual, wanted("swd", data=(f"left={left}", f"right={other}")))
+    assert re.match(SENTENCE.format(what="data of right", first="right with digest", second="elsewhere with"), said)
+    (said,) = told(usual, wanted("swd", data=usual.data, count=21))
+    assert re.match(SENTENCE.format(what="arguments", first="swd; count 20,", second="swd; count 21,"), said)
+    assert told(usual, wanted("swd", data=(f"left={copied}", f"right={right}"))) == {"they agree"}
 
 
 # --- what does not fit ------------------------------------------------------------------------------------------------
@@ -272,6 +341,8 @@ def test_it_runs_under_accelerate_launch(here: Path, tmp_path: Path) -> None:
     ("options", "words"),
     [
         (("--metrics", "fidd"), "there is no metric 'fidd'; did you mean fid?"),
+        (("--count", "0"), "--count is 0; it has to be greater than or equal to 1"),
+        (("--count", "1000001"), "--count is 1000001; it has to be less than or equal to 1000000"),
         (("--out", "."), "--out is ., which is a folder; name a file"),
         (("--track",), "names no MLflow run; leave it out, and keep the numbers with --out"),
         (

@@ -130,6 +130,17 @@ def test_translations_that_are_not_finite_are_refused_in_the_mean() -> None:
         lpips_diversity(Tints(), inputs, torch.arange(3), STYLE, small.squared, STARGAN2)
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_no_distance_makes_a_number_of_translations_that_are_not_finite(value: float) -> None:
+    inputs = torch.tensor([0.0, value])[:, None, None, None].expand(-1, 3, 8, 8)
+
+    def rectified(a: Tensor, b: Tensor) -> Tensor:
+        return small.squared(*(images.nan_to_num(0, 0, 0) for images in (a, b)))
+
+    found = lpips_diversity(Tints(), inputs, torch.arange(2), STYLE, rectified, STARGAN2)
+    assert found.isfinite().tolist() == [True, False]
+
+
 @pytest.mark.parametrize("layer", ["relu4_3", "relu5_3"])
 def test_content_is_compared_by_normalised_features(vgg, layer) -> None:
     inputs, outputs = small.noise_images(3, 32, 1), small.noise_images(3, 32, 2)

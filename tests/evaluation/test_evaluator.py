@@ -25,6 +25,7 @@ from hires_gan.data.prepare import prepare
 from hires_gan.data.settings import DataSettings
 from hires_gan.data.shards import ShardSet
 from hires_gan.errors import Failure, UsageError
+from hires_gan.evaluation.alike import differences
 from hires_gan.evaluation.catalogue import MetricName
 from hires_gan.evaluation.coverage import density_and_coverage
 from hires_gan.evaluation.evaluator import Evaluator, counted
@@ -70,12 +71,13 @@ class Pictures:
     """Stands for a generator."""
 
     def __init__(self, images: Tensor) -> None:
-        self.images = images
+        self.images, self.finite = images, torch.ones(len(images), dtype=torch.bool)
         self.seeds: dict[str, int] = {}
 
     def chunks(self, wanted: Sequence[range], stopped: Callable[[], bool]) -> Iterator[Shown]:
         for chunk in wanted:
-            yield Shown(self.images[chunk.start : chunk.stop])
+            own = slice(chunk.start, chunk.stop)
+            yield Shown(self.images[own], finite=self.finite[own])
 
 
 def noise(count: int = 8192, side: int = 32) -> Pictures:
@@ -159,18 +161,29 @@ def test_features_of_reals_with_corrupt_ones_among_them_are_not_kept(
     data = bytearray(path.read_bytes())
     data[offset + size // 2] ^= 1
     path.write_bytes(data)
-    judge = evaluator(damaged, metrics=("fid", "kid"))
+    judge = evaluator(damaged, metrics=("swd", "fid", "kid"))
     found = measured(judge, noise())
+    result = judge.measure(noise(), CheckpointRecord(nimg=0), never)
+    assert result is not None
+    assert [one.data.replaced for one in result.records if one.data] == [1, 1, 1]
+    assert "; 1 of the reals are corrupt, and others stand in their places" in result.records[0].sentence()
     said = capfd.readouterr().err
     assert said.count("skipped a corrupt sample: ") == 1
     assert said.count("features of reals are not kept: 1 of the 12 images are corrupt, and others stand in") == 1
     assert not list(tiny.glob("*.json"))
     assert measured(judge, noise()) == found
     assert capfd.readouterr().err == "", "they are not described anew for each evaluation"
-    whole = measured(evaluator(shards, metrics=("fid", "kid")), noise())
-    assert whole is not None and whole != found, "of the same digest"
+    whole = evaluator(shards, metrics=("swd", "fid", "kid")).measure(noise(), CheckpointRecord(nimg=0), never)
+    assert whole is not None and whole.values != found, "of the same digest"
+    assert all(set(differences(*pair)) == {"data.replaced"} for pair in zip(result.records, whole.records, strict=True))
     assert len(list(tiny.glob("*.json"))) == 1
-    assert measured(evaluator(damaged, metrics=("fid", "kid")), noise()) == whole
+    again = evaluator(damaged, metrics=("fid", "kid", "swd")).measure(noise(), CheckpointRecord(nimg=0), never)
+    assert (
+        again is not None and again.values["fid"] == whole.values["fid"] and again.values["swd"] == result.values["swd"]
+    )
+    assert [one.data.replaced for one in again.records if one.data] == [0, 0, 1], (
+        "features were kept while all was whole"
+    )
 
 
 def test_what_is_not_finite_is_left_out_and_said_and_the_rest_is_there(
@@ -190,6 +203,25 @@ def test_what_is_not_finite_is_left_out_and_said_and_the_rest_is_there(
     assert all(why.startswith(reason) for why in result.not_finite.values())
     said = capfd.readouterr().err
     assert said.count(f"warning: left out of this evaluation: kid, fid: {reason}") == said.count("warning") == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "left"), [(3, {"swd", "kid", "fid"}), (15, {"kid", "fid"}), (11, {"swd", "kid", "fid"})]
+)
+def test_images_that_were_not_finite_are_measured_by_no_metric_that_looks_at_them(
+    shards: ShardSet, tiny: Path, capfd: pytest.CaptureFixture[str], number: int, left: set[str]
+) -> None:
+    """Of 20 fakes, of which swd takes 12: as bytes they are black, and nothing else tells."""
+    judge, fakes = evaluator(shards, metrics=("kid", "swd", "fid")), noise()
+    fakes.images[number], fakes.finite[number] = 0, False
+    result = judge.measure(fakes, CheckpointRecord(nimg=0), never)
+    assert result is not None
+    assert set(result.not_finite) == left
+    assert not any(name.partition("/")[0] in left for name in result.values)
+    assert {one.metric for one in result.records} == {"kid", "swd", "fid"} - left
+    told = "1 of 20 images that the network gives are not finite; evaluate an earlier checkpoint"
+    assert result.not_finite["fid"] == told
+    assert f"warning: left out of this evaluation: kid, fid: {told}" in capfd.readouterr().err
 
 
 def test_reals_whose_features_are_not_finite_end_it(shards: ShardSet, tiny: Path, monkeypatch: Any) -> None:

@@ -11,6 +11,7 @@ from hires_gan.evaluation.path_length import PATHS, PathLength
 from hires_gan.evaluation.perceptual import LPIPS
 from hires_gan.evaluation.preservation import content_preservation
 from hires_gan.evaluation.similarity import draw_pairs, pair_similarities
+from hires_gan.evaluation.subjects import Shown
 
 pytestmark = pytest.mark.gpu
 GPU = "cuda"
@@ -35,10 +36,10 @@ def test_path_lengths(family) -> None:
 def test_similarity() -> None:
     images = ((small.noise_images(8, 64) + 1) * 127).to(torch.uint8)
     pairs = draw_pairs(9, 8)
-    expected = pair_similarities(lambda numbers: images[numbers], pairs, 64)
-    found = pair_similarities(lambda numbers: images[numbers].to(GPU), pairs, 64)
+    expected = pair_similarities(lambda numbers: Shown(images[numbers]), pairs, 64)
+    found = pair_similarities(lambda numbers: Shown(images[numbers].to(GPU)), pairs, 64)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-    assert torch.equal(pair_similarities(lambda numbers: images[numbers].to(GPU), pairs[4:], 64), found[4:])
+    assert torch.equal(pair_similarities(lambda numbers: Shown(images[numbers].to(GPU)), pairs[4:], 64), found[4:])
 
 
 def test_diversity_and_preservation() -> None:

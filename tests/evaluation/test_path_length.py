@@ -269,6 +269,25 @@ def test_a_great_circle_leads_from_latent_to_latent(size: int, seed: int, place:
     torch.testing.assert_close(at(0.5), middle / middle.norm() * radius, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_no_distance_makes_a_number_of_images_that_are_not_finite(value: float) -> None:
+    """In a place that the crop leaves out, too: such a generator is broken."""
+
+    class Broken(Sphere):
+        def forward(self, latents: Tensor, labels: None = None) -> Tensor:
+            images = super().forward(latents)
+            images[latents[:, 0] > 0, :, -1, -1] = value
+            return images
+
+    def rectified(a: Tensor, b: Tensor) -> Tensor:
+        return small.squared(*(images.nan_to_num(0, 0, 0) for images in (a, b)))
+
+    found = PathLength(Broken(), rectified, "z", "end", crop=True).distances(SAMPLES)
+    broken = drawn_latents(SAMPLES, 4)[0][:, 0] > 0
+    assert 0 < broken.sum() < len(SAMPLES)
+    assert torch.equal(found.isfinite(), ~broken)
+
+
 def test_what_cannot_be_measured_is_refused(linear) -> None:
     with pytest.raises(
         UsageError, match=r"ppl_w_end is a length in W, which Progressive GAN does not have; take ppl_z"

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hires_gan.errors import Failure, UsageError
-from hires_gan.evaluation.averages import exact_mean
+from hires_gan.evaluation.averages import NotFinite, exact_mean
 from hires_gan.evaluation.similarity import draw_pairs, pair_similarities, scales_at, similarities
+from hires_gan.evaluation.subjects import Shown
 
 BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, equation 8
 
@@ -87,9 +88,9 @@ def test_without_torchmetrics_one_sentence_says_what_to_do(monkeypatch) -> None:
 def test_a_pair_is_the_same_for_any_ranks_and_the_set_tells_collapse() -> None:
     images, asked = pictures(30, 32, noise=4), []
 
-    def at(numbers: Tensor) -> Tensor:
+    def at(numbers: Tensor) -> Shown:
         asked.append(len(numbers))
-        return images[numbers]
+        return Shown(images[numbers])
 
     pairs = draw_pairs(19, len(images))
     found = pair_similarities(at, pairs, 32)
@@ -102,9 +103,18 @@ def test_a_pair_is_the_same_for_any_ranks_and_the_set_tells_collapse() -> None:
         ranks[rank::2] = pair_similarities(at, pairs[rank::2], 32)
     assert torch.equal(ranks, found)
     assert exact_mean(ranks.flip(0), "ms_ssim") == exact_mean(found, "ms_ssim")
-    collapsed = pair_similarities(lambda numbers: images[numbers * 0], pairs, 32)
+    collapsed = pair_similarities(lambda numbers: Shown(images[numbers * 0]), pairs, 32)
     assert exact_mean(found, "ms_ssim") < 0.2 < exact_mean(collapsed, "ms_ssim") == 1
     assert len(pair_similarities(at, pairs[:0], 32)) == 0
+
+
+def test_a_pair_with_an_image_that_was_not_finite_has_no_value() -> None:
+    images, finite = pictures(4, 16), torch.tensor([True, True, False, True])
+    pairs = torch.tensor([[0, 1], [2, 3], [3, 1], [1, 2]])
+    found = pair_similarities(lambda numbers: Shown(images[numbers], finite=finite[numbers]), pairs, 16)
+    assert found.isnan().tolist() == [False, True, False, True]
+    with pytest.raises(NotFinite, match="ms_ssim is not finite for 2 of 4 samples: the network gives images that are"):
+        exact_mean(found, "ms_ssim")
 
 
 @settings(max_examples=40, deadline=None)
