@@ -26,7 +26,8 @@ def blocks(language: str) -> list[str]:
 def test_the_page_is_true(tmp_path, monkeypatch):
     commands = [shlex.split(line) for block in blocks("bash") for line in block.splitlines()]
     assert len(commands) >= 9
-    write_style_checkpoint(tmp_path / "runs" / "mine", side=64)
+    for name in ("mine", "styled"):
+        write_style_checkpoint(tmp_path / "runs" / name, side=64)
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(tmp_path / "photo.jpg")
     (tmp_path / "empty").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))  # without ffmpeg

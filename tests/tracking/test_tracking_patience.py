@@ -158,7 +158,10 @@ def test_what_passes_by_itself(problem: Exception, passing: bool) -> None:
 
 
 WAITING = """
+import signal
 from hires_gan.tracking import patience
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let what they start in the background ignore it
 
 def ask():
     raise ConnectionRefusedError("nobody")

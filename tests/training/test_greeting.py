@@ -132,7 +132,7 @@ def test_one_that_does_not_come_is_named() -> None:
 @pytest.mark.slow
 def test_one_that_finds_no_first_one_ends_by_itself() -> None:
     _, (code, said) = pair({"0": "absent"}, free_port(), timeout=3)
-    assert code == 1
+    assert code == 1, said
     assert "rank 1 ends too: it found no first process" in said
 
 
