@@ -6,10 +6,7 @@ import socket
 import urllib.request
 from collections.abc import Mapping
 
-from free_ports import free_port
 from prometheus_client.parser import text_string_to_metric_families
-
-__all__ = ["Labels", "Scraped", "answer", "free_port", "is_free", "scrape"]
 
 Labels = frozenset[tuple[str, str]]
 

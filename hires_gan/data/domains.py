@@ -88,8 +88,7 @@ class Domains:
         digests = [source.shards.manifest.digest() for source in self.sources]
         if len(digests) == 1:
             return digests[0]
-        named = [[*source.domains, digest] for source, digest in zip(self.sources, digests, strict=True)]
-        return hashlib.sha256(json.dumps(named, separators=(",", ":")).encode()).hexdigest()
+        return digest_of([(*source.domains, digest) for source, digest in zip(self.sources, digests, strict=True)])
 
     def check_resolution(self, resolution: int) -> None:
         """Make sure that every domain has images large enough for the recipe.
@@ -151,6 +150,11 @@ def open_data(settings: DataSettings) -> Domains:
             )
         sources.append(_unpaired(name, shards, _shown(shards, location)))
     return Domains(tuple(sources))
+
+
+def digest_of(named: Sequence[tuple[str, ...]]) -> str:
+    """The sha256 of several sets, in their order: of each its domains' names and its manifest's digest."""
+    return hashlib.sha256(json.dumps(named, separators=(",", ":")).encode()).hexdigest()
 
 
 def _of_domain(name: str, problem: str) -> str:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
 import importlib.metadata
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
 
 from hires_gan import __version__
+from hires_gan.data.domains import digest_of
 from hires_gan.evaluation.averages import NotFinite
 from hires_gan.evaluation.catalogue import METRICS, MetricName, Need, caution
 from hires_gan.evaluation.coverage import NEIGHBOURS
@@ -165,7 +164,7 @@ class Record(Settings):
             return [target]
         both = ((data.domain, target), (data.source, source))
         # A set of pairs is one; of two sets either may have stood first.
-        return [target] * (source == target) + [_of_domains(named) for named in (both, both[::-1])]
+        return [target] * (source == target) + [digest_of(named) for named in (both, both[::-1])]
 
     def _sets(self) -> str:
         where = f"at {self.resolution}x{self.resolution}"
@@ -268,11 +267,6 @@ def _kernel() -> dict[str, int | None]:
 def _of_manifest(text: str) -> str:
     """The digest of a manifest alone: without the column before it, and without the order in which it is streamed."""
     return text.rpartition(" of ")[2].partition(" in ")[0]
-
-
-def _of_domains(named: Iterable[tuple[str, str]]) -> str:
-    """`Domains.digest` of several sets, from the name and the digest of each."""
-    return hashlib.sha256(json.dumps(list(named), separators=(",", ":")).encode()).hexdigest()
 
 
 def features_record(extractor: Extractor) -> FeaturesRecord:

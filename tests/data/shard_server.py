@@ -19,6 +19,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.request import urlopen
 
+from hires_gan.bench.tracking_servers import KeptPort
+
 PIECE = 2048
 
 
@@ -98,8 +100,8 @@ class ShardServer:
 
     def __init__(self, served: Path, scratch: Path) -> None:
         self.served, self.faults, self.log = served, scratch / "faults.json", scratch / "requests.log"
-        self.place = keep_port()
-        self.port = self.place.getsockname()[1]
+        self.place = KeptPort()
+        self.port = self.place.number
         self.url = f"http://127.0.0.1:{self.port}/sets/{served.name}"
         self.process: subprocess.Popen[bytes] | None = None
         self.closed = False
@@ -162,18 +164,6 @@ def serving(served: Path, scratch: Path):
         yield server
     finally:
         server.close()
-
-
-def keep_port() -> socket.socket:
-    """A port that nobody else gets while this socket lives, whether the server runs or not.
-
-    A socket that does not listen refuses connections, and lets another one that may use its address again listen there:
-    the server does (`allow_reuse_address`).
-    """
-    place = socket.socket()
-    place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    place.bind(("127.0.0.1", 0))
-    return place
 
 
 def end_with_parent(parent: int) -> None:

@@ -12,11 +12,12 @@ import urllib.error
 from pathlib import Path
 
 import pytest
+from free_ports import free_port
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from pydantic import ValidationError
-from scraping import Scraped, answer, free_port, is_free, scrape
+from scraping import Scraped, answer, is_free, scrape
 
 from hires_gan.errors import Failure
 from hires_gan.tracking import exporter as module
