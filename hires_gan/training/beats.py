@@ -7,6 +7,7 @@ fail to answer for ever, so that a thread of its own talks to it, and nobody wai
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -30,8 +31,12 @@ from hires_gan.training.world import World
 
 ANSWER = 10.0
 """Seconds that the store has for one answer."""
+LEAVING = 5.0
+"""Seconds that those who answer have to hear that it is over."""
 _WORD = "word"
 """What the leader tells all others."""
+_END = "end"
+"""There once all may end."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,7 @@ class Exchange:
         asks: Whether the leader wants to have everybody's stacks.
         stacks: By rank, what has come of them.
         over: Whether the leader has the others end.
-        gone: Those who have heard that, by rank, and end.
+        ready: Those who have heard that, by rank, and end with the leader.
         yielded: Whether this process wanted to lead, and another one had begun to.
     """
 
@@ -127,7 +132,8 @@ class Exchange:
         self.leads, self.asks, self.over, self.yielded = world.first, False, False, False
         self.heard: dict[int, Heard] = {}
         self.stacks: dict[int, str] = {}
-        self.gone: set[int] = set()
+        self.ready: set[int] = set()
+        self._ending = False
         self.led = time.monotonic()
         self._number, self._gave, self._owns = 0, False, world.first
         self._last = (0, 0)
@@ -209,15 +215,35 @@ class Exchange:
             self._gave = True
             self._store.set(f"stacks/{self._world.rank}", own_stacks())
         if word["over"] and not self._closing.is_set():
-            self._store.set(f"gone/{self._world.rank}", "")
-            os._exit(1)  # the training thread hangs, so that nothing gentler ends it; why, the leader has said
+            self._end_with_all()
 
     def _collect(self) -> None:
         self.stacks[self._world.rank] = own_stacks()
         for rank in self.heard.keys() - self.stacks.keys():
             if self._store.check([f"stacks/{rank}"]):
                 self.stacks[rank] = self._store.get(f"stacks/{rank}").decode()
-        self.gone |= {rank for rank in self.heard if self._store.check([f"gone/{rank}"])}
+        self.ready |= {rank for rank in self.heard if self._store.check([f"ready/{rank}"])}
+
+    def dismiss(self) -> None:
+        """Let all end who are ready to; they do so by themselves, a little later, where the store has ended."""
+        with contextlib.suppress(RuntimeError):
+            self._store.set(_END, "")
+
+    def stay(self) -> None:
+        """Do not return where this process is about to end with all others."""
+        if self._ending:
+            time.sleep(2 * LEAVING)
+
+    def _end_with_all(self) -> None:
+        """End once all have heard that it is over, and not before: what waits for a process that ends would break.
+
+        The training thread hangs, so that nothing gentler ends it; why, the leader has said.
+        """
+        self._ending = True
+        with contextlib.suppress(RuntimeError):  # the store may end with the leader, or say that the time is over
+            self._store.set(f"ready/{self._world.rank}", "")
+            self._store.wait([_END], timedelta(seconds=LEAVING))
+        os._exit(1)
 
 
 def _open_store(world: World) -> Any:

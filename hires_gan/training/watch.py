@@ -20,7 +20,7 @@ from typing import Self
 from hires_gan.errors import Failure
 from hires_gan.progress import console
 from hires_gan.training.activity import current
-from hires_gan.training.beats import Exchange, own_beat
+from hires_gan.training.beats import LEAVING, Exchange, own_beat
 from hires_gan.training.run_folder import RunFolder
 from hires_gan.training.signals import StopRequest
 from hires_gan.training.silence import Silences
@@ -34,8 +34,6 @@ _STALE = 5
 """Beats after which a process counts as not answering."""
 _STACKS = {"hang": 5.0, "grace": 2.0}
 """Seconds that are waited for the others' stacks. Launchers kill soon after the grace."""
-_LEAVING = 5.0
-"""Seconds that those who answer have to hear that it is over."""
 _WRITING = 10.0
 """Seconds that the report may take: what hangs may be the file system."""
 
@@ -83,6 +81,7 @@ class Watch:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        self._exchange.stay()
         with self._verdict:
             self._closing.set()
         self._thread.join(1.0)
@@ -156,14 +155,16 @@ class Watch:
         standings = self._standings()
         self._tell(kind, standings)
         self._exchange.over = True
-        self._wait_until_gone({found.rank for found in standings if found.answers} - {self._world.rank})
+        self._wait_until_ready({found.rank for found in standings if found.answers} - {self._world.rank})
         os._exit(1)
 
-    def _wait_until_gone(self, others: set[int]) -> None:
+    def _wait_until_ready(self, others: set[int]) -> None:
         """The store may end with this process, and what they are waiting for breaks with it: they would say so, too."""
-        end = time.monotonic() + _LEAVING
-        while not others <= self._exchange.gone and time.monotonic() < end:
+        end = time.monotonic() + LEAVING
+        while not others <= self._exchange.ready and time.monotonic() < end:
             time.sleep(self._beat / 4)
+        if others and others <= self._exchange.ready:
+            self._exchange.dismiss()
 
     def _wait_for_stacks(self, seconds: float) -> None:
         end = time.monotonic() + seconds

@@ -16,7 +16,7 @@ import pytest
 import torch
 from forked_ranks import LIMIT, Ranks
 from torch.distributed import HashStore  # type: ignore[attr-defined]
-from watched import train
+from watched import LATE, train
 
 from hires_gan.training.activity import current, doing, progressing, waiting
 from hires_gan.training.beats import Beat, Exchange, Heard, own_beat
@@ -178,13 +178,14 @@ def test_one_process_that_hangs_ends_and_says_where(processes: Ranks) -> None:
     assert "in misbehave\n    time.sleep(1000)" in report.read_text()
 
 
-def test_the_one_for_whom_all_wait_is_named_with_its_stack(processes: Ranks) -> None:
-    processes.start(3, train, "1:sleeps", 8, 20, agent=True)
+@pytest.mark.parametrize("what", ["sleeps", pytest.param(LATE, marks=pytest.mark.slow)])
+def test_the_one_for_whom_all_wait_is_named_with_its_stack(processes: Ranks, what: str) -> None:
+    processes.start(3, train, f"1:{what}", 8, 20, agent=True)
     said = [processes.ended(rank, 1) for rank in range(3)]
     assert "rank 1 in data for" in said[0]
     assert "; ranks 0, 2 waiting for the others (a word with all) for" in said[0]
     assert "look first at rank 1 (" in said[0]
-    assert not any("error" in text.lower() for text in said[1:]), "one speaks for all"
+    assert not any("error" in text.lower() for text in said[1:]), said
     report = (processes.folder / "run" / "hang-000000000040.txt").read_text()
     of_rank_1 = report.partition("=== rank 1 (")[2].partition("=== rank 2 (")[0]
     assert "time.sleep(1000)" in of_rank_1

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hires_gan.progress import say
 from hires_gan.training.activity import doing, waiting
+from hires_gan.training.beats import Exchange
 from hires_gan.training.run_folder import RunFolder
 from hires_gan.training.signals import StopRequest
 from hires_gan.training.watch import Watch
@@ -16,6 +17,7 @@ from hires_gan.training.world import World
 
 STEPS = 5
 """Steps that all do well."""
+LATE = "sleeps, and the last one hears late"
 
 
 def train(world: World, folder: Path, scenario: str, hang_after: float | None, grace: float) -> int:
@@ -38,6 +40,8 @@ def watched_steps(
 ) -> int:
     """Steps until all agree to stop; how many."""
     done = 0
+    if what == LATE and world.rank == world.size - 1:
+        hear_late()
     with Watch(world, run, stop, lambda: 8 * done, hang_after, grace):
         while not stop.agreed:
             if done == STEPS:
@@ -45,6 +49,17 @@ def watched_steps(
             step(world, what if done >= STEPS and rank == world.rank else "", stop)
             done += 1
     return done
+
+
+def hear_late() -> None:
+    """Let this process hear what the leader says more than a second later than the others do."""
+    follow = Exchange._follow
+
+    def late(self: Exchange) -> None:
+        time.sleep(1.5)
+        follow(self)
+
+    Exchange._follow = late  # type: ignore[method-assign]
 
 
 def step(world: World, what: str, stop: StopRequest) -> None:
@@ -57,7 +72,7 @@ def step(world: World, what: str, stop: StopRequest) -> None:
 
 
 def misbehave(what: str, stop: StopRequest) -> None:
-    if what == "sleeps":
+    if what in ("sleeps", LATE):
         with doing("data"):
             time.sleep(1000)
     if what == "stopped":
