@@ -194,22 +194,28 @@ gpu-sanitize:
 	else echo "== compute-sanitizer is not on the PATH"; fi; \
 	$(GPU_END)
 
+# What real images cost, and how much faster than a straightforward program the whole then is.
 gpu-input:
 	@$(GPU_BEGIN); \
 	case "$(GPU_DECODER)" in dali*) step $(GPU_PYTHON) -c "import nvidia.dali";; esac; \
 	step $(GPU_BENCH) input --resolution 1024 --out $(OUT)/input.json; \
 	real() { name=$$1; shift; step $(GPU_BENCH) train --data real --out $(OUT)/train-real-$$name.json "$$@" \
 		data.decoder=$(GPU_DECODER); }; \
+	over_plain() { name=$$1; shift; step $(GPU_BENCH) levers --data real --lever reference --lever graphs \
+		--seconds $(LEVER_SECONDS) --out $(OUT)/levers-real-$$name.json "$$@" data.decoder=$(GPU_DECODER); }; \
 	if [ -n "$(GPU_SHARDS)" ]; then \
 		for size in 4 8; do \
+			theirs=; case $$size in 4) theirs="$(REFERENCE_JSON_4)";; 8) theirs="$(REFERENCE_JSON_8)";; esac; \
 			real stylegan2-$$size --config configs/stylegan2_ffhq1024.yaml --micro $$size batch.size=$$size \
-			data.shards=$(GPU_SHARDS); \
+			$${theirs:+--reference-json "$$theirs"} data.shards=$(GPU_SHARDS); \
 			real progressive-$$size --config configs/progressive_celebahq1024.yaml --micro $$size batch.size=$$size \
 			data.shards=$(GPU_SHARDS); done; \
+		over_plain progressive $(LEVERS_progressive) data.shards=$(GPU_SHARDS); \
 	else echo "== GPU_SHARDS names no shard set of 1024x1024: training on real images is not measured"; fi; \
 	if [ -n "$(GPU_SHARDS)" ] && [ -n "$(GPU_SHARDS_B)" ]; then \
 		real munit --config configs/munit_faces1024.yaml --micro 1 --steps 16 batch.size=1 \
 		recipe.generator.content_downs=3 data.domains="{neutral: $(GPU_SHARDS), smiling: $(GPU_SHARDS_B)}"; \
+		over_plain munit $(LEVERS_munit) data.domains="{neutral: $(GPU_SHARDS), smiling: $(GPU_SHARDS_B)}"; \
 	else echo "== GPU_SHARDS and GPU_SHARDS_B name no two shard sets: MUNIT on real images is not measured"; fi; \
 	$(GPU_END)
 
@@ -242,7 +248,8 @@ FAMILIES ?= stylegan2 progressive munit
 LEVERS_stylegan2 = --config configs/stylegan2_ffhq1024.yaml batch.size=4 --micro 4
 LEVERS_progressive = --config configs/progressive_celebahq1024.yaml batch.size=4 --micro 4
 LEVERS_munit = --config configs/munit_faces1024.yaml batch.size=1 recipe.generator.content_downs=3 --micro 1 --steps 16
-EAGER ?= reference half native tf32 fused graphs fp16 recompute micro
+EAGER ?= reference one-pass average half channels-last native epilogue tf32 fused graphs micro fp16 recompute \
+	torch-derivatives host-draws read-back
 COMPILED ?= reference graphs compile-main compile-all
 levers_of = $(foreach family,$(FAMILIES),step $(GPU_BENCH) levers $(LEVERS_$(family)) $(2:%=--lever %) \
 	--seconds $(LEVER_SECONDS) --out $(OUT)/levers-$(family)$(1).json;)

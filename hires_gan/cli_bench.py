@@ -96,6 +96,14 @@ def bench_train_command(
     checkpoint: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write checkpoints there, and measure what steps lose by it.")
     ] = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PART",
+            help="Leave out what runs always have, several times if wanted: channels-last, derivatives, epilogue, "
+            "one-pass, average, device-draws or unread.",
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="A JSON file for the result.")] = None,
 ) -> None:
     """Measure how fast a configuration trains, where the time goes, and what the device could do."""
@@ -105,7 +113,9 @@ def bench_train_command(
     from hires_gan.bench.train import Request, bench_train
     from hires_gan.bench.train_table import table
 
-    request = Request(steps, warmup, tuple(micro or ()), stage_nimg, data, profile, reference_json, out, checkpoint)
+    files = {"reference": reference_json, "out": out, "checkpoint": checkpoint}
+    parts, micros = tuple(without or ()), tuple(micro or ())
+    request = Request(steps, warmup, micros, stage_nimg, data, profile, without=parts, **files)
     for line in table(bench_train(plan, " ".join([config.name, *(overrides or [])]), request)):
         typer.echo(line)
 

@@ -15,6 +15,7 @@ import torch
 from hires_gan.bench.children import Ended, call
 from hires_gan.bench.identity import identity, now, require_writable, say_unknown_commit, write_record
 from hires_gan.bench.levers_record import Record, hours, read_earlier, with_gains
+from hires_gan.bench.plain_steps import lacking
 from hires_gan.bench.train import check_micro
 from hires_gan.bench.train_images import Images, synthetic_domains
 from hires_gan.bench.train_steps import find_place, recipe_for
@@ -38,6 +39,8 @@ class Lever:
         gpu: Whether it moves something on a GPU alone.
         doubles: Whether the micro-batch is twice as large.
         aside: Whether the rows below do without it.
+        part: Of what runs always have, as `hires_gan.ops.leaving_out` names it: what this row adds, so that those above
+            it lack it; or, where it stands aside, what this row alone lacks.
     """
 
     name: str
@@ -46,6 +49,7 @@ class Lever:
     gpu: bool = False
     doubles: bool = False
     aside: bool = False
+    part: str = ""
 
 
 _NONE = "levers={graphs: null, fused: null, tf32: null, compile: null}"
@@ -55,10 +59,17 @@ LEVERS = (
         "float32, step by step, ops in plain torch",
         ("precision=fp32", "performance=reference", _NONE, "ops={backend: reference, require_native: false}"),
     ),
+    Lever("one-pass", "reals and fakes in one pass of the discriminator", part="one-pass"),
+    Lever("average", "the running average in one call", part="average"),
     Lever("half", "half precision in the high resolutions", ("precision=HALF",)),
+    Lever("channels-last", "convolutions in channels_last", part="channels-last"),
     Lever("native", "the compiled ops", ("ops.backend=native",)),
+    Lever("epilogue", "what follows a modulated convolution in one kernel", part="epilogue"),
     Lever("tf32", "TF32 for what stays in float32", ("levers.tf32=true",), gpu=True),
     Lever("fused", "an optimizer's step in one kernel", ("levers.fused=true",), gpu=True),
+    Lever("torch-derivatives", "torch's own derivatives of convolutions", aside=True, part="derivatives"),
+    Lever("host-draws", "random numbers drawn on the CPU and copied", gpu=True, aside=True, part="device-draws"),
+    Lever("read-back", "all losses read back at every step", gpu=True, aside=True, part="unread"),
     Lever("graphs", "each phase as a CUDA graph", ("levers.graphs=true",), gpu=True),
     Lever("fp16", "float16 in place of bfloat16", ("precision=fp16",), aside=True),
     Lever(
@@ -71,7 +82,12 @@ LEVERS = (
     Lever("compile-main", "torch.compile of the phases of every step", ("levers.compile=main",)),
     Lever("compile-all", "torch.compile of R1 and path lengths as well", ("levers.compile=all",)),
 )
-"""In this order, each with those before it but those aside. What `fast` does ends with `graphs`."""
+"""In this order, each with those before it but those aside. What `fast` does ends with `graphs`.
+
+The first row is a straightforward program, and no straw man: it draws on the device, reads nothing back, and computes
+derivatives of convolutions as convolutions. What that is worth is told by rows aside that lack it, before `graphs`:
+what comes from the CPU cannot be recorded.
+"""
 _FIRST = LEVERS[0].name
 _RECOMPUTE = "recipe.generator.recompute"
 
@@ -104,6 +120,7 @@ class Row:
     lever: Lever
     overrides: tuple[str, ...]
     micro: int
+    without: tuple[str, ...] = ()
     skipped: str = ""
 
 
@@ -119,8 +136,8 @@ class _Bench:
     def kept(self, row: Row) -> Record:
         """What is there of the same row, measured with the same settings; nothing if it is yet to be measured."""
         found = self.rows.get(row.lever.name, {})
-        same = (found.get("overrides"), found.get("micro")) == (list(row.overrides), row.micro)
-        return found if same else {}
+        before = tuple(found.get(name) for name in ("overrides", "micro", "without"))
+        return found if before == (list(row.overrides), row.micro, list(row.without)) else {}
 
     def record(self, complete: bool) -> Record:
         rows = [self.rows[lever.name] for lever in LEVERS if lever.name in self.rows]
@@ -207,19 +224,25 @@ def _last_stage(plan: Plan) -> Stage:
 
 
 def _measure_rows(bench: _Bench, plan: Plan, overrides: tuple[str, ...], micro: int) -> None:
-    pulled = overrides
+    pulled, left_out = overrides, _added_parts(plan)
     for lever in LEVERS:
-        row = _row(lever, pulled, plan, micro)
+        row = _row(lever, pulled, left_out, plan, micro)
         wanted = not bench.request.levers or lever.name in bench.request.levers
         if wanted and bench.kept(row).get("status") not in ("measured", "skipped"):
             bench.add(_measured(bench, row))
         failed = bench.kept(row).get("status") == "failed"
         # Without the first row's settings, the others would be those of the dial.
         if not (row.skipped or lever.aside) and (not failed or lever.name == _FIRST):
-            pulled = row.overrides
+            pulled, left_out = row.overrides, row.without
 
 
-def _row(lever: Lever, before: tuple[str, ...], plan: Plan, micro: int) -> Row:
+def _added_parts(plan: Plan) -> tuple[str, ...]:
+    """What the first row lacks, and a later one adds."""
+    parts = [lever.part for lever in LEVERS if lever.part and not lever.aside]
+    return tuple(part for part in parts if not lacking(part, plan))
+
+
+def _row(lever: Lever, before: tuple[str, ...], left_out: tuple[str, ...], plan: Plan, micro: int) -> Row:
     half = plan.precision if plan.precision in ("bf16", "fp16") else "bf16"
     own = tuple(text.replace("HALF", half) for text in lever.overrides)
     recomputes = hasattr(plan.recipe, "generator") and hasattr(plan.recipe.generator, "recompute")
@@ -228,7 +251,13 @@ def _row(lever: Lever, before: tuple[str, ...], plan: Plan, micro: int) -> Row:
     if lever.doubles:
         micro *= 2
         own += _room(plan, micro)
-    return Row(lever, (*before, *own), micro, _idle(lever, plan, recomputes))
+    return Row(lever, (*before, *own), micro, _without(lever, left_out), _idle(lever, plan, recomputes))
+
+
+def _without(lever: Lever, left_out: tuple[str, ...]) -> tuple[str, ...]:
+    if lever.aside and lever.part:
+        return (*left_out, lever.part)
+    return tuple(part for part in left_out if part != lever.part)
 
 
 def _room(plan: Plan, micro: int) -> tuple[str, ...]:
@@ -240,6 +269,8 @@ def _room(plan: Plan, micro: int) -> tuple[str, ...]:
 def _idle(lever: Lever, plan: Plan, recomputes: bool) -> str:
     if lever.gpu and not torch.cuda.is_available():
         return "moves nothing on a CPU"
+    if lever.part and (reason := lacking(lever.part, plan)):
+        return reason
     if lever.name == "recompute" and not recomputes:
         return "the family computes nothing again"
     if lever.name == "fp16" and plan.precision == "fp16":
@@ -252,6 +283,7 @@ def _idle(lever: Lever, plan: Plan, recomputes: bool) -> str:
 def _measured(bench: _Bench, row: Row) -> Record:
     lever = row.lever
     record: Record = {"name": lever.name, "adds": lever.adds, "overrides": list(row.overrides), "micro": row.micro}
+    record |= {"without": list(row.without), "lacks": lever.part if lever.aside else ""}
     if row.skipped:
         return record | {"status": "skipped", "reason": row.skipped}
     record["date"] = now()
@@ -276,7 +308,8 @@ def _environment(folder: Path) -> dict[str, str]:
 
 def _arguments(bench: _Bench, row: Row, out: Path, steps: int | None) -> list[object]:
     counted = [] if steps is None else ["--steps", steps]
-    fixed = ["--micro", row.micro, "--data", bench.request.data, *counted, "--out", out]
+    parts = [word for part in row.without for word in ("--without", part)]
+    fixed = ["--micro", row.micro, "--data", bench.request.data, *counted, *parts, "--out", out]
     return ["bench", "train", "--config", bench.config, *fixed, *row.overrides]
 
 
@@ -317,7 +350,7 @@ def table(record: Record) -> Iterator[str]:
     """The rows for people."""
     settings = record["settings"]
     yield f"{settings['config']}: micro-batch {settings['micro']}, {settings['data']} images, on {settings['device']}"
-    yield f"{'lever':14}{'images/s':>10}{'ms/step':>10}{'peak GiB':>10}{'gain':>8}{'in all':>8}  what it adds"
+    yield f"{'lever':18}{'images/s':>10}{'ms/step':>10}{'peak GiB':>10}{'gain':>8}{'in all':>8}  what it adds"
     for row in record["rows"]:
         yield _line(row)
     yield from hours(record)
@@ -329,10 +362,10 @@ def table(record: Record) -> Iterator[str]:
 
 def _line(row: Record) -> str:
     if row["status"] != "measured":
-        return f"{row['name']:14}{row['status']}: {row['reason']}"
+        return f"{row['name']:18}{row['status']}: {row['reason']}"
     gains = "".join(f"{_times(row[name]):>8}" for name in ("gain", "over_reference"))
     figures = f"{row['images_per_s']:>10.2f}{row['ms_per_step']:>10.1f}{row['peak_memory'] / 2**30:>10.2f}{gains}"
-    return f"{row['name']:14}{figures}  {row['adds']}{_compiled(row)}"
+    return f"{row['name']:18}{figures}  {row['adds']}{_compiled(row)}"
 
 
 def _times(ratio: float | None) -> str:

@@ -98,7 +98,8 @@ def _gains(row: Record, measured: Sequence[Record], aside: Collection[str], firs
 def _adds_to(row: Record, above: Record) -> bool:
     """A row that an earlier call has measured may lack what failed there, and was measured since."""
     settings: list[str] = above["overrides"]
-    return bool(row["overrides"][: len(settings)] == settings)
+    lacking = set(row["without"]) - {row["lacks"]}
+    return bool(row["overrides"][: len(settings)] == settings) and lacking <= set(above["without"])
 
 
 def hours(record: Record) -> Iterator[str]:

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 
 from hires_gan.bench.identity import identity, require_least, require_writable, write_record
+from hires_gan.bench.plain_steps import check_without
 from hires_gan.bench.train_checkpoint import require_folder
 from hires_gan.bench.train_images import Images, open_images
 from hires_gan.bench.train_measure import Job, Record, measure, next_smaller, told_out_of_memory
@@ -18,6 +19,7 @@ from hires_gan.bench.train_rates import Rates
 from hires_gan.bench.train_steps import Place, find_place, recipe_for
 from hires_gan.bench.train_table import table
 from hires_gan.errors import Failure, UsageError
+from hires_gan.ops.leaving_out import leaving_out
 from hires_gan.ops.selection import resolve
 from hires_gan.progress import say
 from hires_gan.recipes.protocol import Stage
@@ -44,6 +46,7 @@ class Request:
         reference: A JSON file with `images_per_s` of something else on the same GPU.
         out: Where to write the result as JSON, in place of what is there; written after every micro-batch.
         checkpoint: Where to write checkpoints, to measure what they cost the steps; None: that is not measured.
+        without: Parts that are left out, as `hires_gan.ops.leaving_out` names them.
     """
 
     steps: int | None = None
@@ -55,6 +58,7 @@ class Request:
     reference: Path | None = None
     out: Path | None = None
     checkpoint: Path | None = None
+    without: tuple[str, ...] = ()
 
 
 def bench_train(plan: Plan, config: str, request: Request) -> Record:
@@ -71,12 +75,19 @@ def bench_train(plan: Plan, config: str, request: Request) -> Record:
         written, with the sentence as `failed`.
 
     Raises:
-        UsageError: The arguments cannot be, or the reference is of another GPU.
+        UsageError: The arguments cannot be, the reference is of another GPU, or the configuration has not got what is
+            to be left out.
         Failure: The memory is too small, the data cannot be read, or the result cannot be written.
     """
     least = {"--steps": (request.steps, 1), "--warmup": (request.warmup, 0), "--stage-nimg": (request.stage_nimg, 0)}
     require_least(least)
     device = _prepared(plan, request)
+    check_without(request.without, plan, device)
+    with leaving_out(request.without):
+        return _bench(plan, config, request, device)
+
+
+def _bench(plan: Plan, config: str, request: Request, device: torch.device) -> Record:
     head = identity("train")
     reference = None if request.reference is None else read_reference(request.reference, head["gpu.name"])
     images = open_images(plan, request.data, device)
@@ -85,7 +96,8 @@ def bench_train(plan: Plan, config: str, request: Request) -> Record:
     counts = _counts(request, place, device)
     at, group = request.stage_nimg, place.stage.group
     job = Job(plan, images, device, at, place.cycle, group, *counts, request.profile, request.checkpoint)
-    head |= {"settings": {"config": config} | _settings(job, place), "load_average_before": _load()}
+    settings = {"config": config} | _settings(job, place) | {"without": list(request.without)}
+    head |= {"settings": settings, "load_average_before": _load()}
     _require_places(request)
     return _measured(job, micros, place.stage, _Result(head, reference, request.out))
 

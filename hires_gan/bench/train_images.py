@@ -15,6 +15,7 @@ from hires_gan.data.loader import Loader, Request, check_decoder
 from hires_gan.data.manifest import IMAGE
 from hires_gan.data.replacement import CorruptRows
 from hires_gan.errors import UsageError
+from hires_gan.ops.leaving_out import left_out
 from hires_gan.recipes.protocol import Batch, LabelDistribution, Stage
 from hires_gan.training.feed import Feed
 from hires_gan.training.run import check_data, lanes_of
@@ -101,7 +102,8 @@ class Synthetic:
         shape = (stage.batch * len(domains), 3, stage.resolution, stage.resolution)
         random = torch.Generator(device).manual_seed(0)
         made = (torch.randint(256, shape, generator=random, dtype=torch.uint8, device=device) for _ in range(_BATCHES))
-        self._turns = itertools.cycle([one.contiguous(memory_format=torch.channels_last) for one in made])
+        layout = torch.contiguous_format if left_out("channels-last") else torch.channels_last
+        self._turns = itertools.cycle([one.contiguous(memory_format=layout) for one in made])
         self._dtype, self._domains = dtype, domains
         self._labels = torch.zeros(stage.batch, dtype=torch.int64, device=device) if labels else None
 

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 import torch
 
+from hires_gan.bench.plain_steps import HostRandom, follow_one_by_one, lay_out_contiguously, read
 from hires_gan.bench.train_images import Images, Supply
 from hires_gan.bench.train_ops import Op, recording
+from hires_gan.ops.leaving_out import left_out
 from hires_gan.randomness import RandomSource, SampleRandom
 from hires_gan.recipes.families import build_recipe
 from hires_gan.recipes.protocol import Batch, Phase, Recipe, Stage, Step, stage_at
@@ -59,8 +61,13 @@ def recipe_for(plan: Plan, images: Images) -> Recipe:
 
 
 def build_backend(recipe: Recipe, device: torch.device, plan: Plan) -> Backend:
-    """What steps, as in a run."""
-    return Backend(recipe, device, plan.run.seed, plan.performance, levers=plan.levers)
+    """What steps, as in a run but for what is left out."""
+    backend = Backend(recipe, device, plan.run.seed, plan.performance, levers=plan.levers)
+    if left_out("channels-last"):
+        lay_out_contiguously([*recipe.players.values(), backend.average])
+    if left_out("device-draws"):
+        backend.random = HostRandom(plan.run.seed)
+    return backend
 
 
 class Stand:
@@ -88,14 +95,22 @@ class Stand:
         return list(self.recipe.phases(self.place.nimg))
 
     def step(self, feed: Supply) -> None:
-        """One step, as the trainer does it."""
+        """One step, as the trainer does it but for what is left out."""
         nimg = self.place.at(self._step)
         batch = feed.take()
         means = self.backend.step(self.recipe.phases(nimg), batch, nimg, self.micro)
-        self.backend.update_average(average_decay(self.plan.ema, len(batch), nimg))
+        if left_out("unread"):
+            read(means)
+        self._follow(average_decay(self.plan.ema, len(batch), nimg))
         feed.copy_ahead()
         self.recipe.advance(nimg + len(batch), means)
         self._step += 1
+
+    def _follow(self, decay: float) -> None:
+        if left_out("average"):
+            follow_one_by_one(self.backend.average, self.recipe.players[self.recipe.averaged], decay)
+        else:
+            self.backend.update_average(decay)
 
     def alone(self, phase: Phase, batch: Batch) -> None:
         """One phase of a step, for all of the batch."""

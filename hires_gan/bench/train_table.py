@@ -6,6 +6,8 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
+from hires_gan.ops.leaving_out import PARTS
+
 Record = dict[str, Any]
 _KERNELS_SHOWN = 15
 _WIDTH = 116
@@ -20,6 +22,7 @@ def table(record: Record) -> list[str]:
         f"{settings['precision']}, performance {settings['performance']}, {settings['ops']} ops, {settings['data']} "
         f"images, on {settings['device']}"
     ]
+    lines += [f"left out: {part}: {PARTS[part]}" for part in settings["without"]]
     for result in record["results"]:
         lines += ["", *_speed(result, settings), "", *_phases(result), "", *_floor(result)]
         lines += ["", *_kernels(result["profile"])] if result["profile"] else []

@@ -22,6 +22,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from hires_gan.ops.leaving_out import left_out
+
 _inputs_only = 0
 """How many `inputs_only` are entered; a global of all threads, since a backward pass runs in threads of its own."""
 
@@ -88,7 +90,7 @@ class _Geometry(NamedTuple):
 
 def _convolved(x: Tensor, w: Tensor, geometry: _Geometry) -> Tensor:
     x, w = _arranged(x), _arranged(w)
-    if not torch.is_grad_enabled() or not (x.requires_grad or w.requires_grad):
+    if left_out("derivatives") or not torch.is_grad_enabled() or not (x.requires_grad or w.requires_grad):
         return _convolve(x, w, geometry)
     y: Tensor = _Convolve.apply(x, w, geometry)  # type: ignore[no-untyped-call]
     return y
@@ -164,9 +166,17 @@ def _weights_wanted(geometry: _Geometry) -> bool:
     return geometry.carries or not _inputs_only
 
 
+def layout(device_type: str) -> torch.memory_format | None:
+    """How convolutions compute on a device; None: in whatever layout comes."""
+    if device_type != "cuda":
+        return None
+    return torch.contiguous_format if left_out("channels-last") else torch.channels_last
+
+
 def _arranged(tensor: Tensor) -> Tensor:
     """In channels_last on a GPU; as it is elsewhere."""
-    return tensor.contiguous(memory_format=torch.channels_last) if tensor.is_cuda else tensor
+    wanted = layout(tensor.device.type)
+    return tensor if wanted is None else tensor.contiguous(memory_format=wanted)
 
 
 def _convolve(x: Tensor, w: Tensor, geometry: _Geometry) -> Tensor:
@@ -189,8 +199,9 @@ def _input_gradient(dy: Tensor, w: Tensor, geometry: _Geometry, shape: torch.Siz
 def _weight_gradient(x: Tensor, dy: Tensor, geometry: _Geometry, shape: torch.Size) -> Tensor:
     stride, padding, groups, transposed, _ = geometry
     # Of the weights, this gradient needs the shape and the format alone.
-    layout = torch.channels_last if x.is_cuda else torch.contiguous_format
-    unread = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
+    unread = torch.empty(
+        shape, dtype=x.dtype, device=x.device, memory_format=layout(x.device.type) or torch.contiguous_format
+    )
     wanted = [False, True, False]
     dw: Tensor = torch.ops.aten.convolution_backward(
         dy, x, unread, None, [stride] * 2, padding, [1, 1], transposed, [0, 0], groups, wanted

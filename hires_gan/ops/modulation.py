@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hires_gan.ops import reference
-from hires_gan.ops.activation import LEAST_GAIN, derivative_of
+from hires_gan.ops.activation import LEAST_GAIN, bias_act, derivative_of
 from hires_gan.ops.checks import (
     accumulation_dtype,
     checked_activation,
@@ -17,6 +17,7 @@ from hires_gan.ops.checks import (
     kept_format,
     refuse_tangents,
 )
+from hires_gan.ops.leaving_out import left_out
 from hires_gan.ops.selection import resolve
 
 ACTIVATIONS_OF_EPILOGUE = ("linear", "relu", "lrelu")
@@ -87,11 +88,32 @@ def epilogue(
     checked_coefficients("b", b, x, ((c,),))
     if noise is None and noise_strength is not None:
         raise ValueError("noise_strength is given, but noise is None; both or neither are allowed")
+    if left_out("epilogue"):
+        return _one_by_one(x, demodulation, noise, noise_strength, b, act, alpha, gain, clamp)
     if resolve(x.device) == "reference":
         return reference.epilogue(x, demodulation, noise, noise_strength, b, act, alpha, gain, clamp)
     refuse_tangents(x, demodulation, noise, noise_strength, b)
     native: Tensor = torch.ops.hires_gan.epilogue(x, demodulation, noise, noise_strength, b, act, alpha, gain, clamp)
     return native
+
+
+def _one_by_one(
+    x: Tensor,
+    demodulation: Tensor | None,
+    noise: Tensor | None,
+    noise_strength: Tensor | None,
+    b: Tensor | None,
+    act: str,
+    alpha: float,
+    gain: float,
+    clamp: float | None,
+) -> Tensor:
+    """The same as ops of their own, each rounded to the dtype of x."""
+    if demodulation is not None:
+        x = x * demodulation.to(x.dtype)[:, :, None, None]
+    if noise is not None:
+        x = x + (noise if noise_strength is None else noise * noise_strength).to(x.dtype)
+    return bias_act(x, b, 1, act, alpha, gain, clamp)
 
 
 @torch.library.register_fake("hires_gan::epilogue")  # type: ignore[untyped-decorator]

@@ -14,12 +14,16 @@ from hires_gan.losses import ADVERSARIAL, clip_weights, drift, gradient_penalty,
 from hires_gan.networks.growth import Growth, Width
 from hires_gan.networks.layers import cross_fade
 from hires_gan.networks.progressive import Discriminator, Generator
+from hires_gan.ops.leaving_out import left_out
 from hires_gan.randomness import Purpose, RandomSource, SampleRandom, initial_weights
 from hires_gan.recipes.growing import describe_growth, growing_stages, growth_at, live_optimizers
 from hires_gan.recipes.optimizers import low_precision
 from hires_gan.recipes.progressive_settings import ProgressiveSettings, WassersteinClippedLoss
 from hires_gan.recipes.protocol import LabelDistribution, OptimizerPlan, Outcome, Phase, Step
 from hires_gan.settings import IntByResolution
+
+Judgement = tuple[Tensor, Tensor | None]
+"""Scores, `[n]`, and the logits of classes, if there are any."""
 
 
 class Progressive:
@@ -102,8 +106,7 @@ class Progressive:
         # R1 and R2 differentiate the scores with respect to the images, through the same pass.
         real.requires_grad_(loss.r1 > 0)
         fake.requires_grad_(loss.r2 > 0)
-        real_scores, real_classes = self.discriminator(real, growth)
-        fake_scores, fake_classes = self.discriminator(fake, growth)
+        (real_scores, real_classes), (fake_scores, fake_classes) = self._judged(real, fake, growth)
         terms = {
             "discriminator_real": adversarial.discriminator_real(real_scores),
             "discriminator_fake": adversarial.discriminator_fake(fake_scores),
@@ -123,6 +126,19 @@ class Progressive:
             terms["labels_real"] = loss.label_weight * _classification(real_classes, step.batch.labels)
             terms["labels_fake"] = loss.label_weight * _classification(fake_classes, fake_labels)
         return Outcome(terms, {"score_real": real_scores.detach(), "score_fake": fake_scores.detach()})
+
+    def _judged(self, real: Tensor, fake: Tensor, growth: Growth) -> tuple[Judgement, Judgement]:
+        """Scores and classes of reals and fakes: in one pass, unless a group would then hold some of both.
+
+        What is differentiated with respect to the images of one kind has a pass of its own, which is the shorter way.
+        """
+        apart = self.settings.loss.apart or left_out("one-pass")
+        if apart or len(real) % self.discriminator.group:
+            return self.discriminator(real, growth), self.discriminator(fake, growth)
+        scores, classes = self.discriminator(torch.cat((real, fake)), growth)
+        n = len(real)
+        of_real, of_fake = (None, None) if classes is None else (classes[:n], classes[n:])
+        return (scores[:n], of_real), (scores[n:], of_fake)
 
     def _generator_phase(self, growth: Growth, step: Step) -> Outcome:
         """The generator's loss, from latents of its own."""

@@ -54,6 +54,11 @@ class PenaltySettings(Settings):
     drift: NonNegative = 0.0
     """Weight of the squared score of the reals, which keeps scores near zero (Karras et al. 2018, appendix A.1)."""
 
+    @property
+    def apart(self) -> bool:
+        """Whether the scores of reals, or of fakes, are differentiated with respect to these images."""
+        return self.r1 > 0 or self.r2 > 0
+
 
 class WassersteinGpLoss(PenaltySettings):
     """The Wasserstein critic with gradient penalty: the paper's own loss."""

@@ -23,7 +23,8 @@ from hires_gan.tracking import machine
 
 CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
 NAMES = [lever.name for lever in LEVERS]
-ASIDE = ["fp16", "recompute", "micro"]
+LACKING = ["torch-derivatives", "host-draws", "read-back"]
+ASIDE = [*LACKING, "fp16", "recompute", "micro"]
 Answer = Callable[[list[str]], Ended]
 
 
@@ -84,6 +85,10 @@ def overrides_of(arguments: list[str]) -> list[str]:
     return arguments[arguments.index("--out") + 2 :]
 
 
+def without(arguments: list[str]) -> list[str]:
+    return [after for before, after in itertools.pairwise(arguments) if before == "--without"]
+
+
 def measure(name: str, *overrides: str, **request: Any) -> dict[str, Any]:
     config = CONFIGS / f"{name}.yaml"
     return bench_levers(load_configuration(config, overrides), config, overrides, Request(**request))
@@ -97,7 +102,8 @@ def test_each_row_is_a_configuration_with_one_lever_more(name, answering):
     record = measure(name, "batch.size=4", micro=4)
     translates = name.startswith("munit")
     rows = {row["name"]: row for row in record["rows"] if row["status"] == "measured"}
-    assert list(rows) == [one for one in NAMES if one != ("fp16" if translates else "recompute")]
+    unknown = ["fp16"] if translates else ["recompute", "epilogue"] if name.startswith("prog") else ["recompute"]
+    assert list(rows) == [one for one in NAMES if one not in unknown]
     given = dict(zip(rows, calls, strict=True))
     plans = {one: load_configuration(CONFIGS / f"{name}.yaml", overrides_of(given[one])) for one in rows}
     first, last = plans["reference"], plans["compile-all"]
@@ -113,11 +119,53 @@ def test_each_row_is_a_configuration_with_one_lever_more(name, answering):
     carried = [given[one] for one in rows if one not in ASIDE]
     for before, after in itertools.pairwise(carried):
         assert overrides_of(after)[: len(overrides_of(before))] == overrides_of(before)
-    for one in set(ASIDE) & set(rows):
+    for one in set(ASIDE) & set(rows) - set(LACKING):
         assert overrides_of(given[one])[: len(overrides_of(given["graphs"]))] == overrides_of(given["graphs"])
+    for one in LACKING:
+        assert overrides_of(given[one]) == overrides_of(given["fused"])
     micros = {one: arguments[arguments.index("--micro") + 1] for one, arguments in given.items()}
     assert micros == {one: "8" if one == "micro" else "4" for one in rows}
     assert record["complete"] is True
+
+
+@pytest.mark.usefixtures("with_a_gpu")
+@pytest.mark.parametrize(
+    ("name", "added"),
+    [
+        ("stylegan2_ffhq1024", ["one-pass", "average", "channels-last", "epilogue"]),
+        ("progressive_celebahq1024", ["one-pass", "average", "channels-last"]),
+        ("stylegan_ffhq1024", ["average", "channels-last"]),
+        ("munit_faces1024", ["one-pass", "average", "channels-last", "epilogue"]),
+    ],
+)
+def test_the_first_row_lacks_what_later_ones_add_and_a_row_aside_lacks_its_own_part_alone(name, added, answering):
+    calls = answering(lambda arguments: told(10.0, out_of(arguments)))
+    record = measure(name, "batch.size=4", micro=4)
+    rows = [row for row in record["rows"] if row["status"] == "measured"]
+    assert [row["without"] for row in rows] == [without(one) for one in calls]
+    lacked = {row["name"]: row["without"] for row in rows}
+    assert lacked["reference"] == added
+    for place, part in enumerate(added):
+        assert lacked[part] == added[place + 1 :]
+    assert [lacked[one] for one in LACKING] == [["derivatives"], ["device-draws"], ["unread"]]
+    behind = [row["name"] for row in rows][[row["name"] for row in rows].index("native") + 2 :]
+    assert not any(lacked[one] for one in behind if one not in LACKING)
+    skipped = {row["name"]: row["reason"] for row in record["rows"] if row["status"] == "skipped"}
+    assert {"one-pass", "epilogue"} - set(added) == {"one-pass", "epilogue"} & set(skipped)
+
+
+@pytest.mark.usefixtures("with_a_gpu")
+def test_a_part_whose_row_fails_stays_left_out(answering):
+    def answer(arguments: list[str]) -> Ended:
+        fails = without(arguments) == ["channels-last", "epilogue"] and "precision=bf16" not in arguments
+        return Ended(1, "error: no") if fails else told(10.0, out_of(arguments))
+
+    answering(answer)
+    rows = {row["name"]: row for row in measure("stylegan2_ffhq1024", micro=4)["rows"]}
+    assert rows["average"]["status"] == "failed"
+    assert rows["half"]["without"] == ["average", "channels-last", "epilogue"] and rows["half"]["over"] == "one-pass"
+    assert rows["graphs"]["without"] == ["average"] and rows["graphs"]["over"] == "fused"
+    assert rows["host-draws"]["without"] == ["average", "device-draws"] and rows["host-draws"]["over"] == "fused"
 
 
 @pytest.mark.usefixtures("with_a_gpu")
@@ -126,14 +174,16 @@ def test_rows_are_compared_with_the_one_before_and_with_the_first(answering):
     calls = answering(lambda arguments: told(len(calls) * 10.0, out_of(arguments)))
     record = measure("stylegan2_ffhq1024", micro=4)
     rows = {row["name"]: row for row in record["rows"] if row["status"] == "measured"}
-    over = ["reference", "half", "native", "tf32", "fused", "graphs", "graphs", "graphs", "compile-main"]
+    ladder = ["reference", "one-pass", "average", "half", "channels-last", "native", "epilogue", "tf32", "fused"]
+    over = [*ladder, "fused", "fused", "fused", "graphs", "graphs", "graphs", "compile-main"]
     assert [row["over"] for row in rows.values()] == [None, *over]
     for row in list(rows.values())[1:]:
         assert row["gain"] == pytest.approx(row["images_per_s"] / rows[row["over"]]["images_per_s"])
-    assert [row["over_reference"] for row in rows.values()] == [None, *(pytest.approx(n) for n in range(2, 11))]
+    assert [row["over_reference"] for row in rows.values()] == [None, *(pytest.approx(n) for n in range(2, 18))]
     lines = list(table(record))
-    assert any(line.startswith("micro              80.00      12.5      1.00   1.33x   8.00x  twice") for line in lines)
-    assert "without those that failed, and without fp16, recompute, micro, which are aside" in lines[-1]
+    start = "micro                 150.00       6.7      1.00   1.15x  15.00x  twice"
+    assert any(line.startswith(start) for line in lines)
+    assert f"without those that failed, and without {', '.join(ASIDE)}, which are aside" in lines[-1]
     assert "those of the last row above that is not aside" in lines[-1]
 
 
@@ -201,15 +251,15 @@ def test_a_row_that_fails_is_told_and_the_others_go_on_without_its_lever(answeri
     assert rows["micro"]["status"] == "measured" and rows["micro"]["over"] == "fused"
     assert rows["compile-all"]["overrides"][-2:] == ["levers.fused=true", "levers.compile=all"]
     assert not {"levers.graphs=true", "levers.compile=main", "levers.compile=all"} & set(rows["micro"]["overrides"])
-    assert len(calls) == 10, "what failed is not called again"
-    assert [len(one["rows"]) for one in seen] == [0, 1, 2, 3, 4, 5, 6, 8, 9, 10], "written behind every row"
+    assert len(calls) == 17, "what failed is not called again"
+    assert [len(one["rows"]) for one in seen] == [*range(14), *range(15, 18)], "written behind every row"
     assert not any(one["complete"] for one in seen)
     assert json.loads(out.read_text()) == json.loads(json.dumps(record))
     lines = list(table(record))
     assert lines[0] == "stylegan2_ffhq1024.yaml: micro-batch 4, synthetic images, on a GPU"
-    assert any(line.startswith("graphs        failed: out of memory at 1024x1024") for line in lines)
-    assert any(line.startswith("recompute     skipped: the family computes nothing again") for line in lines)
-    assert any(line.startswith("fused              10.00     100.0      1.00   1.00x   1.00x") for line in lines)
+    assert any(line.startswith("graphs            failed: out of memory at 1024x1024") for line in lines)
+    assert any(line.startswith("recompute         skipped: the family computes nothing again") for line in lines)
+    assert any(line.startswith("fused                  10.00     100.0      1.00   1.00x   1.00x") for line in lines)
 
 
 @pytest.mark.usefixtures("with_a_gpu")
@@ -268,7 +318,7 @@ def test_the_same_command_goes_on_with_the_rows_that_are_there(answering, dated,
     assert not any("one hour" in line for line in table(second))
     dated("2026-11-26T11:00:01+00:00")
     third = measure("stylegan2_ffhq1024", micro=4, out=out)
-    assert len(calls) == 10 and rows_of(third) == rows_of(whole)
+    assert len(calls) == 17 and rows_of(third) == rows_of(whole)
     assert third["date"] == "2026-11-26T10:00:00+00:00", "that of the first call"
     assert {
         row["name"]: row["date"][11:16] for row in third["rows"] if row["name"] in ("reference", "half", "micro")
@@ -281,7 +331,8 @@ def test_the_same_command_goes_on_with_the_rows_that_are_there(answering, dated,
         "Not of one hour, and clocks and neighbours change: graphs 2026-11-26T10:00:00+00:00; more than an hour later "
         + ", ".join(
             f"{name} 2026-11-26T11:00:01+00:00"
-            for name in ("half", "native", "tf32", "fused", "fp16", "compile-main", "compile-all")
+            for name in NAMES
+            if name not in ("reference", "graphs", "recompute", "micro")
         )
     ]
     assert json.loads(out.read_text()) == json.loads(json.dumps(third)) and third["complete"] is True
@@ -400,15 +451,15 @@ def test_on_a_cpu_what_moves_nothing_is_left_out(answering):
     calls = answering(lambda arguments: told(10.0, out_of(arguments)))
     record = measure("demo")
     skipped = [row["name"] for row in record["rows"] if row["status"] == "skipped"]
-    assert skipped == ["tf32", "fused", "graphs", "recompute"]
-    assert len(calls) == len(NAMES) - 4
+    assert skipped == ["epilogue", "tf32", "fused", "host-draws", "read-back", "graphs", "recompute"]
+    assert len(calls) == len(NAMES) - 7
     assert not any(override.startswith(("levers.graphs", "batch.size")) for override in overrides_of(calls[-1]))
 
 
 @pytest.mark.parametrize(
     ("request_", "sentence"),
     [
-        ({"levers": ("graph",)}, "--lever is 'graph'; reference, half, native, .* are allowed"),
+        ({"levers": ("graph",)}, "--lever is 'graph'; reference, one-pass, average, half, .* are allowed"),
         ({"micro": 0}, "--micro is 0; a number above 0 is allowed"),
         ({"micro": 20}, "--micro is 20; a multiple of 4 is allowed, up to the batch of 16"),
         ({"micro": 6}, "--micro is 6; a multiple of 4 is allowed, up to the batch of 16"),
@@ -436,11 +487,11 @@ def test_the_last_error_is_the_reason():
 
 @pytest.mark.slow
 def test_the_command_measures_rows_in_processes_of_their_own(monkeypatch, tmp_path, capfd):
-    """Two rows, and one in between that cannot be."""
+    """Three rows, and one in between that cannot be."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     bad = levers.Lever("native", "what is not allowed", ("precision=fp7",))
-    chosen = [bad if lever.name == "native" else lever for lever in LEVERS[:3]]
-    monkeypatch.setattr(levers, "LEVERS", (chosen[0], chosen[2], chosen[1]))
+    by_name = {lever.name: lever for lever in LEVERS}
+    monkeypatch.setattr(levers, "LEVERS", (by_name["reference"], bad, by_name["one-pass"], by_name["half"]))
     out, config = tmp_path / "levers.json", CONFIGS / "demo.yaml"
     arguments = ["bench", "levers", "--config", config, "--micro", 4, "--steps", 1, "--out", out, *SMALL]
     monkeypatch.setattr(sys, "argv", ["hires-gan", *map(str, arguments)])
@@ -451,14 +502,17 @@ def test_the_command_measures_rows_in_processes_of_their_own(monkeypatch, tmp_pa
     assert [(row["name"], row["status"]) for row in record["rows"]] == [
         ("reference", "measured"),
         ("native", "failed"),
+        ("one-pass", "measured"),
         ("half", "measured"),
     ]
     assert record["rows"][1]["reason"].startswith('precision is "fp7"')
-    reference, half = record["rows"][0], record["rows"][2]
-    assert (
-        half["gain"] == pytest.approx(half["images_per_s"] / reference["images_per_s"]) and half["over"] == "reference"
-    )
-    assert half["over_reference"] == half["gain"]
+    reference, _, together, half = record["rows"]
+    for row, over in ((together, reference), (half, together)):
+        assert row["over"] == over["name"]
+        assert row["gain"] == pytest.approx(row["images_per_s"] / over["images_per_s"])
+    assert together["over_reference"] == together["gain"]
+    measured = [row["train"]["settings"]["without"] for row in (reference, together, half)]
+    assert measured == [["one-pass"], [], []]
     assert (reference["train"]["settings"]["precision"], half["train"]["settings"]["precision"]) == ("fp32", "bf16")
     assert reference["train"]["settings"]["ops"] == "reference" and reference["peak_of"] == "resident"
     assert capfd.readouterr().out.startswith("demo.yaml recipe.resolution=8")

@@ -224,6 +224,22 @@ def test_the_main_figure_of_training_comes_first(made):
     assert [after(one, "--micro") for one in made.benches[:3]] == ["4", "8", "8"]
 
 
+def test_real_images_are_measured_beside_another_program_and_a_straightforward_one(made):
+    shards, other = made.folder / "a", made.folder / "b"
+    named = (f"GPU_SHARDS={shards}", f"GPU_SHARDS_B={other}", "REFERENCE_JSON_8=8.json", "GPU_DECODER=torchvision")
+    assert made("gpu-input", *named).returncode == 0
+    given = [(one[0], parsed(one)) for one in made.benches[1:]]
+    assert all(one["data"] == "real" and "data.decoder=torchvision" in one["overrides"] for _, one in given)
+    trained = {one["out"].stem: one["reference_json"] for name, one in given if name == "train"}
+    assert {name: path.name for name, path in trained.items() if path} == {"train-real-stylegan2-8": "8.json"}
+    assert len(trained) == 5
+    levers = {one["out"].stem: one for name, one in given if name == "levers"}
+    assert list(levers) == ["levers-real-progressive", "levers-real-munit"]
+    assert all(one["lever"] == ["reference", "graphs"] for one in levers.values())
+    assert f"data.shards={shards}" in levers["levers-real-progressive"]["overrides"]
+    assert f"data.domains={{neutral: {shards}, smiling: {other}}}" in levers["levers-real-munit"]["overrides"]
+
+
 def test_a_row_of_the_levers_can_be_bounded_and_chosen(made):
     assert made("gpu-levers", "FAMILIES=munit", "EAGER=reference half", "LEVER_SECONDS=240").returncode == 0
     assert made("gpu-compile", "FAMILIES=munit", "COMPILED=compile-main", "LEVER_SECONDS=240").returncode == 0

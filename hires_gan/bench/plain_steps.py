@@ -1,0 +1,94 @@
+"""Steps without something that runs always have: what `bench train --without` leaves out, and where that cannot be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from hires_gan.errors import UsageError
+from hires_gan.ops.leaving_out import PARTS
+from hires_gan.randomness import Purpose, RandomSource
+from hires_gan.recipes.progressive_settings import ProgressiveSettings
+from hires_gan.recipes.stylegan_settings import StyleGANSettings
+from hires_gan.training.levers import pulled
+from hires_gan.training.settings import Plan
+
+
+def lacking(part: str, plan: Plan) -> str:
+    """Why a configuration has not got a part; nothing if it has."""
+    recipe = plan.recipe
+    if part == "epilogue" and isinstance(recipe, ProgressiveSettings | StyleGANSettings):
+        return "the family's convolutions are not modulated, and have no epilogue"
+    if part == "one-pass" and isinstance(recipe, StyleGANSettings):
+        return "the family differentiates the scores of reals in the pass that gives them, and scores fakes in another"
+    if part == "one-pass" and isinstance(recipe, ProgressiveSettings) and recipe.loss.apart:
+        return "r1 and r2 differentiate the scores of one kind, which has a pass of its own then"
+    return ""
+
+
+def check_without(parts: Iterable[str], plan: Plan, device: torch.device) -> None:
+    """See that parts can be left out.
+
+    Raises:
+        UsageError: There is no such part, the configuration has not got it, or it would be recorded or compiled with
+            numbers that come from the CPU.
+    """
+    for part in parts:
+        if part not in PARTS:
+            raise UsageError(f"--without is {part!r}; {', '.join(PARTS)} are allowed")
+        if reason := lacking(part, plan):
+            raise UsageError(f"--without is {part}: {reason}; leave it away")
+    levers = pulled(plan.levers, plan.performance, device.type)
+    if "device-draws" in parts and levers.whole:
+        raise UsageError(
+            "--without is device-draws, and what is recorded or compiled would keep the first numbers that come from "
+            "the CPU; set levers.graphs=false levers.compile=none as well"
+        )
+
+
+class HostRandom(RandomSource):
+    """Numbers of the same kinds from torch's own generator on the CPU, copied to where the samples are.
+
+    They are others than `RandomSource` gives, and depend on the order in which they are asked for.
+    """
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def bits(self, purpose: Purpose, samples: Tensor, count: int) -> Tensor:
+        """int64 `[n, count]` in [0, 2^32)."""
+        return torch.randint(2**32, (len(samples), count), generator=self._generator).to(samples.device)
+
+    def uniform(self, purpose: Purpose, samples: Tensor, shape: tuple[int, ...] = ()) -> Tensor:
+        """float32 `[n, *shape]` in [0, 1)."""
+        return torch.rand(len(samples), *shape, generator=self._generator).to(samples.device)
+
+    def normal(self, purpose: Purpose, samples: Tensor, shape: tuple[int, ...] = ()) -> Tensor:
+        """float32 `[n, *shape]` from N(0, 1)."""
+        drawn = torch.randn(len(samples), math.prod(shape), generator=self._generator)
+        return drawn.reshape(len(samples), *shape).to(samples.device)
+
+
+def lay_out_contiguously(networks: Iterable[nn.Module]) -> None:
+    """Weights as a program has them that never heard of channels_last."""
+    for network in networks:
+        network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+
+
+@torch.no_grad()
+def follow_one_by_one(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """What `hires_gan.ema.update_average` does, with a call for each parameter."""
+    for mean, value in zip(average.parameters(), network.parameters(), strict=True):
+        mean.lerp_(value, 1 - decay)
+    for kept, buffer in zip(average.buffers(), network.buffers(), strict=True):
+        kept.copy_(buffer)
+
+
+def read(means: Mapping[str, Tensor]) -> None:
+    """Wait for every value, as a program does that logs all losses at every step."""
+    for mean in means.values():
+        mean.tolist()

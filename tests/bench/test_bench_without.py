@@ -1,0 +1,302 @@
+"""`bench train --without`: each part is left out indeed, and what is computed without it is the same."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_plans import SMALL
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hires_gan import cli
+from hires_gan.bench.plain_steps import HostRandom, check_without, follow_one_by_one
+from hires_gan.bench.train import Request, bench_train
+from hires_gan.bench.train_images import Synthetic, open_images
+from hires_gan.bench.train_steps import Stand
+from hires_gan.bench.train_table import table
+from hires_gan.config import load_configuration
+from hires_gan.ema import averaged_copy, update_average
+from hires_gan.errors import UsageError
+from hires_gan.ops import selection
+from hires_gan.ops.conv2d import conv2d, layout
+from hires_gan.ops.leaving_out import PARTS, leaving_out, left_out
+from hires_gan.randomness import Purpose, RandomSource
+from hires_gan.training.settings import Plan
+
+CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
+CPU = torch.device("cpu")
+EXACT = ["channels-last", "derivatives", "epilogue", "one-pass", "average", "unread"]
+"""Without these, the same is computed; without the device's draws, other numbers are drawn."""
+
+
+SMALL_MUNIT = (
+    "recipe.generator.base=4",
+    "recipe.generator.most=8",
+    "recipe.generator.features=8",
+    "recipe.generator.blocks=1",
+    "recipe.discriminator.base=4",
+    "recipe.discriminator.most=8",
+    "batch.size=4",
+    "evaluation.metrics=[]",
+    "evaluation.best=null",
+)
+
+
+def plan_of(demo: str, *overrides: str) -> Plan:
+    small = SMALL_MUNIT if demo == "munit_demo" else SMALL
+    return load_configuration(CONFIGS / f"{demo}.yaml", [*small, "precision=fp64", *overrides])
+
+
+def stand_of(plan: Plan) -> Stand:
+    return Stand(plan, open_images(plan, "synthetic", CPU), CPU, None, 4)
+
+
+def weights_behind_steps(plan: Plan, steps: int = 2) -> dict[str, Tensor]:
+    """Of all players and of the average; in the first step every phase is due."""
+    stand = stand_of(plan)
+    feed = Synthetic(stand.place.stage, CPU, torch.float64, domains=stand.images.domains)
+    for _ in range(steps):
+        stand.step(feed)
+    return {
+        f"{part}.{name}": tensor.clone()
+        for part, tensors in stand.backend.tensors().items()
+        if not part.endswith(".optimizer")
+        for name, tensor in tensors.items()
+    }
+
+
+class Ops(TorchDispatchMode):
+    """The names of the ops that are computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def judged(stand: Stand) -> Iterator[list[int]]:
+    """How many images went into each forward pass of a discriminator."""
+    seen: list[int] = []
+    networks = [stand.recipe.players["discriminator"]]
+    if stand.images.domains != ("image",):
+        networks = [networks[0].discriminator(name) for name in stand.images.domains]
+    handles = [one.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0]))) for one in networks]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def one_step(plan: Plan) -> tuple[Stand, Synthetic]:
+    stand = stand_of(plan)
+    return stand, Synthetic(stand.place.stage, CPU, torch.float64, domains=stand.images.domains)
+
+
+@pytest.fixture
+def native() -> Iterator[None]:
+    """The compiled ops, in which the epilogue is one."""
+    with selection.backend("native"):
+        yield
+
+
+@pytest.mark.usefixtures("native")
+@pytest.mark.parametrize("part", EXACT)
+@pytest.mark.parametrize("demo", ["demo", "stylegan2_demo", "munit_demo"])
+def test_without_a_part_the_same_weights_are_learnt(demo, part):
+    """All phases, with R1 and path lengths, by which derivatives of the second order go."""
+    plan = plan_of(demo, "recipe.loss.r1=1") if demo != "demo" else plan_of(demo)
+    expected = weights_behind_steps(plan)
+    with leaving_out([part]):
+        found = weights_behind_steps(plan)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-6, atol=1e-8, msg=lambda text, name=name: name + text)
+
+
+@pytest.mark.parametrize(
+    ("demo", "together", "apart"),
+    [
+        ("demo", [8, 4], [4, 4, 4]),
+        ("stylegan2_demo", [8], [4, 4]),
+        ("munit_demo", [8, 8], [4, 4, 4, 4]),
+    ],
+)
+def test_reals_and_fakes_go_one_after_the_other(demo, together, apart):
+    """Progressive GAN's penalty has a pass of its own, and MUNIT two domains."""
+    for parts, expected in (((), together), (("one-pass",), apart)):
+        stand, feed = one_step(plan_of(demo))
+        with leaving_out(parts), judged(stand) as seen:
+            stand.alone(next(phase for phase in stand.phases if phase.name == "discriminator"), feed.take())
+        assert seen == expected
+
+
+@pytest.mark.usefixtures("native")
+def test_the_epilogue_is_no_op_of_its_own():
+    for parts, there in (((), True), (("epilogue",), False)):
+        stand, feed = one_step(plan_of("stylegan2_demo"))
+        with leaving_out(parts), Ops() as ops:
+            stand.alone(next(phase for phase in stand.phases if phase.name == "generator"), feed.take())
+        assert ("hires_gan.epilogue.default" in ops.names) is there
+        assert "hires_gan.bias_act.default" in ops.names
+
+
+def test_derivatives_of_convolutions_are_torchs_own():
+    x, w = torch.randn(2, 3, 5, 5, requires_grad=True), torch.randn(4, 3, 3, 3, requires_grad=True)
+    names = {}
+    for parts in ((), ("derivatives",)):
+        with leaving_out(parts):
+            y = conv2d(x, w)
+            assert y.grad_fn is not None
+            names[parts] = type(y.grad_fn).__name__
+            (dx,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+            dx.square().sum().backward()
+    assert names == {(): "_ConvolveBackward", ("derivatives",): "ConvolutionBackward0"}
+
+
+def test_convolutions_compute_in_contiguous_memory_on_a_gpu():
+    assert (layout("cuda"), layout("cpu")) == (torch.channels_last, None)
+    with leaving_out(["channels-last"]):
+        assert (layout("cuda"), layout("cpu")) == (torch.contiguous_format, None)
+
+
+@pytest.mark.gpu
+def test_convolutions_on_a_gpu_lie_as_they_are_told_to():
+    x, w = torch.randn(2, 8, 16, 16, device="cuda"), torch.randn(8, 8, 3, 3, device="cuda", requires_grad=True)
+    for parts, wanted in (((), torch.channels_last), (("channels-last",), torch.contiguous_format)):
+        with leaving_out(parts):
+            y = conv2d(x, w, padding=(1, 1))
+            (dw,) = torch.autograd.grad(y.sum(), w)
+        assert y.is_contiguous(memory_format=wanted) and dw.is_contiguous(memory_format=wanted)
+
+
+def test_weights_and_images_lie_contiguously():
+    plan = plan_of("stylegan2_demo")
+    for parts, contiguous in (((), False), (("channels-last",), True)):
+        with leaving_out(parts):
+            stand, feed = one_step(plan)
+            tensors = [stand.backend.average.state_dict(), stand.recipe.players["discriminator"].state_dict()]
+            large = [t for part in tensors for t in part.values() if t.ndim == 4 and min(t.shape[1:3]) > 1]
+            assert large and all(t.is_contiguous() is contiguous for t in [*large, feed.take().images])
+
+
+def test_the_average_follows_one_parameter_after_the_other():
+    network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).double()
+    average, expected = averaged_copy(network), averaged_copy(network)
+    with torch.no_grad():
+        for tensor in itertools.chain(network.parameters(), network.buffers()):
+            tensor.add_(1)
+    with Ops() as ops:
+        follow_one_by_one(average, network, 0.75)
+    assert ops.names.count("aten.lerp_.Scalar") == 4 and not any("_foreach" in name for name in ops.names)
+    update_average(expected, network, 0.75)
+    for one, other in zip(average.state_dict().values(), expected.state_dict().values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-14, atol=0)
+
+
+def test_a_step_follows_so_and_reads_what_it_would_leave(monkeypatch):
+    """Neither happens without being asked for."""
+    done: list[str] = []
+    monkeypatch.setattr("hires_gan.bench.train_steps.follow_one_by_one", lambda *_: done.append("average"))
+    monkeypatch.setattr(
+        "hires_gan.bench.train_steps.read", lambda means: done.append(f"{'loss/generator' in means} read")
+    )
+    stand, feed = one_step(plan_of("demo"))
+    stand.step(feed)
+    assert done == []
+    with leaving_out(["average", "unread"]):
+        stand.step(feed)
+    assert done == ["True read", "average"]
+
+
+def test_numbers_drawn_on_the_cpu_are_of_the_same_kinds():
+    plan = plan_of("demo")
+    with leaving_out(["device-draws"]):
+        stand, feed = one_step(plan)
+        assert isinstance(stand.backend.random, HostRandom)
+        before = stand.recipe.players["generator"].state_dict()["dense.weight"].clone()
+        stand.step(feed)
+    assert not torch.equal(before, stand.recipe.players["generator"].state_dict()["dense.weight"])
+    assert not isinstance(stand_of(plan).backend.random, HostRandom)
+    samples, n = torch.arange(64), 64 * 300
+    drawn, other, own = HostRandom(3), HostRandom(4), RandomSource(3)
+    normal = drawn.normal(Purpose.LATENT_GENERATOR, samples, (3, 100))
+    assert not torch.equal(normal, drawn.normal(Purpose.LATENT_GENERATOR, samples, (3, 100)))
+    assert torch.equal(normal, HostRandom(3).normal(Purpose.LATENT_GENERATOR, samples, (3, 100)))
+    assert not torch.equal(normal, other.normal(Purpose.LATENT_GENERATOR, samples, (3, 100)))
+    assert abs(normal.mean()) < 5 / math.sqrt(n) and abs(normal.var() - 1) < 5 * math.sqrt(2 / n)
+    uniform = drawn.uniform(Purpose.PENALTY, samples, (300,))
+    assert uniform.min() >= 0 and uniform.max() < 1 and abs(uniform.mean() - 0.5) < 5 / math.sqrt(12 * n)
+    bits = drawn.bits(Purpose.CROP, samples, 300)
+    assert bits.min() >= 0 and 2**31 < bits.max() < 2**32
+    whole = drawn.integers(Purpose.CROP, samples, 7, (300,))
+    assert whole.unique().tolist() == list(range(7))
+    for method, shape in (("normal", (3,)), ("uniform", ()), ("normal", ())):
+        one, expected = (getattr(source, method)(Purpose.CROP, samples, shape) for source in (drawn, own))
+        assert (one.shape, one.dtype, one.device) == (expected.shape, expected.dtype, expected.device)
+    assert drawn.bits(Purpose.CROP, samples, 3).dtype == own.bits(Purpose.CROP, samples, 3).dtype
+
+
+def test_parts_are_back_behind_an_error_and_add_up():
+    assert not any(map(left_out, PARTS))
+    with pytest.raises(RuntimeError), leaving_out(["average"]):
+        with leaving_out(["unread", "average"]):
+            assert left_out("unread") and left_out("average")
+        assert left_out("average") and not left_out("unread")
+        raise RuntimeError
+    assert not any(map(left_out, PARTS))
+    with pytest.raises(ValueError, match=r"no part 'averages'; channels-last, .* are allowed; did you mean average\?"):
+        leaving_out(["unread", "averages"]).__enter__()
+    assert not left_out("unread")
+
+
+@pytest.mark.parametrize(
+    ("demo", "overrides", "part", "sentence"),
+    [
+        ("demo", (), "layout", "--without is 'layout'; channels-last, .* are allowed"),
+        ("demo", (), "epilogue", "--without is epilogue: the family's convolutions are not modulated"),
+        ("stylegan_demo", (), "epilogue", "--without is epilogue: the family's convolutions are not modulated"),
+        ("stylegan_demo", (), "one-pass", "--without is one-pass: the family differentiates"),
+        ("demo", ("recipe.loss.r1=1",), "one-pass", "--without is one-pass: r1 and r2 differentiate"),
+        ("demo", ("levers.compile=main",), "device-draws", "set levers.graphs=false levers.compile=none as well"),
+    ],
+)
+def test_what_cannot_be_left_out_is_refused(demo, overrides, part, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        bench_train(plan_of(demo, *overrides), demo, Request(without=("average", part)))
+
+
+def test_what_is_recorded_is_not_left_without_the_devices_draws():
+    """Graphs are on by default on a GPU."""
+    plan = plan_of("demo")
+    with pytest.raises(UsageError, match=r"keep the first numbers.*levers\.graphs=false"):
+        check_without(["device-draws"], plan, torch.device("cuda"))
+    check_without(["unread", "derivatives"], plan, torch.device("cuda"))
+    check_without(["device-draws"], plan_of("demo", "levers.graphs=false"), torch.device("cuda"))
+
+
+def test_the_record_and_the_table_say_what_was_left_out(monkeypatch, capsys, tmp_path):
+    out = tmp_path / "train.json"
+    words = ["--without", "average", "--without", "unread", "--steps", "1", "--micro", "4", "--out", str(out)]
+    arguments = ["bench", "train", "--config", str(CONFIGS / "demo.yaml"), *words, *SMALL]
+    monkeypatch.setattr("sys.argv", ["hires-gan", *arguments])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert not end.value.code
+    said = capsys.readouterr().out
+    assert f"left out: average: {PARTS['average']}" in said and "left out: unread: " in said
+    assert '"without": [\n' in out.read_text() or '"without": ["average", "unread"]' in out.read_text()
+    assert not left_out("average")
+    record = bench_train(plan_of("demo"), "demo", Request(steps=1, micro=(4,)))
+    assert record["settings"]["without"] == [] and not any("left out" in line for line in table(record))
