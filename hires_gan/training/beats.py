@@ -228,6 +228,7 @@ class Exchange:
         """Let all end who are ready to; they do so by themselves, a little later, where the store has ended."""
         with contextlib.suppress(RuntimeError):
             self._store.set(_END, "")
+            self._store.check([_END])  # `set` waits for no answer: behind this one, theirs are on the way, too
 
     def stay(self) -> None:
         """Do not return where this process is about to end with all others."""
