@@ -186,13 +186,13 @@ def absolute_difference(one: Tensor, other: Tensor) -> Tensor:
     return (one - other).abs().flatten(1).mean(1)
 
 
-def over_scales(loss: Loss, maps: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+def over_scales(loss: Loss, maps: Sequence[Tensor], weights: Sequence[float | Tensor]) -> Tensor:
     """A loss on the scores of several discriminators, each of which judges many places of an image.
 
     Args:
         loss: From scores to losses, elementwise.
         maps: For each scale `[n, 1, h, w]`.
-        weights: Of the scales.
+        weights: Of the scales: numbers, or tensors without dimensions, which leave the dtype as it is.
 
     Returns:
         `[n]`: the mean over the places of each map, weighted and added.

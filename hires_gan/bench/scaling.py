@@ -128,7 +128,7 @@ def _measured(plan: Plan, head: Record, request: Request, world: World) -> Recor
         else:
             cost = count_step(stand, request.seconds)
     settings = {"settings": head["settings"] | _settings(plan, stand, world), "remarks": _remarks(stand, world)}
-    return head | settings | together | predicted(cost, stand.place.stage, request, _is_recorded(plan, stage, request))
+    return head | settings | together | predicted(cost, stand.place.stage, request, _is_recorded(plan, request))
 
 
 def _remarks(stand: Stand, world: World) -> list[str]:
@@ -144,10 +144,10 @@ def _check_names(seconds: dict[str, float], stand: Stand) -> None:
         raise UsageError(f"--step-seconds names {found}; the phases of this configuration are {', '.join(names)}: all")
 
 
-def _is_recorded(plan: Plan, stage: Stage, request: Request) -> bool:
-    """Whether `train` runs each phase there as a whole, such as a CUDA graph, and sends buckets behind it."""
+def _is_recorded(plan: Plan, request: Request) -> bool:
+    """Whether `train` runs each phase as a whole, such as a CUDA graph, and sends buckets behind it."""
     on_gpu = torch.cuda.is_available() or bool(request.seconds)
-    return pulled(plan.levers, plan.performance, "cuda" if on_gpu else "cpu").whole and not stage.fade
+    return pulled(plan.levers, plan.performance, "cuda" if on_gpu else "cpu").whole
 
 
 def slowest(costs: Sequence[Record]) -> StepCost:

@@ -69,7 +69,7 @@ def measure_together(
     recipe, seed = recipe_for(plan, images), plan.run.seed
     backend = Backend(recipe, world.device, seed, plan.performance, world, levers=plan.levers)
     backend.enter(dataclasses.replace(stand.place.stage, batch=world.size * len(batch)))
-    overlap = not (backend.pulled.whole and not stand.place.stage.fade)
+    overlap = not backend.pulled.whole
     messages = _messages(world, cost)
     phases = {}
     for own, phase in zip(stand.phases, backend.recipe.phases(stand.place.nimg), strict=True):

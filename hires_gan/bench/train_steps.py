@@ -122,10 +122,11 @@ class Stand:
         live = [weights[name] for name in self.place.stage.optimizers[phase.player].live]
         samples = torch.arange(self.place.nimg, self.place.nimg + len(batch), device=self.device)
         random = RandomSource(self.plan.run.seed)
+        alpha = None if phase.alpha is None else torch.full((), phase.alpha, dtype=torch.float64, device=self.device)
         found = []
         for start in range(0, len(batch), self.micro):
             part = slice(start, start + self.micro)
-            step = Step(batch.part(part), SampleRandom(random, samples[part]))
+            step = Step(batch.part(part), SampleRandom(random, samples[part]), alpha)
             for weight in live:
                 weight.requires_grad_(True)
             with recording(self.recipe.players) as ops:

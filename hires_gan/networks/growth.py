@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from torch import nn
+from torch import Tensor, nn
+
+from hires_gan.networks.blending import Alpha, fades
 
 
 @dataclass(frozen=True)
@@ -14,11 +16,21 @@ class Growth:
 
     Attributes:
         resolution: The resolution of the images now.
-        alpha: The share of the newest block, in [0, 1]; below 1 the output of the block before is blended in.
+        alpha: The share of the newest block, in [0, 1]; below 1 the output of the block before is blended in. In a
+            step of a fade it may be a tensor, as `Step.alpha` is: such a growth is neither compared nor printed.
     """
 
     resolution: int
-    alpha: float = 1.0
+    alpha: Alpha = 1.0
+
+    @property
+    def fades(self) -> bool:
+        """Whether the block before is blended in."""
+        return fades(self.alpha)
+
+    def blending(self, alpha: Tensor | None) -> Growth:
+        """The same, with the alpha of a step if it has one."""
+        return self if alpha is None else replace(self, alpha=alpha)
 
     @property
     def resolutions(self) -> list[int]:
@@ -64,7 +76,7 @@ def live_at(network: nn.Module, growth: Growth, rgb: str, always: tuple[str, ...
         always: Beginnings of the names that live at every growth.
         blocks: The name of the blocks, by resolution.
     """
-    ends = {growth.resolution} | ({growth.resolution // 2} if growth.alpha < 1.0 else set())
+    ends = {growth.resolution} | ({growth.resolution // 2} if growth.fades else set())
     prefixes = (
         *always,
         *(f"{rgb}.{r}." for r in ends),

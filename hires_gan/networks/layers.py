@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hires_gan.networks.blending import Alpha, blended, fades
 from hires_gan.ops import bias_act, conv2d, conv_transpose2d
 
 FP16_CLAMP = 256.0
@@ -190,16 +191,16 @@ def halve_box(x: Tensor) -> Tensor:
     return x.reshape(n, c, h // 2, 2, w // 2, 2).mean((3, 5))
 
 
-def cross_fade(images: Tensor, alpha: float) -> Tensor:
+def cross_fade(images: Tensor, alpha: Alpha) -> Tensor:
     """Blend images with their own half resolution, as networks that grow blend their newest block.
 
     Args:
-        images: `[n, 3, h, w]`, h and w even where alpha is below 1.
+        images: `[n, 3, h, w]`, h and w even where alpha is below 1, or a tensor.
         alpha: The share of the images themselves, in [0, 1].
 
     Returns:
         The same shape, without gradient.
     """
-    if alpha >= 1.0:
+    if not fades(alpha):
         return images.detach()
-    return torch.lerp(double_nearest(halve_box(images)), images, alpha).detach()
+    return blended(double_nearest(halve_box(images)), images, alpha).detach()

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from hires_gan.networks.blending import blended
 from hires_gan.networks.munit_layers import (
     Conv2d,
     ConvBlock,
@@ -292,9 +293,9 @@ class Decoder(nn.Module):
 
         def left(x: Tensor) -> Tensor:
             colours = self.colours(outermost(doubled(x), statistics), level.number, content.dtype)
-            if level.alpha == 1.0:
+            if not level.fades:
                 return colours
-            return torch.lerp(doubled(self.colours(x, level.number + 1, content.dtype)), colours, level.alpha)
+            return blended(doubled(self.colours(x, level.number + 1, content.dtype)), colours, level.alpha)
 
         return _passed(left, x, recompute=self.recompute)
 
@@ -327,10 +328,10 @@ def _entered(
     """The features behind the first halving of images at a level, in `dtype`."""
     dtype = dtype or images.dtype
     x: Tensor = downs[level.number](stems[level.number](images.to(dtype), statistics), statistics)
-    if level.alpha == 1.0:
+    if not level.fades:
         return x
     before: Tensor = stems[level.number + 1](halved(images).to(dtype), statistics)
-    return torch.lerp(before, x, level.alpha)
+    return blended(before, x, level.alpha)
 
 
 def _others(layers: nn.ModuleList, level: Level) -> list[nn.Module]:

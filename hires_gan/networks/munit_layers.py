@@ -9,13 +9,14 @@ a convolution computes in that of its input.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hires_gan.networks.blending import Alpha, fades
 from hires_gan.networks.layers import FP16_CLAMP, double_nearest, halve_box
 from hires_gan.ops import conv2d, epilogue
 
@@ -34,25 +35,35 @@ class Level:
 
     Attributes:
         number: How many halvings the images lie below full resolution; 0 when all is grown.
-        alpha: The share of the newest level, in [0, 1]; below 1 the level before, a halving below, is blended in.
+        alpha: The share of the newest level, in [0, 1]; below 1 the level before, a halving below, is blended in. In a
+            step of a fade it may be a tensor, as `Step.alpha` is: such a level is neither compared nor printed.
 
     Raises:
-        ValueError: If one of them is out of range.
+        ValueError: If one of them is out of range; what a tensor holds is not looked at.
     """
 
     number: int = 0
-    alpha: float = 1.0
+    alpha: Alpha = 1.0
 
     def __post_init__(self) -> None:
         if self.number < 0:
             raise ValueError(f"number is {self.number}; 0, which is full resolution, or more is allowed")
-        if not 0.0 <= self.alpha <= 1.0:
+        if not (isinstance(self.alpha, Tensor) or 0.0 <= self.alpha <= 1.0):
             raise ValueError(f"alpha is {self.alpha}; 0 to 1 is allowed")
+
+    @property
+    def fades(self) -> bool:
+        """Whether the level before is blended in."""
+        return fades(self.alpha)
+
+    def blending(self, alpha: Tensor | None) -> Level:
+        """The same, with the alpha of a step if it has one."""
+        return self if alpha is None else replace(self, alpha=alpha)
 
     @property
     def numbers(self) -> tuple[int, ...]:
         """Of the levels that images enter or leave at: the newest, and in a fade the one before."""
-        return (self.number, self.number + 1) if self.alpha < 1.0 else (self.number,)
+        return (self.number, self.number + 1) if self.fades else (self.number,)
 
 
 def check_level(level: Level, levels: int) -> None:
@@ -66,7 +77,7 @@ def check_level(level: Level, levels: int) -> None:
         ValueError: If it, or what is to be blended in, lies below the coarsest.
     """
     if level.numbers[-1] > levels:
-        needed = " and the one before" if level.alpha < 1.0 else ""
+        needed = " and the one before" if level.fades else ""
         raise ValueError(
             f"level is {level}, which needs level {level.number}{needed}; the network has 0 to {levels}: ask for one "
             "of these, with an alpha of 1 at the coarsest, or build the network with more levels"

@@ -102,7 +102,7 @@ def decode_in_tiles(
 
 def _plain(generator: Generator, level: Level | None) -> Level:
     level = level or generator.level
-    if level.alpha < 1.0:
+    if level.fades:
         raise ValueError(
             f"level is {level}, within a fade, in which two resolutions are blended; tiles are computed with an alpha "
             "of 1: take weights from behind the fade, or whole images"

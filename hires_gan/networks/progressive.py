@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from hires_gan.networks.blending import blended
 from hires_gan.networks.growth import Growth, Width, live_at, resolutions_to
 from hires_gan.networks.layers import (
     EqualizedConv2d,
@@ -79,9 +80,9 @@ class Generator(nn.Module):
         newest = str(growth.resolution)
         x = self.blocks[newest](x.to(self.dtypes.get(growth.resolution, latents.dtype)))
         image: Tensor = self.to_rgb[newest](x).to(latents.dtype)
-        if growth.alpha < 1.0:
+        if growth.fades:
             old = self.to_rgb[str(growth.resolution // 2)](before).to(latents.dtype)
-            image = torch.lerp(double_nearest(old), image, growth.alpha)
+            image = blended(double_nearest(old), image, growth.alpha)
         return image
 
     def _first(self, latents: Tensor, labels: Tensor | None) -> Tensor:
@@ -164,9 +165,9 @@ class Discriminator(nn.Module):
         x = self._entry(images, growth.resolution)
         if growth.resolution > 4:
             x = self.blocks[newest](x)
-        if growth.alpha < 1.0:
+        if growth.fades:
             old = self._entry(halve_box(images), growth.resolution // 2)
-            x = torch.lerp(old, x.to(old.dtype), growth.alpha)
+            x = blended(old, x.to(old.dtype), growth.alpha)
         for r in reversed(growth.resolutions[1:-1]):
             x = self.blocks[str(r)](x.to(self.dtypes.get(r, images.dtype)))
         x = x.to(images.dtype)

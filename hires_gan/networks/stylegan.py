@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from hires_gan.networks.blending import blended
 from hires_gan.networks.growth import Growth, Width, live_at, resolutions_to
 from hires_gan.networks.layers import (
     FP16_CLAMP,
@@ -158,9 +159,9 @@ class Synthesis(nn.Module):
             x = x.to(self.dtypes.get(r, ws.dtype))
             x = self.blocks[str(r)](x, ws[:, layers].unbind(1), noises[layers], self.filter)
         image: Tensor = self.to_rgb[str(growth.resolution)](x).to(ws.dtype)
-        if growth.alpha < 1.0:
+        if growth.fades:
             old = self.to_rgb[str(growth.resolution // 2)](before).to(ws.dtype)
-            image = torch.lerp(double_nearest(old), image, growth.alpha)
+            image = blended(double_nearest(old), image, growth.alpha)
         return image
 
 
@@ -275,9 +276,9 @@ class Discriminator(nn.Module):
         x = self._entry(images, growth.resolution)
         if growth.resolution > 4:
             x = self.blocks[str(growth.resolution)](x, self.filter)
-        if growth.alpha < 1.0:
+        if growth.fades:
             old = self._entry(halve_box(images), growth.resolution // 2)
-            x = torch.lerp(old, x.to(old.dtype), growth.alpha)
+            x = blended(old, x.to(old.dtype), growth.alpha)
         for r in reversed(growth.resolutions[1:-1]):
             x = self.blocks[str(r)](x.to(self.dtypes.get(r, images.dtype)), self.filter)
         x = self.convolution(minibatch_deviation(x.to(images.dtype), self.group))

@@ -76,14 +76,20 @@ def live_optimizers(
 
 def growth_at(stages: Sequence[Stage], nimg: int) -> Growth:
     """How far the networks have grown at `nimg`."""
+    alpha = fade_at(stages, nimg)
+    return Growth(stages[stage_at(stages, nimg)].resolution, 1.0 if alpha is None else alpha)
+
+
+def fade_at(stages: Sequence[Stage], nimg: int) -> float | None:
+    """How far the new resolution is blended in at `nimg`, in [0, 1); None outside of a fade."""
     stage = stages[stage_at(stages, nimg)]
     if not stage.fade:
-        return Growth(stage.resolution)
+        return None
     assert stage.end is not None
-    return Growth(stage.resolution, (nimg - stage.start) / (stage.end - stage.start))
+    return (nimg - stage.start) / (stage.end - stage.start)
 
 
 def describe_growth(growth: Growth) -> str:
     """The resolution and, during a fade, how much of it is blended in."""
-    fade = f" fade {growth.alpha:.0%}" if growth.alpha < 1 else ""
+    fade = f" fade {growth.alpha:.0%}" if growth.fades else ""
     return f"{growth.resolution}x{growth.resolution}{fade}"

@@ -21,7 +21,7 @@ from hires_gan.networks.munit_discriminator import MultiScaleDiscriminator
 from hires_gan.networks.translation import Discriminators, Translator
 from hires_gan.networks.vgg import VGG16Features
 from hires_gan.randomness import Purpose, RandomSource, SampleRandom, initial_weights
-from hires_gan.recipes.growing import describe_growth, growing_stages, growth_at
+from hires_gan.recipes.growing import describe_growth, fade_at, growing_stages, growth_at
 from hires_gan.recipes.munit_game import Game
 from hires_gan.recipes.munit_images import random_crops, speckled
 from hires_gan.recipes.munit_settings import MunitOptimizerSettings, MunitSettings
@@ -66,14 +66,15 @@ class Munit:
 
     def phases(self, nimg: int) -> list[Phase]:
         """The discriminators' phases, then the generators', as far as they are due."""
-        loss, level, iterate = self.settings.loss, self.level(nimg), None
+        loss, level, alpha, iterate = self.settings.loss, self.level(nimg), fade_at(self.stages, nimg), None
         if self.settings.discriminator.spectral:
             iterate = self._iterate_spectral_norm
-        phases = [Phase("discriminator", "discriminator", partial(self._discriminator_phase, level), iterate)]
+        judge = partial(self._discriminator_phase, level)
+        phases = [Phase("discriminator", "discriminator", judge, iterate, alpha=alpha)]
         if loss.r1:
-            r1 = Phase("r1", "discriminator", partial(self._r1_phase, level), iterate, loss.r1_interval)
+            r1 = Phase("r1", "discriminator", partial(self._r1_phase, level), iterate, loss.r1_interval, alpha)
             phases.append(r1)
-        phases.append(Phase("generator", "generator", partial(self._generator_phase, level)))
+        phases.append(Phase("generator", "generator", partial(self._generator_phase, level), alpha=alpha))
         return due_phases(phases, self.stages, nimg)
 
     def advance(self, nimg: int, means: Mapping[str, Tensor]) -> None:
@@ -123,6 +124,7 @@ class Munit:
 
     def _discriminator_phase(self, level: Level, step: Step) -> Outcome:
         """Reals against translations in styles that are drawn for this phase; of the generators no graph is kept."""
+        level = level.blending(step.alpha)
         real = self._seen(step, level)
         styles = self._styles(step.random, Purpose.STYLE_DISCRIMINATOR)
         with torch.no_grad():
@@ -134,10 +136,12 @@ class Munit:
 
     def _r1_phase(self, level: Level, step: Step) -> Outcome:
         """R1 at the reals of each domain."""
+        level = level.blending(step.alpha)
         return self.game.r1(self._seen(step, level), level)
 
     def _generator_phase(self, level: Level, step: Step) -> Outcome:
         """Translations that the discriminators take for reals, and all that has to come back as it was."""
+        level = level.blending(step.alpha)
         found = self.terms.reconstructions(
             self._seen(step, level), self._styles(step.random, Purpose.STYLE_GENERATOR), level
         )

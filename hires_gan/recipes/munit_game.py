@@ -11,6 +11,7 @@ from hires_gan.augment.draws import draw
 from hires_gan.augment.pipe import augment
 from hires_gan.augment.settings import AugmentSettings
 from hires_gan.losses import ADVERSARIAL, gradient_square, over_scales
+from hires_gan.networks.blending import Alpha
 from hires_gan.networks.munit import Level
 from hires_gan.networks.translation import Discriminators
 from hires_gan.ops.leaving_out import left_out
@@ -104,14 +105,14 @@ class Game:
         """One score for each sample, `[n]`."""
         return over_scales(lambda scores: scores, maps, self._weights(level))
 
-    def _weights(self, level: Level) -> list[float]:
+    def _weights(self, level: Level) -> list[Alpha]:
         """Of the scales that live: one that fades in counts as much as it has come."""
         live = self.settings.discriminator.scales - level.number
-        weights = [level.alpha, *[1.0] * (live - 1)]
+        weights: list[Alpha] = [level.alpha, *[1.0] * (live - 1)]
         total = sum(weights) if self.loss.scales == "mean" else 1.0
         return [weight / total for weight in weights]
 
-    def _game_weights(self, level: Level) -> list[float]:
+    def _game_weights(self, level: Level) -> list[Alpha]:
         """The same for the adversarial terms: MUNIT's least squares have no factor 1/2."""
         factor = 2.0 if self.loss.name == "least_squares" else 1.0
         return [weight * factor for weight in self._weights(level)]

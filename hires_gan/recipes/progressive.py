@@ -16,7 +16,7 @@ from hires_gan.networks.layers import cross_fade
 from hires_gan.networks.progressive import Discriminator, Generator
 from hires_gan.ops.leaving_out import left_out
 from hires_gan.randomness import Purpose, RandomSource, SampleRandom, initial_weights
-from hires_gan.recipes.growing import describe_growth, growing_stages, growth_at, live_optimizers
+from hires_gan.recipes.growing import describe_growth, fade_at, growing_stages, growth_at, live_optimizers
 from hires_gan.recipes.optimizers import low_precision
 from hires_gan.recipes.progressive_settings import ProgressiveSettings, WassersteinClippedLoss
 from hires_gan.recipes.protocol import LabelDistribution, OptimizerPlan, Outcome, Phase, Step
@@ -61,13 +61,13 @@ class Progressive:
 
     def phases(self, nimg: int) -> list[Phase]:
         """One step of the discriminator, then one of the generator, at every nimg."""
-        growth, loss = self.growth(nimg), self.settings.loss
+        growth, loss, alpha = self.growth(nimg), self.settings.loss, fade_at(self.stages, nimg)
         clip = None
         if isinstance(loss, WassersteinClippedLoss):
             clip = partial(clip_weights, self.discriminator, loss.clip)
         return [
-            Phase("discriminator", "discriminator", partial(self._discriminator_phase, growth), clip),
-            Phase("generator", "generator", partial(self._generator_phase, growth)),
+            Phase("discriminator", "discriminator", partial(self._discriminator_phase, growth), clip, alpha=alpha),
+            Phase("generator", "generator", partial(self._generator_phase, growth), alpha=alpha),
         ]
 
     def advance(self, nimg: int, means: Mapping[str, Tensor]) -> None:
@@ -98,6 +98,7 @@ class Progressive:
 
     def _discriminator_phase(self, growth: Growth, step: Step) -> Outcome:
         """The critic's loss: reals against fakes, with whatever penalties have a weight."""
+        growth = growth.blending(step.alpha)
         loss, adversarial = self.settings.loss, ADVERSARIAL[self.settings.loss.name]
         real = cross_fade(step.batch.images, growth.alpha)
         fake_labels = self._labels(step.random, Purpose.LABEL_DISCRIMINATOR)
@@ -142,6 +143,7 @@ class Progressive:
 
     def _generator_phase(self, growth: Growth, step: Step) -> Outcome:
         """The generator's loss, from latents of its own."""
+        growth = growth.blending(step.alpha)
         loss, adversarial = self.settings.loss, ADVERSARIAL[self.settings.loss.name]
         labels = self._labels(step.random, Purpose.LABEL_GENERATOR)
         fake = self.generator(self._latents(step.random, Purpose.LATENT_GENERATOR), labels, growth)

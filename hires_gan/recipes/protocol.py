@@ -59,10 +59,18 @@ class Batch:
 
 @dataclass(frozen=True)
 class Step:
-    """All that a phase sees: the local samples, and randomness that is a function of their global indices."""
+    """All that a phase sees.
+
+    Attributes:
+        batch: The local samples.
+        random: Randomness that is a function of their global indices.
+        alpha: That of the phase as a float64 tensor without dimensions, on the device of the batch, so that it can
+            change while the phase stays; None outside of a fade, or if the function shall take the number that it has.
+    """
 
     batch: Batch
     random: SampleRandom
+    alpha: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +100,8 @@ class Phase:
             `Recipe.load_state_dict` change in place; it reads no value back, and takes no data-dependent way.
         after: Called behind the optimizer's step (weight clipping).
         interval: Every how many steps of a stage it is due, beginning with the first.
+        alpha: How far the new resolution is blended in, in [0, 1); None outside of a fade. In all steps of a stage it
+            is either None or not.
     """
 
     name: str
@@ -99,6 +109,7 @@ class Phase:
     function: Callable[[Step], Outcome]
     after: Callable[[], None] | None = None
     interval: int = 1
+    alpha: float | None = None
 
 
 @dataclass(frozen=True)

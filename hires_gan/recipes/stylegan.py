@@ -14,7 +14,7 @@ from hires_gan.networks.growth import Growth, Width
 from hires_gan.networks.layers import cross_fade
 from hires_gan.networks.stylegan import Discriminator, Generator
 from hires_gan.randomness import Purpose, RandomSource, SampleRandom, initial_weights
-from hires_gan.recipes.growing import describe_growth, growing_stages, growth_at, live_optimizers
+from hires_gan.recipes.growing import describe_growth, fade_at, growing_stages, growth_at, live_optimizers
 from hires_gan.recipes.optimizers import low_precision
 from hires_gan.recipes.protocol import LabelDistribution, OptimizerPlan, Outcome, Phase, Step
 from hires_gan.recipes.stylegan_settings import StyleGANSettings
@@ -55,10 +55,10 @@ class StyleGAN:
 
     def phases(self, nimg: int) -> list[Phase]:
         """One step of the discriminator, then one of the generator, at every nimg."""
-        growth = growth_at(self.stages, nimg)
+        growth, alpha = growth_at(self.stages, nimg), fade_at(self.stages, nimg)
         return [
-            Phase("discriminator", "discriminator", partial(self._discriminator_phase, growth)),
-            Phase("generator", "generator", partial(self._generator_phase, growth)),
+            Phase("discriminator", "discriminator", partial(self._discriminator_phase, growth), alpha=alpha),
+            Phase("generator", "generator", partial(self._generator_phase, growth), alpha=alpha),
         ]
 
     def advance(self, nimg: int, means: Mapping[str, Tensor]) -> None:
@@ -95,6 +95,7 @@ class StyleGAN:
 
     def _discriminator_phase(self, growth: Growth, step: Step) -> Outcome:
         """The discriminator's loss on reals and fakes, with the penalty on the gradient at the reals."""
+        growth = growth.blending(step.alpha)
         gamma = self.settings.loss.r1
         with torch.no_grad():
             styles, fake = self._fakes(growth, step.random, DISCRIMINATOR)
@@ -112,6 +113,7 @@ class StyleGAN:
 
     def _generator_phase(self, growth: Growth, step: Step) -> Outcome:
         """The generator's loss, from latents of its own."""
+        growth = growth.blending(step.alpha)
         styles, fake = self._fakes(growth, step.random, GENERATOR)
         return Outcome({"generator": _LOSS.generator(self.discriminator(fake, styles.labels, growth))})
 

@@ -100,11 +100,10 @@ class Backend:
         """Make the optimizers anew, over the parameters that live in this stage."""
         self.group, self.whole, self._plans = stage.group, stage.batch, stage.optimizers
         self._leave()
-        # In a fade, every step computes something else: how far the new resolution is blended in.
-        steady = not stage.fade and self._engines is None
+        own = self._engines is None  # DeepSpeed's engines are neither recorded nor compiled
         due = [phase.name for phase in self.recipe.phases(stage.start)]  # all that there are
-        self._recorder = Recorder(self.device, self.pulled.graphs and steady, due)
-        self.compiler = Compiler(self.pulled.compile != "none" and steady)
+        self._recorder = Recorder(self.device, self.pulled.graphs and own, due)
+        self.compiler = Compiler(self.pulled.compile != "none" and own)
         for name, plan in stage.optimizers.items():
             parameters = dict(self.recipe.players[name].named_parameters())
             for parameter in parameters.values():

@@ -101,9 +101,7 @@ def _within(found: StageMemory, micro: int, room: float) -> bool:
     return need is not None and need[0] <= room
 
 
-def free_ways(
-    plan: Plan, device: str, group: int, micro: int, smaller: int | None = None, fade: bool = False
-) -> list[str]:
+def free_ways(plan: Plan, device: str, group: int, micro: int, smaller: int | None = None) -> list[str]:
     """What takes less memory, and changes nothing of what is trained.
 
     Args:
@@ -112,7 +110,6 @@ def free_ways(
         group: Images that must go through the networks together.
         micro: Images at once that do not fit.
         smaller: How many do, if that is known.
-        fade: Whether a resolution is being blended in.
     """
     ways = []
     if smaller is not None:
@@ -121,13 +118,13 @@ def free_ways(
         ways.append(f"batch.per_device below {micro} (a multiple of {group})")
     if getattr(plan.recipe.generator, "recompute", None) is False:
         ways.append("recipe.generator.recompute=true")
-    if not fade and _records(plan, device):
+    if _records(plan, device):
         ways.append("levers.graphs=false, which keeps none for CUDA graphs")
     return ways
 
 
 def _records(plan: Plan, device: str) -> bool:
-    """Whether phases are recorded as CUDA graphs, outside of fades; with DeepSpeed, none is."""
+    """Whether phases are recorded as CUDA graphs; with DeepSpeed, none is."""
     return pulled(plan.levers, plan.performance, device).graphs and zero_stage(plan.backend, os.environ) is None
 
 
@@ -156,13 +153,13 @@ def in_words(found: StageMemory, plan: Plan) -> str:
 def _nothing_fits(found: StageMemory, plan: Plan) -> str:
     least = found.measured[0].micro
     room = f"with {MARGIN:.0%} to spare" if fits(found, least) else "at all"
-    ways = ways_out(plan, found.device, found.group, least, fade=found.fade)
+    ways = ways_out(plan, found.device, found.group, least)
     return f"not even {least} images at once fit {room}: {ways}"
 
 
-def ways_out(plan: Plan, device: str, group: int, micro: int, smaller: int | None = None, fade: bool = False) -> str:
+def ways_out(plan: Plan, device: str, group: int, micro: int, smaller: int | None = None) -> str:
     """What to set where `micro` images at once do not fit; arguments as of `free_ways`."""
-    free, costly = free_ways(plan, device, group, micro, smaller, fade), costly_ways(plan, group)
+    free, costly = free_ways(plan, device, group, micro, smaller), costly_ways(plan, group)
     words = f"set {', or '.join(free)}; that changes nothing of what is trained" if free else ""
     if smaller is not None:
         return words

@@ -178,7 +178,7 @@ def _sentence(asked: Asked, found: StageMemory, micro: int) -> str:
     where = _PLACES.get(failed, f"the {failed} phase")
     what = f"the memory is exhausted by {where}" if failed else f"a step takes more than {size(found.capacity)}"
     smaller = None if suggestion is None else suggestion.micro
-    ways = ways_out(asked.plan, found.device, found.group, micro, smaller, found.fade)
+    ways = ways_out(asked.plan, found.device, found.group, micro, smaller)
     return (
         f"at {side}x{side} with {micro} images at once {what} ({found.place}): "
         f"{ways}; run.check_memory=false starts all the same"
@@ -278,7 +278,7 @@ def out_of_memory(trainer: Trainer, error: BaseException) -> Failure:
     micro = micro_batch(trainer.plan.batch, stage)
     device = trainer.backend.device.type
     kind = "GPU memory" if device == "cuda" else "memory"
-    ways = ways_out(trainer.plan, device, stage.group, micro, fade=stage.fade)
+    ways = ways_out(trainer.plan, device, stage.group, micro)
     return Failure(
         f"out of {kind} at {stage.resolution}x{stage.resolution} with {micro} images at once: "
         f"{ways}; the same command then goes on from the latest checkpoint ({_reason(error)})"

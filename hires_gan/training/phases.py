@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -55,6 +57,7 @@ class PhaseRunner:
         self._input: tuple[Batch, Tensor] | None = None
         self._means: Means = {}
         self._bad: Tensor | None = None
+        self._alpha: Tensor | None = None
         self._names, self._domains = tuple[str, ...](), tuple[str, ...]()
         self._replica: Replica | None = None
         if compiler is not None and compiler.enabled and isinstance(learner, Replica):
@@ -66,7 +69,7 @@ class PhaseRunner:
         """Do one step of the player.
 
         Args:
-            phase: As it is now.
+            phase: As it is now; of one that is recorded or compiled, only its alpha is new.
             batch: The local samples.
             samples: int64 `[n]`, their global indices.
             at_once: Whether every process computes exactly one micro-batch.
@@ -77,6 +80,7 @@ class PhaseRunner:
         """
         if not (self._recorder.enabled or self._replica):
             self.phase = phase
+        self._blend(phase.alpha, samples.device)
         self._learner.begin(at_once)
         try:
             with span(f"phase: {phase.name}"):
@@ -86,6 +90,14 @@ class PhaseRunner:
         # Copies: the tensors themselves are used again in the next step.
         assert self._bad is not None
         return {name: mean.clone() for name, mean in self._means.items()}, self._bad.clone()
+
+    def _blend(self, alpha: float | None, device: torch.device) -> None:
+        """Put a fade's alpha where the phase looks, recorded and compiled too; the device is not waited for."""
+        if alpha is None:
+            return
+        if self._alpha is None:
+            self._alpha = torch.zeros((), dtype=torch.float64, device=device)
+        self._alpha.fill_(alpha)
 
     def _step(self, batch: Batch, samples: Tensor) -> None:
         for mean in self._means.values():
@@ -123,28 +135,36 @@ class PhaseRunner:
         if self._replica is not None and self._is_full(samples):
             self._accumulate_derived(self._replica, batch, samples)
             return
-        outcome, loss = self._losses(batch, samples)
+        outcome, loss = self._losses(batch, samples, self._alpha)
         self._learner.backward(loss)
         self._add({name: values.detach().sum(0) for name, values in _named(outcome).items()})
 
-    def _losses(self, batch: Batch, samples: Tensor) -> tuple[Outcome, Tensor]:
+    def _losses(self, batch: Batch, samples: Tensor, alpha: Tensor | None) -> tuple[Outcome, Tensor]:
         # A phase may ask for gradients by the images: that shall not stick to the tensor that is used again.
         seen = Batch(batch.images.detach(), batch.labels, batch.domains)
-        outcome = self.phase.function(Step(seen, SampleRandom(self._random, samples)))
+        outcome = self.phase.function(Step(seen, SampleRandom(self._random, samples), alpha))
         total = torch.stack([loss.sum() for loss in outcome.losses.values()]).sum()
         return outcome, total / self.micro
 
     def _accumulate_derived(self, replica: Replica, batch: Batch, samples: Tensor) -> None:
         self._domains = batch.domains
-        labels = [] if batch.labels is None else [batch.labels]
-        gradient, *sums = self._derived(batch.images, samples, *labels)
+        more = [tensor for tensor in (batch.labels, self._alpha) if tensor is not None]
+        gradient, *sums = self._derived(batch.images, samples, *more)
         replica.add(gradient)
         self._add(dict(zip(self._names, sums, strict=True)))
 
-    def _derive(self, images: Tensor, samples: Tensor, labels: Tensor | None = None) -> list[Tensor]:
-        """The gradient and the sums of all values: what is compiled adds them to nothing."""
+    def _derive(self, images: Tensor, samples: Tensor, *more: Tensor) -> list[Tensor]:
+        """The gradient and the sums of all values: what is compiled adds them to nothing.
+
+        Args:
+            images: As in `Batch`.
+            samples: int64 `[n]`.
+            more: The labels, if there are any; and in a fade its alpha: a compiler may take a number that is no
+                argument for one that does not change.
+        """
         assert self._replica is not None
-        outcome, loss = self._losses(Batch(images, labels, self._domains), samples)
+        labels, alpha = _told_apart(more, fades=self._alpha is not None)
+        outcome, loss = self._losses(Batch(images, labels, self._domains), samples, alpha)
         sums = {name: values.detach().sum(0) for name, values in _named(outcome).items()}
         self._names = tuple(sums)
         return [self._replica.derive(loss), *sums.values()]
@@ -163,6 +183,12 @@ class PhaseRunner:
             self._bad = bad.clone()
         else:
             self._bad.copy_(bad)
+
+
+def _told_apart(more: Sequence[Tensor], fades: bool) -> tuple[Tensor | None, Tensor | None]:
+    """Labels and alpha, which come last."""
+    labels = more[: len(more) - fades]
+    return labels[0] if labels else None, more[-1] if fades else None
 
 
 def _kept(batch: Batch) -> Batch:

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from whole_runs import changed, run
 
 from hires_gan import ops
+from hires_gan.networks.blending import blended
+from hires_gan.networks.layers import double_nearest, halve_box
 from hires_gan.ops import bias_act, upfirdn2d
 from hires_gan.ops.native import available
 from hires_gan.randomness import RandomSource
@@ -56,6 +58,17 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "generator": {"base": 4, "most": 8, "blocks": 1, "features": 8, "content_downs": 2, "style_downs": 2},
         "discriminator": {"scales": 1, "layers": 2, "base": 4, "most": 8, "spectral": True},
         "loss": {"name": "hinge", "r1": 1, "r1_interval": 4},
+    },
+}
+SCHEDULE = {"stable_kimg": 0.016, "fade_kimg": 0.08}
+GROWING: dict[str, dict[str, Any]] = {
+    "progressive": {**FAMILIES["progressive"], "schedule": SCHEDULE},
+    "stylegan": {**FAMILIES["stylegan"], "schedule": {"start_resolution": 4, **SCHEDULE}},
+    "munit": {
+        **FAMILIES["munit"],
+        "discriminator": {"scales": 2, "layers": 2, "base": 4, "most": 8},
+        "loss": {"scales": "mean", "r1": 1, "r1_interval": 2},
+        "schedule": {"start_resolution": 16, **SCHEDULE},
     },
 }
 PHASES = {
@@ -101,20 +114,39 @@ def test_every_phase_of_every_family_compiles_and_computes_the_same(family, caps
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("op_by_op_behind_the_compiler")
+@pytest.mark.parametrize("micro", [4, 6])
+@pytest.mark.parametrize("family", GROWING)
+def test_what_is_compiled_follows_a_fade(family, micro):
+    """With the alpha of each step, in a smaller last micro-batch too."""
+    with ops.backend("native" if available("cpu") else "reference"):
+        plain = built(GROWING[family], "cpu", "reference", fade=True)
+        compiled = built(GROWING[family], "cpu", "reference", levers=Levers(compile="all"), fade=True)
+        expected, found = run_steps(plain, 3, 2, micro), run_steps(compiled, 3, 2, micro)
+    assert compiled.compiler.refused == {}
+    assert compiled.compiler.seconds.keys() == {f"{name} phase" for name in PHASES[family]}
+    assert found == expected
+    for name, value in state(plain).items():
+        assert torch.equal(state(compiled)[name], value), name
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("op_by_op_behind_the_compiler")
 def test_main_leaves_out_what_is_due_now_and_then():
     backend = built(FAMILIES["stylegan2"], "cpu", "reference", levers=Levers(compile="main"))
     one_step(backend, 0, drawn_batch(backend, 0))
     assert backend.compiler.seconds.keys() == {"generator phase", "discriminator phase"}
 
 
-def test_fades_are_not_compiled():
+def test_every_stage_compiles_anew_and_so_does_a_fade():
     settings = {**FAMILIES["progressive"], "schedule": {"stable_kimg": 0.05, "fade_kimg": 0.05}}
     backend = built(settings, "cpu", "reference", levers=Levers(compile="all"))
-    enabled = {}
+    compilers = []
     for stage in backend.recipe.stages:
         backend.enter(stage)
-        enabled[stage.fade] = backend.compiler.enabled
-    assert enabled == {True: False, False: True}
+        assert backend.compiler.enabled
+        compilers.append(backend.compiler)
+    assert [stage.fade for stage in backend.recipe.stages] == [False, True, False]
+    assert len(set(map(id, compilers))) == 3
 
 
 @pytest.mark.slow
@@ -205,21 +237,39 @@ def reading(judge: Judge) -> Callable[[Step], Outcome]:
     return function
 
 
+def fading(judge: Judge) -> Callable[[Step], Outcome]:
+    """The score of what is blended of an image and its half, and R1 through the blend, by the alpha of the step."""
+
+    def function(step: Step) -> Outcome:
+        assert step.alpha is not None
+        images = step.batch.images.detach().requires_grad_(True)
+        scores = judge(blended(double_nearest(halve_box(images)), images, step.alpha))
+        (slopes,) = torch.autograd.grad(scores.sum(), images, create_graph=True)
+        labels = 0 if step.batch.labels is None else step.batch.labels
+        return Outcome({"score": scores * 3 + labels, "r1": slopes.square().sum((1, 2, 3)) * 10})
+
+    return function
+
+
 def stepped(
     make: Callable[[Judge], Callable[[Step], Outcome]],
     compiler: Compiler,
     sizes: tuple[int, ...] = (6, 6, 6),
     recorder: Recorder | None = None,
+    alphas: tuple[float | None, ...] = (None, None, None),
+    labels: bool = False,
 ) -> tuple[list[dict[str, float]], Tensor, Judge]:
     """Means of some steps of micro-batches of four, the last gradient, and the weights."""
     judge = Judge()
     live = dict(judge.named_parameters())
     learner = Replica(live, torch.optim.SGD(live.values(), lr=0.1), summed=False, overlap=False)
-    phase, random, found = Phase("judge", "player", make(judge)), RandomSource(0), []
-    runner = PhaseRunner(phase, learner, random, recorder or Recorder(CPU, False), 4, sizes[0], compiler=compiler)
-    for number, size in enumerate(sizes):
+    function, random, found = make(judge), RandomSource(0), []
+    phases = [Phase("judge", "player", function, alpha=alpha) for alpha in alphas]
+    runner = PhaseRunner(phases[0], learner, random, recorder or Recorder(CPU, False), 4, sizes[0], compiler=compiler)
+    for number, (size, phase) in enumerate(zip(sizes, phases, strict=True)):
         images = torch.randn((size, 3, 8, 8), generator=torch.Generator().manual_seed(number))
-        means, bad = runner.run(phase, Batch(images, None), torch.arange(size) + 10 * number)
+        batch = Batch(images, torch.arange(size) if labels else None)
+        means, bad = runner.run(phase, batch, torch.arange(size) + 10 * number)
         assert int(bad) == 0
         found.append({name: float(mean) for name, mean in means.items()})
     return found, learner.gradients.buffer.clone(), judge
@@ -243,6 +293,16 @@ def test_a_phase_with_a_second_derivative(backend, tmp_path, monkeypatch, capsys
     assert f"kept in {tmp_path}" in capsys.readouterr().err
     if backend == "inductor":
         assert any(tmp_path.rglob("*.so")), "compiled code was to be kept there"
+
+
+@pytest.mark.parametrize("labels", [False, True])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_a_phase_in_a_fade(backend, labels, tmp_path, monkeypatch):
+    """The alpha is that of the step; the first one is 0, which no compiler may take for all."""
+    monkeypatch.setenv(CACHE, str(tmp_path))
+    compiler, fade = Compiler(True, backend), {"alphas": (0.0, 1 / 3, 0.999), "labels": labels}
+    agree(stepped(fading, compiler, **fade), stepped(fading, Compiler(False), **fade))
+    assert compiler.refused == {} and compiler.seconds["judge phase"] > 0
 
 
 @pytest.mark.parametrize(("size", "micros"), [(8, 2), (4, 1), (3, 1)])

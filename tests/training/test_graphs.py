@@ -94,11 +94,15 @@ def built(
     dtype: torch.dtype = torch.float32,
     batch: int = 8,
     levers: Levers = AS_THE_DIAL_SAYS,
+    fade: bool = False,
 ) -> Backend:
-    """A backend at the last stage of a recipe."""
+    """A backend at the last stage of a recipe; or, where it grows, at the fade before."""
     block = TypeAdapter(RecipeSettings).validate_python({"resolution": 32, **settings})
     recipe = build_recipe(block, batch, dtype, 3, LabelDistribution((3, 1)) if block.labels else None, ("a", "b"))
     backend = Backend(recipe, torch.device(device), 3, performance, levers=levers)  # type: ignore[arg-type]
+    if fade:
+        del recipe.stages[-1]  # type: ignore[attr-defined]  # a list
+        assert recipe.stages[-1].fade
     backend.enter(recipe.stages[-1])
     return backend
 
@@ -137,9 +141,11 @@ def clones(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 class Pair:
     """Two backends of equal recipes: one fast, one reference."""
 
-    def __init__(self, settings: dict[str, Any], dtype: torch.dtype, levers: Levers = AS_THE_DIAL_SAYS) -> None:
-        self.fast = built(settings, "cuda", "fast", dtype, levers=levers)
-        self.reference = built(settings, "cuda", "reference", dtype)
+    def __init__(
+        self, settings: dict[str, Any], dtype: torch.dtype, levers: Levers = AS_THE_DIAL_SAYS, fade: bool = False
+    ) -> None:
+        self.fast = built(settings, "cuda", "fast", dtype, levers=levers, fade=fade)
+        self.reference = built(settings, "cuda", "reference", dtype, fade=fade)
 
     @torch.no_grad()
     def level(self) -> None:
@@ -374,7 +380,7 @@ class TestOnGpu:
             for key, value in expected.items():
                 assert abs(step[key] - value) <= 0.01 * max(abs(value), 1.0), key
 
-    def test_a_new_stage_records_anew_and_a_fade_records_nothing(self):
+    def test_every_stage_records_anew_and_so_does_a_fade(self):
         block = TypeAdapter(RecipeSettings).validate_python(
             {"resolution": 16, "schedule": {"stable_kimg": 0.05, "fade_kimg": 0.05}, **RECIPES["progressive"]}
         )
@@ -386,11 +392,13 @@ class TestOnGpu:
             if stage is not entered:
                 backend.enter(stage)
                 entered = stage
-            assert backend._recorder.enabled == (not stage.fade)
             images = torch.rand((8, 3, stage.resolution, stage.resolution), device="cuda").mul_(2).sub_(1)
             means = backend.step(recipe.phases(nimg), Batch(images, None), nimg, 4)
             assert all(mean.isfinite() for mean in means.values())
-        assert backend._recorder.enabled != entered.fade
+            if nimg + 8 == stage.end:
+                graphs = [runner._accumulate._graph for runner in backend._runners.values()]
+                assert [type(graph) for graph in graphs] == [torch.cuda.CUDAGraph] * 2
+            assert backend._recorder.enabled
 
     def test_a_share_that_is_less_than_a_micro_batch_is_recorded(self):
         """As on one of several GPUs: 4 of 32 images, where 16 may go through the networks at once."""

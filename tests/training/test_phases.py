@@ -92,12 +92,58 @@ def test_tensors_that_are_used_again_hold_what_each_micro_batch_brings(micro, la
 
 
 def test_without_graphs_the_function_of_this_step_is_run():
-    """As in a fade, in which every step's function is another one."""
+    """A recipe may give every step a function of its own."""
     made = batches(4, False, ("image",))
     found = run(Recorder(CPU, False), made, 2, [1.0, 2.0, 3.0])
     plain = run(Recorder(CPU, False), made, 2, [1.0, 1.0, 1.0])
     ratios = [one[2]["statistics/seen"] / other[2]["statistics/seen"] for one, other in zip(found, plain, strict=True)]
     assert ratios == pytest.approx([1, 2, 3])
+
+
+def fading(parameter: Tensor) -> Callable[[Step], Outcome]:
+    """By the alpha of the step."""
+
+    def function(step: Step) -> Outcome:
+        assert step.alpha is not None
+        assert (step.alpha.dtype, step.alpha.shape) == (torch.float64, ())
+        values = step.batch.images.flatten(1).mean(1) * step.alpha
+        return Outcome({"loss": values * parameter})
+
+    return function
+
+
+@pytest.mark.parametrize("recorder", [Recorder(CPU, False), Repeating()], ids=["op by op", "recorded"])
+def test_a_fade_goes_on_while_the_function_stays(recorder):
+    """The alpha is that of the step, at the address of the first one, in a smaller last micro-batch too."""
+    parameter = nn.Parameter(torch.ones((), dtype=torch.float64))
+    learner, function = learner_of(parameter), fading(parameter)
+    runner, places = None, set[int]()
+    for (batch, first), alpha in zip(batches(4, False, ("image",)), (0.0, 1 / 3, 0.999), strict=True):
+        phase = Phase("phase", "player", function, alpha=alpha)
+        runner = runner or PhaseRunner(phase, learner, RandomSource(0), recorder, 3, 4)
+        weight = float(parameter.detach())
+        means, _ = runner.run(phase, batch, torch.arange(first, first + 4))
+        mean = float(batch.images.mean())
+        assert float(means["loss/loss"]) == pytest.approx(alpha * mean * weight, rel=1e-12, abs=0)
+        assert float(learner.gradients.buffer) == pytest.approx(alpha * mean, rel=1e-12, abs=0)
+        assert runner._alpha is not None
+        places.add(runner._alpha.data_ptr())
+    assert len(places) == 1
+
+
+def test_outside_of_a_fade_there_is_no_alpha():
+    seen = list[Tensor | None]()
+
+    def function(step: Step) -> Outcome:
+        seen.append(step.alpha)
+        return loss_of(parameter)(step)
+
+    parameter = nn.Parameter(torch.ones((), dtype=torch.float64))
+    phase = Phase("phase", "player", function)
+    runner = PhaseRunner(phase, learner_of(parameter), RandomSource(0), Recorder(CPU, False), 4, 4)
+    ((batch, first), *_) = batches(4, False, ("image",))
+    runner.run(phase, batch, torch.arange(first, first + 4))
+    assert seen == [None]
 
 
 def test_means_are_copies_that_the_next_step_does_not_change():

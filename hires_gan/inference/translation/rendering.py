@@ -62,7 +62,7 @@ class Translation:
     ) -> None:
         self.encoder: Generator = network.generator(source)
         self.decoder: Generator = network.generator(target)
-        self.tile = check_tile(tile, self.encoder.stride(), fading=self.encoder.level.alpha < 1.0)
+        self.tile = check_tile(tile, self.encoder.stride(), fading=self.encoder.level.fades)
         network.to(device)
         self.resolution, self.source, self.target = resolution, source, target
         self.device, self.dtype = device, next(network.parameters()).dtype
