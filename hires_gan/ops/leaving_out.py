@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 PARTS = {
-    "channels-last": "weights and images lie contiguously, and not in channels_last; on a GPU convolutions compute so",
+    "channels-last": "weights and synthetic images lie contiguously, not in channels_last; so do convolutions on a GPU",
     "derivatives": "derivatives of convolutions are torch's own, and not convolutions",
     "epilogue": "demodulation, noise, then bias and activation are ops of their own, and not one",
     "one-pass": "reals and fakes go through a discriminator one after the other, and not together",

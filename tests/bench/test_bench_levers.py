@@ -4,94 +4,26 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from lever_rows import CONFIGS, NAMES, measure, out_of, overrides_of, told, without
 from small_plans import SMALL
 
 from hires_gan import cli
 from hires_gan.bench import levers
 from hires_gan.bench.children import Ended, call
-from hires_gan.bench.levers import LEVERS, Request, bench_levers, table
+from hires_gan.bench.levers import LEVERS, table
 from hires_gan.config import load_configuration
-from hires_gan.errors import Failure, UsageError
-from hires_gan.tracking import machine
+from hires_gan.errors import UsageError
 
-CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
-NAMES = [lever.name for lever in LEVERS]
+pytestmark = pytest.mark.usefixtures("a_commit")
+
 LACKING = ["torch-derivatives", "host-draws", "read-back"]
 ASIDE = [*LACKING, "fp16", "recompute", "micro"]
-Answer = Callable[[list[str]], Ended]
-
-
-def told(
-    images_per_s: float,
-    out: Path,
-    refused: dict[str, str] | None = None,
-    seconds: float | None = None,
-    remarks: Sequence[str] = (),
-) -> Ended:
-    """What `bench train` leaves behind."""
-    compiled = {} if seconds is None else {"generator phase": seconds - 2.0, "discriminator phase": 2.0}
-    result = {
-        "images_per_s": images_per_s,
-        "average_ms_per_step": 1000 / images_per_s,
-        "memory": {"reserved": 2**30, "allocated": 2**29, "resident": None},
-        "compiled": {"seconds": compiled, "refused": refused or {}},
-        "remarks": list(remarks),
-    }
-    out.write_text(json.dumps({"results": [result]}))
-    return Ended(0, "")
-
-
-@pytest.fixture(autouse=True)
-def a_commit(monkeypatch):
-    """Where the tests run in a copy without its checkout."""
-    monkeypatch.setenv("HIRES_GAN_COMMIT", "3f2a")
-
-
-@pytest.fixture
-def answering(monkeypatch) -> Callable[[Answer], list[list[str]]]:
-    """No process is started: a function answers, and the arguments are kept."""
-
-    def install(answer: Answer) -> list[list[str]]:
-        calls: list[list[str]] = []
-
-        def called(arguments: Sequence[object], seconds: float, environment: Mapping[str, str]) -> Ended:
-            calls.append([str(argument) for argument in arguments])
-            return answer(calls[-1])
-
-        monkeypatch.setattr(levers, "call", called)
-        return calls
-
-    return install
-
-
-@pytest.fixture
-def with_a_gpu(monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "a GPU")
-
-
-def out_of(arguments: list[str]) -> Path:
-    return Path(arguments[arguments.index("--out") + 1])
-
-
-def overrides_of(arguments: list[str]) -> list[str]:
-    return arguments[arguments.index("--out") + 2 :]
-
-
-def without(arguments: list[str]) -> list[str]:
-    return [after for before, after in itertools.pairwise(arguments) if before == "--without"]
-
-
-def measure(name: str, *overrides: str, **request: Any) -> dict[str, Any]:
-    config = CONFIGS / f"{name}.yaml"
-    return bench_levers(load_configuration(config, overrides), config, overrides, Request(**request))
 
 
 @pytest.mark.usefixtures("with_a_gpu")
@@ -280,163 +212,6 @@ def test_a_row_that_says_it_went_on_without_its_lever_has_failed(answering):
     assert rows["micro"]["over"] == rows["compile-main"]["over"] == "fused"
 
 
-def rates_by_name(arguments: list[str]) -> Ended:
-    """Ten more for each setting: the same row has the same rate in every call."""
-    return told(10.0 * len(overrides_of(arguments)), out_of(arguments))
-
-
-def rows_of(record: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-    keys = ("name", "status", "overrides", "images_per_s", "gain", "over", "over_reference")
-    return [tuple(row.get(key) for key in keys) for row in record["rows"]]
-
-
-@pytest.fixture
-def dated(monkeypatch) -> Callable[[str], None]:
-    """Set the clock of the rows and of the head."""
-
-    def install(date: str) -> None:
-        monkeypatch.setattr(levers, "now", lambda: date)
-        monkeypatch.setattr("hires_gan.bench.identity.now", lambda: date)
-
-    return install
-
-
-@pytest.mark.usefixtures("with_a_gpu")
-def test_the_same_command_goes_on_with_the_rows_that_are_there(answering, dated, tmp_path):
-    """In whatever order they are measured, what is left is what one call leaves; each says when it was measured."""
-    out = tmp_path / "levers.json"
-    calls = answering(rates_by_name)
-    whole = measure("stylegan2_ffhq1024", micro=4)
-    calls.clear()
-    dated("2026-11-26T10:00:00+00:00")
-    measure("stylegan2_ffhq1024", micro=4, levers=("graphs", "micro"), out=out)
-    assert len(calls) == 2
-    dated("2026-11-26T10:59:00+00:00")
-    second = measure("stylegan2_ffhq1024", micro=4, levers=("reference", "graphs"), out=out, seconds=7.0)
-    assert len(calls) == 3, "graphs is there"
-    assert [row["name"] for row in second["rows"]] == ["reference", "graphs", "micro"]
-    assert not any("one hour" in line for line in table(second))
-    dated("2026-11-26T11:00:01+00:00")
-    third = measure("stylegan2_ffhq1024", micro=4, out=out)
-    assert len(calls) == 17 and rows_of(third) == rows_of(whole)
-    assert third["date"] == "2026-11-26T10:00:00+00:00", "that of the first call"
-    assert {
-        row["name"]: row["date"][11:16] for row in third["rows"] if row["name"] in ("reference", "half", "micro")
-    } == {
-        "reference": "10:59",
-        "half": "11:00",
-        "micro": "10:00",
-    }
-    assert [line for line in table(third) if line.startswith("Not of one hour")] == [
-        "Not of one hour, and clocks and neighbours change: graphs 2026-11-26T10:00:00+00:00; more than an hour later "
-        + ", ".join(
-            f"{name} 2026-11-26T11:00:01+00:00"
-            for name in NAMES
-            if name not in ("reference", "graphs", "recompute", "micro")
-        )
-    ]
-    assert json.loads(out.read_text()) == json.loads(json.dumps(third)) and third["complete"] is True
-
-
-@pytest.mark.usefixtures("with_a_gpu")
-def test_what_failed_is_measured_anew_and_so_is_what_went_on_without_it(answering, tmp_path):
-    out, broken = tmp_path / "levers.json", True
-
-    def answer(arguments: list[str]) -> Ended:
-        if broken and overrides_of(arguments)[-1] == "levers.fused=true":
-            return Ended(None, "")
-        return rates_by_name(arguments)
-
-    calls = answering(answer)
-    wanted = ("reference", "tf32", "fused", "graphs")
-    measure("stylegan2_ffhq1024", micro=4, levers=wanted, out=out)
-    calls.clear()
-    again = measure("stylegan2_ffhq1024", micro=4, levers=("compile-main",), out=out)
-    assert "levers.fused=true" not in overrides_of(calls[0]), "it is known to fail"
-    assert [row.get("over") for row in again["rows"]] == [None, "reference", None, "tf32", "graphs"]
-    calls.clear()
-    broken = False
-    once = measure("stylegan2_ffhq1024", micro=4, levers=("fused",), out=out)
-    assert len(calls) == 1
-    assert [row["over"] for row in once["rows"]] == [None, "reference", "tf32", "tf32", "graphs"], (
-        "as they were measured"
-    )
-    calls.clear()
-    mended = measure("stylegan2_ffhq1024", micro=4, levers=(*wanted, "compile-main"), out=out)
-    assert [overrides_of(one)[-1] for one in calls] == ["levers.graphs=true", "levers.compile=main"]
-    assert [row["over"] for row in mended["rows"]] == [None, "reference", "tf32", "fused", "graphs"]
-
-
-@pytest.mark.usefixtures("with_a_gpu")
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        ({"gpu.name": "another"}, 'with gpu.name "another", and here it is "'),
-        ({"git.commit": "0" * 40}, f'with git.commit "{"0" * 40}", and here it is "'),
-        ({"git.commit": None}, 'with git.commit null, and here it is "'),
-        ({"version.torch": "1.0"}, 'with version.torch "1.0", and here it is "'),
-        ({"settings": {"config": "demo.yaml a=1"}}, 'with settings.config "demo.yaml a=1", and here it is "demo.yaml"'),
-        ({"settings": {"micro": 8}}, "with settings.micro 8, and here it is 4"),
-        ({"settings": {"data": "real"}}, 'with settings.data "real", and here it is "synthetic"'),
-        ({"settings": {"steps": 7}}, "with settings.steps 7, and here it is null"),
-        ({"bench": "train"}, "which is no record of `bench levers`"),
-        ({"rows": None}, "which is no record of `bench levers`"),
-    ],
-)
-def test_rows_of_something_else_are_refused_and_stay(change, sentence, answering, monkeypatch, tmp_path):
-    out = tmp_path / "levers.json"
-    answering(rates_by_name)
-    before = measure("demo", micro=4, levers=("reference",), out=out)
-    settings = before["settings"] | change.get("settings", {})
-    out.write_text(json.dumps(before | change | {"settings": settings}))
-    kept = out.read_bytes()
-    monkeypatch.setattr(levers, "call", None)
-    with pytest.raises(UsageError, match=re.escape(f"--out is {out}, ")) as refused:
-        measure("demo", micro=4, out=out)
-    assert sentence in str(refused.value) and str(refused.value).endswith("name another file, or remove it")
-    assert out.read_bytes() == kept
-
-
-def test_a_file_that_is_no_json_is_refused_and_stays(monkeypatch, tmp_path):
-    out = tmp_path / "levers.json"
-    out.write_text('{"bench": "lev')
-    monkeypatch.setattr(levers, "call", None)
-    with pytest.raises(UsageError, match=r"which cannot be read as JSON: .*; name another file, or remove it"):
-        measure("demo", out=out)
-    assert out.read_text() == '{"bench": "lev'
-
-
-def test_a_commit_that_is_not_known_is_not_gone_on_with(answering, monkeypatch, tmp_path, capsys):
-    """Two copies without a checkout may differ; that is said before anything is measured."""
-    monkeypatch.setattr(machine.shutil, "which", lambda name: None)  # no git there
-    monkeypatch.delenv("HIRES_GAN_COMMIT", raising=False)
-    out = tmp_path / "levers.json"
-    answering(rates_by_name)
-    assert measure("demo", levers=("reference",), out=out)["git.commit"] == "unknown"
-    assert "a later call cannot go on with this one: set HIRES_GAN_COMMIT to what" in " ".join(
-        capsys.readouterr().err.split()
-    )
-    monkeypatch.setattr(levers, "call", None)
-    with pytest.raises(
-        UsageError, match=r"with a commit that is not known, as it is not known here: .*HIRES_GAN_COMMIT"
-    ):
-        measure("demo", out=out)
-    monkeypatch.setenv("HIRES_GAN_COMMIT", "3f2a")
-    with pytest.raises(UsageError, match='with git.commit "unknown", and here it is "3f2a"'):
-        measure("demo", out=out)
-    out.unlink()
-    calls = answering(rates_by_name)
-    measure("demo", levers=("reference",), out=out)
-    measure("demo", levers=("reference", "half"), out=out)
-    assert len(calls) == 2 and "HIRES_GAN_COMMIT" not in capsys.readouterr().err
-
-
-def test_a_file_that_cannot_be_written_is_told_before_anything_is_measured(monkeypatch, tmp_path):
-    monkeypatch.setattr(levers, "call", None)
-    with pytest.raises(Failure, match=r"nowhere/levers\.json cannot be written"):
-        measure("demo", out=tmp_path / "nowhere" / "levers.json")
-
-
 @pytest.mark.usefixtures("with_a_gpu")
 def test_rows_that_are_left_out_count_as_pulled(answering):
     calls = answering(lambda arguments: told(10.0, out_of(arguments)))
@@ -444,6 +219,7 @@ def test_rows_that_are_left_out_count_as_pulled(answering):
     assert [row["name"] for row in record["rows"]] == ["graphs", "compile-main"]
     assert [row["over"] for row in record["rows"]] == [None, "graphs"]
     assert {"precision=bf16", "ops.backend=native", "levers.fused=true"} <= set(overrides_of(calls[0]))
+    assert without(calls[0]) == [], "what rows above add is there, though they are not measured"
     assert calls[0][calls[0].index("--steps") + 1] == "3" and calls[0][calls[0].index("--data") + 1] == "real"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,12 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from small_plans import SMALL
+from small_plans import SMALL, quick_rates, run
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hires_gan import cli
-from hires_gan.bench.plain_steps import HostRandom, check_without, follow_one_by_one
+from hires_gan.bench.plain_steps import HostRandom, check_without, follow_one_by_one, read
 from hires_gan.bench.train import Request, bench_train
 from hires_gan.bench.train_images import Synthetic, open_images
 from hires_gan.bench.train_steps import Stand
@@ -27,7 +27,8 @@ from hires_gan.errors import UsageError
 from hires_gan.ops import selection
 from hires_gan.ops.conv2d import conv2d, layout
 from hires_gan.ops.leaving_out import PARTS, leaving_out, left_out
-from hires_gan.randomness import Purpose, RandomSource
+from hires_gan.randomness import Purpose, RandomSource, SampleRandom
+from hires_gan.recipes.protocol import Step
 from hires_gan.training.settings import Plan
 
 CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
@@ -47,6 +48,18 @@ SMALL_MUNIT = (
     "evaluation.metrics=[]",
     "evaluation.best=null",
 )
+
+PENALISED = {
+    "demo": (),
+    "stylegan2_demo": ("recipe.loss.r1=1", "recipe.loss.path_length=2"),
+    "munit_demo": ("recipe.loss.r1=1",),
+}
+PHASES = {
+    "demo": {"generator", "discriminator"},
+    "stylegan2_demo": {"generator", "path_length", "discriminator", "r1"},
+    "munit_demo": {"generator", "discriminator", "r1"},
+}
+"""What is differentiated twice is there: Progressive GAN's gradient penalty belongs to its discriminator's phase."""
 
 
 def plan_of(demo: str, *overrides: str) -> Plan:
@@ -70,6 +83,24 @@ def weights_behind_steps(plan: Plan, steps: int = 2) -> dict[str, Tensor]:
         if not part.endswith(".optimizer")
         for name, tensor in tensors.items()
     }
+
+
+def losses_and_gradients(plan: Plan) -> dict[str, Tensor]:
+    """Of every phase, before any step."""
+    stand, feed = one_step(plan)
+    batch, found = feed.take(), dict[str, Tensor]()
+    random = SampleRandom(RandomSource(plan.run.seed), torch.arange(len(batch)))
+    for phase in stand.phases:
+        weights = dict(stand.recipe.players[phase.player].named_parameters())
+        live = {name: weights[name].requires_grad_(True) for name in stand.place.stage.optimizers[phase.player].live}
+        losses = phase.function(Step(batch, random, None)).losses
+        found |= {f"{phase.name}: {name}": loss.detach() for name, loss in losses.items()}
+        total = torch.stack([loss.sum() for loss in losses.values()]).sum()
+        gradients = torch.autograd.grad(total, list(live.values()), allow_unused=True, materialize_grads=True)
+        found |= {f"{phase.name}: d {name}": one for name, one in zip(live, gradients, strict=True)}
+        for weight in live.values():
+            weight.requires_grad_(False)
+    return found
 
 
 class Ops(TorchDispatchMode):
@@ -116,13 +147,28 @@ def native() -> Iterator[None]:
 @pytest.mark.parametrize("demo", ["demo", "stylegan2_demo", "munit_demo"])
 def test_without_a_part_the_same_weights_are_learnt(demo, part):
     """All phases, with R1 and path lengths, by which derivatives of the second order go."""
-    plan = plan_of(demo, "recipe.loss.r1=1") if demo != "demo" else plan_of(demo)
+    plan = plan_of(demo, *PENALISED[demo])
     expected = weights_behind_steps(plan)
     with leaving_out([part]):
         found = weights_behind_steps(plan)
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-6, atol=1e-8, msg=lambda text, name=name: name + text)
+
+
+@pytest.mark.usefixtures("native")
+@pytest.mark.parametrize("part", ["derivatives", "epilogue", "one-pass"])
+@pytest.mark.parametrize("demo", ["demo", "stylegan2_demo", "munit_demo"])
+def test_without_a_part_losses_and_gradients_are_the_same(demo, part):
+    """An optimizer's step may hide a factor: Adam divides by what gradients are large."""
+    plan = plan_of(demo, *PENALISED[demo])
+    expected = losses_and_gradients(plan)
+    with leaving_out([part]):
+        found = losses_and_gradients(plan)
+    assert found.keys() == expected.keys()
+    assert {name.split(":")[0] for name in found} == PHASES[demo]
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-12, msg=lambda text, name=name: name + text)
 
 
 @pytest.mark.parametrize(
@@ -220,6 +266,14 @@ def test_a_step_follows_so_and_reads_what_it_would_leave(monkeypatch):
     assert done == ["True read", "average"]
 
 
+def test_what_is_read_is_the_value():
+    """Of which a tensor without memory has none."""
+    read({"loss/generator": torch.zeros(()), "average/w": torch.zeros(3)})
+    for shape in ((), (3,)):
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            read({"loss/generator": torch.zeros(()), "last": torch.zeros(shape, device="meta")})
+
+
 def test_numbers_drawn_on_the_cpu_are_of_the_same_kinds():
     plan = plan_of("demo")
     with leaving_out(["device-draws"]):
@@ -287,16 +341,19 @@ def test_what_is_recorded_is_not_left_without_the_devices_draws():
 
 
 def test_the_record_and_the_table_say_what_was_left_out(monkeypatch, capsys, tmp_path):
+    """And so do the steps."""
+    quick_rates(monkeypatch)
+    followed: list[float] = []
+    monkeypatch.setattr(
+        "hires_gan.bench.train_steps.follow_one_by_one", lambda average, network, decay: followed.append(decay)
+    )
     out = tmp_path / "train.json"
-    words = ["--without", "average", "--without", "unread", "--steps", "1", "--micro", "4", "--out", str(out)]
-    arguments = ["bench", "train", "--config", str(CONFIGS / "demo.yaml"), *words, *SMALL]
-    monkeypatch.setattr("sys.argv", ["hires-gan", *arguments])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    assert not end.value.code
-    said = capsys.readouterr().out
+    words = ["--without", "average", "--without", "unread", "--steps", 1, "--micro", 4, "--out", out]
+    assert run(monkeypatch, "train", "--config", CONFIGS / "demo.yaml", *words, *SMALL) == 0
+    said, steps = capsys.readouterr().out, len(followed)
     assert f"left out: average: {PARTS['average']}" in said and "left out: unread: " in said
-    assert '"without": [\n' in out.read_text() or '"without": ["average", "unread"]' in out.read_text()
-    assert not left_out("average")
+    assert json.loads(out.read_text())["settings"]["without"] == ["average", "unread"]
+    assert steps > 0 and not left_out("average")
     record = bench_train(plan_of("demo"), "demo", Request(steps=1, micro=(4,)))
     assert record["settings"]["without"] == [] and not any("left out" in line for line in table(record))
+    assert len(followed) == steps

@@ -1,0 +1,40 @@
+"""A machine on which the rows of `bench levers` are answered for, and none is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import pytest
+
+from hires_gan.bench.children import Ended
+
+Answer = Callable[[list[str]], Ended]
+
+
+@pytest.fixture
+def a_commit(monkeypatch):
+    """Where the tests run in a copy without its checkout."""
+    monkeypatch.setenv("HIRES_GAN_COMMIT", "3f2a")
+
+
+@pytest.fixture
+def answering(monkeypatch) -> Callable[[Answer], list[list[str]]]:
+    """No process is started: a function answers, and the arguments are kept."""
+
+    def install(answer: Answer) -> list[list[str]]:
+        calls: list[list[str]] = []
+
+        def called(arguments: Sequence[object], seconds: float, environment: Mapping[str, str]) -> Ended:
+            calls.append([str(argument) for argument in arguments])
+            return answer(calls[-1])
+
+        monkeypatch.setattr("hires_gan.bench.levers.call", called)
+        return calls
+
+    return install
+
+
+@pytest.fixture
+def with_a_gpu(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "a GPU")

@@ -1,0 +1,187 @@
+"""`hires-gan bench levers --out`: a later call goes on with the rows of an earlier one, where they are comparable."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+
+import pytest
+from lever_rows import NAMES, measure, overrides_of, rates_by_name, rows_of, without
+
+from hires_gan.bench import levers
+from hires_gan.bench.children import Ended
+from hires_gan.bench.levers import table
+from hires_gan.errors import Failure, UsageError
+from hires_gan.tracking import machine
+
+pytestmark = pytest.mark.usefixtures("a_commit")
+
+
+@pytest.fixture
+def dated(monkeypatch) -> Callable[[str], None]:
+    """Set the clock of the rows and of the head."""
+
+    def install(date: str) -> None:
+        monkeypatch.setattr(levers, "now", lambda: date)
+        monkeypatch.setattr("hires_gan.bench.identity.now", lambda: date)
+
+    return install
+
+
+@pytest.mark.usefixtures("with_a_gpu")
+def test_the_same_command_goes_on_with_the_rows_that_are_there(answering, dated, tmp_path):
+    """In whatever order they are measured, what is left is what one call leaves; each says when it was measured."""
+    out = tmp_path / "levers.json"
+    calls = answering(rates_by_name)
+    whole = measure("stylegan2_ffhq1024", micro=4)
+    calls.clear()
+    dated("2026-11-26T10:00:00+00:00")
+    measure("stylegan2_ffhq1024", micro=4, levers=("graphs", "micro"), out=out)
+    assert len(calls) == 2
+    dated("2026-11-26T10:59:00+00:00")
+    second = measure("stylegan2_ffhq1024", micro=4, levers=("reference", "graphs"), out=out, seconds=7.0)
+    assert len(calls) == 3, "graphs is there"
+    assert [row["name"] for row in second["rows"]] == ["reference", "graphs", "micro"]
+    assert not any("one hour" in line for line in table(second))
+    dated("2026-11-26T11:00:01+00:00")
+    third = measure("stylegan2_ffhq1024", micro=4, out=out)
+    assert len(calls) == 17 and rows_of(third) == rows_of(whole)
+    assert third["date"] == "2026-11-26T10:00:00+00:00", "that of the first call"
+    assert {
+        row["name"]: row["date"][11:16] for row in third["rows"] if row["name"] in ("reference", "half", "micro")
+    } == {
+        "reference": "10:59",
+        "half": "11:00",
+        "micro": "10:00",
+    }
+    assert [line for line in table(third) if line.startswith("Not of one hour")] == [
+        "Not of one hour, and clocks and neighbours change: graphs 2026-11-26T10:00:00+00:00; more than an hour later "
+        + ", ".join(
+            f"{name} 2026-11-26T11:00:01+00:00"
+            for name in NAMES
+            if name not in ("reference", "graphs", "recompute", "micro")
+        )
+    ]
+    assert json.loads(out.read_text()) == json.loads(json.dumps(third)) and third["complete"] is True
+
+
+@pytest.mark.usefixtures("with_a_gpu")
+def test_what_failed_is_measured_anew_and_so_is_what_went_on_without_it(answering, tmp_path):
+    out, broken = tmp_path / "levers.json", True
+
+    def answer(arguments: list[str]) -> Ended:
+        if broken and overrides_of(arguments)[-1] == "levers.fused=true":
+            return Ended(None, "")
+        return rates_by_name(arguments)
+
+    calls = answering(answer)
+    wanted = ("reference", "tf32", "fused", "graphs")
+    measure("stylegan2_ffhq1024", micro=4, levers=wanted, out=out)
+    calls.clear()
+    again = measure("stylegan2_ffhq1024", micro=4, levers=("compile-main",), out=out)
+    assert "levers.fused=true" not in overrides_of(calls[0]), "it is known to fail"
+    assert [row.get("over") for row in again["rows"]] == [None, "reference", None, "tf32", "graphs"]
+    calls.clear()
+    broken = False
+    once = measure("stylegan2_ffhq1024", micro=4, levers=("fused",), out=out)
+    assert len(calls) == 1
+    assert [row["over"] for row in once["rows"]] == [None, "reference", "tf32", "tf32", "graphs"], (
+        "as they were measured"
+    )
+    calls.clear()
+    mended = measure("stylegan2_ffhq1024", micro=4, levers=(*wanted, "compile-main"), out=out)
+    assert [overrides_of(one)[-1] for one in calls] == ["levers.graphs=true", "levers.compile=main"]
+    assert [row["over"] for row in mended["rows"]] == [None, "reference", "tf32", "fused", "graphs"]
+
+
+@pytest.mark.usefixtures("with_a_gpu")
+def test_a_part_whose_row_failed_is_added_to_those_below_once_it_is_measured(answering, tmp_path):
+    """Their settings are the same: what they were measured without is not."""
+    out, broken = tmp_path / "levers.json", True
+
+    def answer(arguments: list[str]) -> Ended:
+        fails = broken and without(arguments) == ["channels-last", "epilogue"]
+        return Ended(None, "") if fails else rates_by_name(arguments)
+
+    calls = answering(answer)
+    wanted = ("one-pass", "average", "tf32")
+    before = measure("stylegan2_ffhq1024", micro=4, levers=wanted, out=out)
+    assert [row["status"] for row in before["rows"]] == ["measured", "failed", "measured"]
+    calls.clear()
+    broken = False
+    mended = measure("stylegan2_ffhq1024", micro=4, levers=wanted, out=out)
+    assert [without(one) for one in calls] == [["channels-last", "epilogue"], []]
+    assert before["rows"][2]["overrides"] == mended["rows"][2]["overrides"]
+    assert [row["without"] for row in (before["rows"][2], mended["rows"][2])] == [["average"], []]
+    assert [row["over"] for row in mended["rows"]] == [None, "one-pass", "average"]
+
+
+@pytest.mark.usefixtures("with_a_gpu")
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"gpu.name": "another"}, 'with gpu.name "another", and here it is "'),
+        ({"git.commit": "0" * 40}, f'with git.commit "{"0" * 40}", and here it is "'),
+        ({"git.commit": None}, 'with git.commit null, and here it is "'),
+        ({"version.torch": "1.0"}, 'with version.torch "1.0", and here it is "'),
+        ({"settings": {"config": "demo.yaml a=1"}}, 'with settings.config "demo.yaml a=1", and here it is "demo.yaml"'),
+        ({"settings": {"micro": 8}}, "with settings.micro 8, and here it is 4"),
+        ({"settings": {"data": "real"}}, 'with settings.data "real", and here it is "synthetic"'),
+        ({"settings": {"steps": 7}}, "with settings.steps 7, and here it is null"),
+        ({"bench": "train"}, "which is no record of `bench levers`"),
+        ({"rows": None}, "which is no record of `bench levers`"),
+    ],
+)
+def test_rows_of_something_else_are_refused_and_stay(change, sentence, answering, monkeypatch, tmp_path):
+    out = tmp_path / "levers.json"
+    answering(rates_by_name)
+    before = measure("demo", micro=4, levers=("reference",), out=out)
+    settings = before["settings"] | change.get("settings", {})
+    out.write_text(json.dumps(before | change | {"settings": settings}))
+    kept = out.read_bytes()
+    monkeypatch.setattr(levers, "call", None)
+    with pytest.raises(UsageError, match=re.escape(f"--out is {out}, ")) as refused:
+        measure("demo", micro=4, out=out)
+    assert sentence in str(refused.value) and str(refused.value).endswith("name another file, or remove it")
+    assert out.read_bytes() == kept
+
+
+def test_a_file_that_is_no_json_is_refused_and_stays(monkeypatch, tmp_path):
+    out = tmp_path / "levers.json"
+    out.write_text('{"bench": "lev')
+    monkeypatch.setattr(levers, "call", None)
+    with pytest.raises(UsageError, match=r"which cannot be read as JSON: .*; name another file, or remove it"):
+        measure("demo", out=out)
+    assert out.read_text() == '{"bench": "lev'
+
+
+def test_a_commit_that_is_not_known_is_not_gone_on_with(answering, monkeypatch, tmp_path, capsys):
+    """Two copies without a checkout may differ; that is said before anything is measured."""
+    monkeypatch.setattr(machine.shutil, "which", lambda name: None)  # no git there
+    monkeypatch.delenv("HIRES_GAN_COMMIT", raising=False)
+    out = tmp_path / "levers.json"
+    answering(rates_by_name)
+    assert measure("demo", levers=("reference",), out=out)["git.commit"] == "unknown"
+    assert "a later call cannot go on with this one: set HIRES_GAN_COMMIT to what" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    monkeypatch.setattr(levers, "call", None)
+    with pytest.raises(
+        UsageError, match=r"with a commit that is not known, as it is not known here: .*HIRES_GAN_COMMIT"
+    ):
+        measure("demo", out=out)
+    monkeypatch.setenv("HIRES_GAN_COMMIT", "3f2a")
+    with pytest.raises(UsageError, match='with git.commit "unknown", and here it is "3f2a"'):
+        measure("demo", out=out)
+    out.unlink()
+    calls = answering(rates_by_name)
+    measure("demo", levers=("reference",), out=out)
+    measure("demo", levers=("reference", "half"), out=out)
+    assert len(calls) == 2 and "HIRES_GAN_COMMIT" not in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_written_is_told_before_anything_is_measured(monkeypatch, tmp_path):
+    monkeypatch.setattr(levers, "call", None)
+    with pytest.raises(Failure, match=r"nowhere/levers\.json cannot be written"):
+        measure("demo", out=tmp_path / "nowhere" / "levers.json")
