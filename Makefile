@@ -148,6 +148,8 @@ step $(GPU_PYTHON) -m hires_gan.ops
 endef
 GPU_END = test -z "$$failed"
 GPU_BENCH = $(GPU_PYTHON) -m hires_gan bench
+# What another program reached with $size images at once.
+GPU_THEIRS = theirs=; case $$size in 4) theirs="$(REFERENCE_JSON_4)";; 8) theirs="$(REFERENCE_JSON_8)";; esac
 
 # Without torch.compile first, which takes most of the time.
 gpu-ops:
@@ -205,7 +207,7 @@ gpu-input:
 		--seconds $(LEVER_SECONDS) --out $(OUT)/levers-real-$$name.json "$$@" data.decoder=$(GPU_DECODER); }; \
 	if [ -n "$(GPU_SHARDS)" ]; then \
 		for size in 4 8; do \
-			theirs=; case $$size in 4) theirs="$(REFERENCE_JSON_4)";; 8) theirs="$(REFERENCE_JSON_8)";; esac; \
+			$(GPU_THEIRS); \
 			real stylegan2-$$size --config configs/stylegan2_ffhq1024.yaml --micro $$size batch.size=$$size \
 			$${theirs:+--reference-json "$$theirs"} data.shards=$(GPU_SHARDS); \
 			real progressive-$$size --config configs/progressive_celebahq1024.yaml --micro $$size batch.size=$$size \
@@ -225,7 +227,7 @@ GPU_STEP_MS = $(GPU_PYTHON) -c "import json, sys; print(json.load(open(sys.argv[
 gpu-train:
 	@$(GPU_BEGIN); \
 	for size in 4 8 32; do \
-		theirs=; case $$size in 4) theirs="$(REFERENCE_JSON_4)";; 8) theirs="$(REFERENCE_JSON_8)";; esac; \
+		$(GPU_THEIRS); \
 		[ $$size = 32 ] || [ -n "$$theirs" ] || \
 			echo "== not compared: REFERENCE_JSON_$$size names no file of what another program reached"; \
 		step $(GPU_BENCH) train --config configs/stylegan2_ffhq1024.yaml --checkpoint $${TMPDIR:-/tmp} \

@@ -89,7 +89,7 @@ def epilogue(
     if noise is None and noise_strength is not None:
         raise ValueError("noise_strength is given, but noise is None; both or neither are allowed")
     if left_out("epilogue"):
-        return _one_by_one(x, demodulation, noise, noise_strength, b, act, alpha, gain, clamp)
+        return bias_act(_with_noise(x, demodulation, noise, noise_strength), b, 1, act, alpha, gain, clamp)
     if resolve(x.device) == "reference":
         return reference.epilogue(x, demodulation, noise, noise_strength, b, act, alpha, gain, clamp)
     refuse_tangents(x, demodulation, noise, noise_strength, b)
@@ -97,23 +97,13 @@ def epilogue(
     return native
 
 
-def _one_by_one(
-    x: Tensor,
-    demodulation: Tensor | None,
-    noise: Tensor | None,
-    noise_strength: Tensor | None,
-    b: Tensor | None,
-    act: str,
-    alpha: float,
-    gain: float,
-    clamp: float | None,
-) -> Tensor:
-    """The same as ops of their own, each rounded to the dtype of x."""
+def _with_noise(x: Tensor, demodulation: Tensor | None, noise: Tensor | None, noise_strength: Tensor | None) -> Tensor:
+    """Demodulation and noise as ops of their own, each rounded to the dtype of x."""
     if demodulation is not None:
         x = x * demodulation.to(x.dtype)[:, :, None, None]
     if noise is not None:
         x = x + (noise if noise_strength is None else noise * noise_strength).to(x.dtype)
-    return bias_act(x, b, 1, act, alpha, gain, clamp)
+    return x
 
 
 @torch.library.register_fake("hires_gan::epilogue")  # type: ignore[untyped-decorator]

@@ -14,9 +14,9 @@ from hires_gan.losses import ADVERSARIAL, gradient_square, over_scales
 from hires_gan.networks.blending import Alpha
 from hires_gan.networks.munit import Level
 from hires_gan.networks.translation import Discriminators
-from hires_gan.ops.leaving_out import left_out
 from hires_gan.randomness import Purpose, SampleRandom
 from hires_gan.recipes.munit_settings import MunitSettings
+from hires_gan.recipes.passes import in_one_pass
 from hires_gan.recipes.protocol import Outcome
 
 Images = Mapping[str, Tensor]
@@ -85,7 +85,7 @@ class Game:
     def _judged(self, domain: str, real: Tensor, fake: Tensor, level: Level) -> tuple[list[Tensor], list[Tensor]]:
         """The maps of scores of reals and fakes, in one pass: nothing couples them."""
         discriminator = self.discriminators.discriminator(domain)
-        if left_out("one-pass"):
+        if not in_one_pass(len(fake)):
             return discriminator(real, level), discriminator(fake, level)
         maps = discriminator(torch.cat((real, fake)), level)
         return [one[: len(real)] for one in maps], [one[len(real) :] for one in maps]

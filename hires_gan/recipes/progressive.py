@@ -14,10 +14,10 @@ from hires_gan.losses import ADVERSARIAL, clip_weights, drift, gradient_penalty,
 from hires_gan.networks.growth import Growth, Width
 from hires_gan.networks.layers import cross_fade
 from hires_gan.networks.progressive import Discriminator, Generator
-from hires_gan.ops.leaving_out import left_out
 from hires_gan.randomness import Purpose, RandomSource, SampleRandom, initial_weights
 from hires_gan.recipes.growing import describe_growth, fade_at, growing_stages, growth_at, live_optimizers
 from hires_gan.recipes.optimizers import low_precision
+from hires_gan.recipes.passes import in_one_pass
 from hires_gan.recipes.progressive_settings import ProgressiveSettings, WassersteinClippedLoss
 from hires_gan.recipes.protocol import LabelDistribution, OptimizerPlan, Outcome, Phase, Step
 from hires_gan.settings import IntByResolution
@@ -104,7 +104,7 @@ class Progressive:
         fake_labels = self._labels(step.random, Purpose.LABEL_DISCRIMINATOR)
         with torch.no_grad():
             fake = self.generator(self._latents(step.random, Purpose.LATENT_DISCRIMINATOR), fake_labels, growth)
-        # R1 and R2 differentiate the scores with respect to the images, through the same pass.
+        # R1 and R2 differentiate the scores with respect to the images, through the pass that gives these scores.
         real.requires_grad_(loss.r1 > 0)
         fake.requires_grad_(loss.r2 > 0)
         (real_scores, real_classes), (fake_scores, fake_classes) = self._judged(real, fake, growth)
@@ -133,8 +133,7 @@ class Progressive:
 
         What is differentiated with respect to the images of one kind has a pass of its own, which is the shorter way.
         """
-        apart = self.settings.loss.apart or left_out("one-pass")
-        if apart or len(real) % self.discriminator.group:
+        if self.settings.loss.apart or not in_one_pass(len(real), self.discriminator.group):
             return self.discriminator(real, growth), self.discriminator(fake, growth)
         scores, classes = self.discriminator(torch.cat((real, fake)), growth)
         n = len(real)

@@ -17,9 +17,9 @@ from hires_gan.augment.probability import AdaptiveProbability
 from hires_gan.losses import ADVERSARIAL, gradient_square, path_lengths
 from hires_gan.networks.growth import Width
 from hires_gan.networks.stylegan2 import Discriminator, Generator
-from hires_gan.ops.leaving_out import left_out
 from hires_gan.randomness import Purpose, RandomSource, SampleRandom, initial_weights
 from hires_gan.recipes.optimizers import low_precision, optimizer_plan
+from hires_gan.recipes.passes import in_one_pass
 from hires_gan.recipes.protocol import LabelDistribution, OptimizerPlan, Outcome, Phase, Stage, Step, due_phases
 from hires_gan.recipes.stylegan2_settings import (
     StyleGAN2DiscriminatorSettings,
@@ -166,7 +166,7 @@ class StyleGAN2:
         self, fake: Tensor, fake_labels: Tensor | None, real: Tensor, real_labels: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """The scores of fakes and reals: in one pass, unless a group would then hold some of both."""
-        if len(fake) % self.discriminator.group or left_out("one-pass"):
+        if not in_one_pass(len(fake), self.discriminator.group):
             return self.discriminator(fake, fake_labels), self.discriminator(real, real_labels)
         labels = None if fake_labels is None or real_labels is None else torch.cat((fake_labels, real_labels))
         both: Tensor = self.discriminator(torch.cat((fake, real)), labels)

@@ -103,6 +103,12 @@ def losses_and_gradients(plan: Plan) -> dict[str, Tensor]:
     return found
 
 
+def agree(found: dict[str, Tensor], expected: dict[str, Tensor], rtol: float, atol: float) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=rtol, atol=atol, msg=lambda text, name=name: name + text)
+
+
 class Ops(TorchDispatchMode):
     """The names of the ops that are computed."""
 
@@ -150,10 +156,7 @@ def test_without_a_part_the_same_weights_are_learnt(demo, part):
     plan = plan_of(demo, *PENALISED[demo])
     expected = weights_behind_steps(plan)
     with leaving_out([part]):
-        found = weights_behind_steps(plan)
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=1e-6, atol=1e-8, msg=lambda text, name=name: name + text)
+        agree(weights_behind_steps(plan), expected, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.usefixtures("native")
@@ -165,10 +168,8 @@ def test_without_a_part_losses_and_gradients_are_the_same(demo, part):
     expected = losses_and_gradients(plan)
     with leaving_out([part]):
         found = losses_and_gradients(plan)
-    assert found.keys() == expected.keys()
     assert {name.split(":")[0] for name in found} == PHASES[demo]
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-12, msg=lambda text, name=name: name + text)
+    agree(found, expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from hires_gan.networks.layers import cross_fade
 from hires_gan.networks.progressive import Growth
-from hires_gan.ops.leaving_out import leaving_out
 from hires_gan.randomness import Purpose, RandomSource, SampleRandom
 from hires_gan.recipes.progressive import Progressive, build_generator
 from hires_gan.recipes.progressive_settings import ProgressiveSettings
@@ -379,36 +378,6 @@ def test_the_discriminators_phase_builds_no_graph_of_the_generator(loss: dict[st
     assert all(parameter.grad is None for parameter in model.generator.parameters())
     assert step.batch.images.grad is None
     assert not step.batch.images.requires_grad
-
-
-@pytest.mark.parametrize("loss", [{"name": "wgan_gp"}, {"name": "hinge"}, {"name": "wgan", "label_weight": 1}])
-@pytest.mark.parametrize("nimg", [0, FADE])
-def test_reals_and_fakes_are_judged_in_one_pass_as_they_are_in_two(loss: dict[str, Any], nimg: int) -> None:
-    """No group of the minibatch deviation holds some of both; where one would, there are two passes."""
-    model = recipe(loss, labels=(2, 1, 1))
-    for n, at_once in ((4, 1), (model.discriminator.group - 1, 2)):
-        step = step_of(4 if nimg == 0 else 8, n=n, labels=True)
-        with forwards(model.discriminator) as judged:
-            found = model.phases(nimg)[0].function(step)
-        more = 1 if "gp" in found.losses else 0
-        assert len(judged) == at_once + more
-        with leaving_out(["one-pass"]), forwards(model.discriminator) as judged:
-            expected = model.phases(nimg)[0].function(step)
-        assert len(judged) == 2 + more
-        for name, values in expected.losses.items():
-            close(found.losses[name], values)
-        gradients, others = (
-            torch.autograd.grad(
-                torch.stack([term.sum() for term in outcome.losses.values()]).sum(),
-                list(model.discriminator.parameters()),
-                allow_unused=True,
-            )
-            for outcome in (found, expected)
-        )
-        for one, other in zip(gradients, others, strict=True):
-            assert (one is None) == (other is None)
-            if one is not None:
-                close(one, other)
 
 
 def test_reals_are_cross_faded_during_a_fade_alone() -> None:

@@ -9,7 +9,18 @@ from typing import Any, cast
 
 import pytest
 import torch
-from test_graphs import RECIPES, Pair, as_it_was, built, drawn_batch, gpu, one_step, run_steps, stay_together
+from test_graphs import (
+    RECIPES,
+    Pair,
+    as_it_was,
+    built,
+    check_whole,
+    drawn_batch,
+    gpu,
+    run_steps,
+    stay_together,
+    steps_never_wait,
+)
 from torch import Tensor
 
 from hires_gan.recipes.protocol import Phase
@@ -164,22 +175,10 @@ class TestOnGpu:
     def test_compiled_and_recorded_fades_are_reference_within_rounding(self, name, precision):
         pair = Pair(GROWING[name], DTYPES[precision], Levers(compile="all"), fade=True)
         stay_together(pair, precision, 12)
-        assert pair.fast._recorder.enabled
-        assert pair.fast.compiler.refused == {}
-        assert len(pair.fast.compiler.seconds) == len(pair.fast.recipe.phases(pair.fast.recipe.stages[-1].start))
+        check_whole(pair.fast)
 
     @pytest.mark.parametrize("name", GROWING)
     @pytest.mark.parametrize("performance", ["fast", "reference"])
     def test_a_step_of_a_fade_never_waits_for_the_device(self, name, performance):
         backend = in_a_fade(name, "cuda", torch.bfloat16, performance)
-        batches = [drawn_batch(backend, number) for number in range(12)]
-        for number in range(6):  # what is made on first use is made, and phases are recorded
-            one_step(backend, number, batches[number])
-        torch.cuda.synchronize()
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            for number in range(6, 12):
-                one_step(backend, number, batches[number])
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-        assert int(backend.nonfinite) == 0
+        steps_never_wait(backend, 6, 12)

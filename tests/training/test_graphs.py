@@ -277,6 +277,28 @@ def test_a_last_micro_batch_may_be_smaller(micro):
         torch.testing.assert_close(parts[name], value, rtol=1e-5, atol=1e-6)
 
 
+def steps_never_wait(backend: Backend, first: int, end: int) -> None:
+    """Behind `first` steps: in them what is made on first use is made, and phases are recorded."""
+    batches = [drawn_batch(backend, number) for number in range(end)]
+    for number in range(first):
+        one_step(backend, number, batches[number])
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for number in range(first, end):
+            one_step(backend, number, batches[number])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert int(backend.nonfinite) == 0
+
+
+def check_whole(backend: Backend) -> None:
+    """All phases of its stage are compiled, and recorded."""
+    assert backend._recorder.enabled
+    assert backend.compiler.refused == {}
+    assert len(backend.compiler.seconds) == len(backend.recipe.phases(backend.recipe.stages[-1].start))
+
+
 class TestOnGpu:
     pytestmark = gpu
 
@@ -312,26 +334,14 @@ class TestOnGpu:
     def test_compiled_and_recorded_is_reference_within_rounding(self, name, precision):
         pair = Pair(RECIPES[name], DTYPES[precision], Levers(compile="all"))
         stay_together(pair, precision, 20)
-        assert pair.fast._recorder.enabled
-        assert pair.fast.compiler.refused == {}
-        assert len(pair.fast.compiler.seconds) == len(pair.fast.recipe.phases(pair.fast.recipe.stages[-1].start))
+        check_whole(pair.fast)
 
     @pytest.mark.parametrize("name", RECIPES)
     @pytest.mark.parametrize("performance", ["fast", "reference"])
     def test_a_step_never_waits_for_the_device(self, name, performance):
         """Neither launched one by one nor recorded: only what reads a value back does."""
         backend = built(RECIPES[name], "cuda", performance, torch.bfloat16)
-        batches = [drawn_batch(backend, number) for number in range(33)]
-        for number in range(17):  # what is made on first use is made, and phases are recorded; R1's is due at 16
-            one_step(backend, number, batches[number])
-        torch.cuda.synchronize()
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            for number in range(17, 33):
-                one_step(backend, number, batches[number])
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-        assert int(backend.nonfinite) == 0
+        steps_never_wait(backend, 17, 33)  # R1 is due at 16, too
 
     def test_what_cannot_be_recorded_runs_step_by_step_and_says_so_once(self, capsys):
         recorder = Recorder(torch.device("cuda"), True)
