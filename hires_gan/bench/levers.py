@@ -84,9 +84,9 @@ LEVERS = (
 )
 """In this order, each with those before it but those aside. What `fast` does ends with `graphs`.
 
-The first row is a straightforward program, and no straw man: it draws on the device, reads nothing back, and computes
-derivatives of convolutions as convolutions. What that is worth is told by rows aside that lack it, before `graphs`:
-what comes from the CPU cannot be recorded.
+The first row is a straightforward program, but that it draws on the device, by many small ops, reads nothing back, and
+computes derivatives of convolutions as convolutions. What that is worth is told by rows aside that lack it, before
+`graphs`: numbers that come from the CPU cannot be recorded.
 """
 _FIRST = LEVERS[0].name
 _RECOMPUTE = "recipe.generator.recompute"

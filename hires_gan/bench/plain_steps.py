@@ -25,7 +25,7 @@ def lacking(part: str, plan: Plan) -> str:
     if part == "one-pass" and isinstance(recipe, StyleGANSettings):
         return "the family differentiates the scores of reals in the pass that gives them, and scores fakes in another"
     if part == "one-pass" and isinstance(recipe, ProgressiveSettings) and recipe.loss.apart:
-        return "r1 and r2 differentiate the scores of one kind, which has a pass of its own then"
+        return "r1 and r2 differentiate the scores of their own images, and each kind has a pass of its own then"
     return ""
 
 

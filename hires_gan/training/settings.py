@@ -77,7 +77,7 @@ class BatchSettings(Settings):
     per_device: Literal["auto"] | PositiveInt = "auto"
     """How many of them go through the networks at once; it never changes a result, only memory and speed.
 
-    StyleGAN2's discriminator sees as many reals and as many fakes in one pass."""
+    A discriminator may see as many reals and as many fakes in one pass."""
 
 
 class OpsSettings(Settings):
