@@ -101,7 +101,7 @@ def bench_train_command(
         typer.Option(
             metavar="PART",
             help="Leave out what runs always have, several times if wanted: channels-last, derivatives, epilogue, "
-            "one-pass, average, device-draws or unread.",
+            "one-pass, average, sample-draws, device-draws or unread.",
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="A JSON file for the result.")] = None,
@@ -114,7 +114,7 @@ def bench_train_command(
     from hires_gan.bench.train_table import table
 
     files = {"reference": reference_json, "out": out, "checkpoint": checkpoint}
-    parts, micros = tuple(without or ()), tuple(micro or ())
+    parts, micros = tuple(dict.fromkeys(without or ())), tuple(micro or ())
     request = Request(steps, warmup, micros, stage_nimg, data, profile, without=parts, **files)
     for line in table(bench_train(plan, " ".join([config.name, *(overrides or [])]), request)):
         typer.echo(line)

@@ -60,17 +60,17 @@ LEVERS = (
         ("precision=fp32", "performance=reference", _NONE, "ops={backend: reference, require_native: false}"),
     ),
     Lever("one-pass", "reals and fakes in one pass of the discriminator", part="one-pass"),
-    Lever("average", "the running average in one call", part="average"),
+    Lever("average", "the running average in one call", gpu=True, part="average"),
     Lever("half", "half precision in the high resolutions", ("precision=HALF",)),
     Lever("channels-last", "convolutions in channels_last", part="channels-last"),
     Lever("native", "the compiled ops", ("ops.backend=native",)),
+    Lever("sample-draws", "random numbers as functions of the sample, in one kernel", part="sample-draws"),
     Lever("epilogue", "what follows a modulated convolution in one kernel", part="epilogue"),
     Lever("tf32", "TF32 for what stays in float32", ("levers.tf32=true",), gpu=True),
     Lever("fused", "an optimizer's step in one kernel", ("levers.fused=true",), gpu=True),
-    Lever("torch-derivatives", "torch's own derivatives of convolutions", aside=True, part="derivatives"),
     Lever("host-draws", "random numbers drawn on the CPU and copied", gpu=True, aside=True, part="device-draws"),
-    Lever("read-back", "all losses read back at every step", gpu=True, aside=True, part="unread"),
     Lever("graphs", "each phase as a CUDA graph", ("levers.graphs=true",), gpu=True),
+    Lever("micro", "twice as many images at once", doubles=True, aside=True),
     Lever("fp16", "float16 in place of bfloat16", ("precision=fp16",), aside=True),
     Lever(
         "recompute",
@@ -78,16 +78,19 @@ LEVERS = (
         ("recipe.generator.recompute=true",),
         aside=True,
     ),
-    Lever("micro", "twice as many images at once", doubles=True, aside=True),
+    Lever("torch-derivatives", "torch's own derivatives of convolutions", aside=True, part="derivatives"),
+    Lever("read-back", "all losses read back at every step", gpu=True, aside=True, part="unread"),
     Lever("compile-main", "torch.compile of the phases of every step", ("levers.compile=main",)),
     Lever("compile-all", "torch.compile of R1 and path lengths as well", ("levers.compile=all",)),
 )
 """In this order, each with those before it but those aside. What `fast` does ends with `graphs`.
 
-The first row is a straightforward program, but that it draws on the device, by many small ops, reads nothing back, and
-computes derivatives of convolutions as convolutions. What that is worth is told by rows aside that lack it, before
-`graphs`: numbers that come from the CPU cannot be recorded.
+The first row is a straightforward program that draws on the device; but it reads nothing back, and computes derivatives
+of convolutions as convolutions. What that is worth is told by rows aside that lack it; of numbers drawn on the CPU
+before `graphs`, since these cannot be recorded.
 """
+_LADDER = [lever.name for lever in LEVERS if not lever.aside]
+"""The rows that hand on what they add."""
 _FIRST = LEVERS[0].name
 _RECOMPUTE = "recipe.generator.recompute"
 
@@ -114,14 +117,33 @@ class Request:
 
 
 @dataclass(frozen=True)
+class Program:
+    """What rows are measured with.
+
+    Attributes:
+        overrides: Settings.
+        without: Parts that are left out.
+        has: The rows of the ladder whose levers are pulled.
+    """
+
+    overrides: tuple[str, ...]
+    without: tuple[str, ...]
+    has: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Row:
-    """A lever, and everything that it is measured with."""
+    """A lever, and everything that it is measured with; why it is not, if it is skipped."""
 
     lever: Lever
-    overrides: tuple[str, ...]
+    program: Program
     micro: int
-    without: tuple[str, ...] = ()
     skipped: str = ""
+
+    def described(self) -> Record:
+        """What tells it from a row of the same name that went on from others."""
+        program = self.program
+        return {"overrides": list(program.overrides), "micro": self.micro, "without": list(program.without)}
 
 
 @dataclass
@@ -136,12 +158,12 @@ class _Bench:
     def kept(self, row: Row) -> Record:
         """What is there of the same row, measured with the same settings; nothing if it is yet to be measured."""
         found = self.rows.get(row.lever.name, {})
-        before = tuple(found.get(name) for name in ("overrides", "micro", "without"))
-        return found if before == (list(row.overrides), row.micro, list(row.without)) else {}
+        same = all(found.get(name) == value for name, value in row.described().items())
+        return found if same else {}
 
     def record(self, complete: bool) -> Record:
         rows = [self.rows[lever.name] for lever in LEVERS if lever.name in self.rows]
-        return self.head | {"rows": with_gains(rows, _aside(), _FIRST), "complete": complete}
+        return self.head | {"rows": with_gains(rows, _LADDER, _FIRST), "complete": complete}
 
     def write(self, complete: bool) -> None:
         if self.request.out is not None:
@@ -210,10 +232,6 @@ def _begun(config: Path, request: Request, head: Record) -> _Bench:
     return _Bench(config, request, earlier, {row["name"]: row for row in earlier["rows"]})
 
 
-def _aside() -> list[str]:
-    return [lever.name for lever in LEVERS if lever.aside]
-
-
 def _device() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
@@ -224,34 +242,39 @@ def _last_stage(plan: Plan) -> Stage:
 
 
 def _measure_rows(bench: _Bench, plan: Plan, overrides: tuple[str, ...], micro: int) -> None:
-    pulled, left_out = overrides, _added_parts(plan)
+    pulled = Program(overrides, _added_parts(plan, micro))
     for lever in LEVERS:
-        row = _row(lever, pulled, left_out, plan, micro)
+        row = _row(lever, pulled, plan, micro)
         wanted = not bench.request.levers or lever.name in bench.request.levers
         if wanted and bench.kept(row).get("status") not in ("measured", "skipped"):
             bench.add(_measured(bench, row))
         failed = bench.kept(row).get("status") == "failed"
         # Without the first row's settings, the others would be those of the dial.
         if not (row.skipped or lever.aside) and (not failed or lever.name == _FIRST):
-            pulled, left_out = row.overrides, row.without
+            pulled = row.program
 
 
-def _added_parts(plan: Plan) -> tuple[str, ...]:
-    """What the first row lacks, and a later one adds."""
-    parts = [lever.part for lever in LEVERS if lever.part and not lever.aside]
-    return tuple(part for part in parts if not lacking(part, plan))
+def _added_parts(plan: Plan, micro: int) -> tuple[str, ...]:
+    """What the first row lacks, and a later one adds: nothing whose row is skipped."""
+    adding = [lever for lever in LEVERS if lever.part and not lever.aside]
+    return tuple(lever.part for lever in adding if not _idle(lever, plan, micro))
 
 
-def _row(lever: Lever, before: tuple[str, ...], left_out: tuple[str, ...], plan: Plan, micro: int) -> Row:
+def _row(lever: Lever, pulled: Program, plan: Plan, micro: int) -> Row:
     half = plan.precision if plan.precision in ("bf16", "fp16") else "bf16"
     own = tuple(text.replace("HALF", half) for text in lever.overrides)
-    recomputes = hasattr(plan.recipe, "generator") and hasattr(plan.recipe.generator, "recompute")
-    if lever.name == _FIRST and recomputes:
+    if lever.name == _FIRST and _recomputes(plan):
         own += (f"{_RECOMPUTE}=false",)
     if lever.doubles:
         micro *= 2
         own += _room(plan, micro)
-    return Row(lever, (*before, *own), micro, _without(lever, left_out), _idle(lever, plan, recomputes))
+    has = pulled.has if lever.aside else (*pulled.has, lever.name)
+    program = Program((*pulled.overrides, *own), _without(lever, pulled.without), has)
+    return Row(lever, program, micro, _idle(lever, plan, micro))
+
+
+def _recomputes(plan: Plan) -> bool:
+    return hasattr(plan.recipe, "generator") and hasattr(plan.recipe.generator, "recompute")
 
 
 def _without(lever: Lever, left_out: tuple[str, ...]) -> tuple[str, ...]:
@@ -266,12 +289,13 @@ def _room(plan: Plan, micro: int) -> tuple[str, ...]:
     return (f"batch.size={micro}",) if size < micro else ()
 
 
-def _idle(lever: Lever, plan: Plan, recomputes: bool) -> str:
+def _idle(lever: Lever, plan: Plan, micro: int) -> str:
+    """Why a row would measure nothing; nothing if it does."""
     if lever.gpu and not torch.cuda.is_available():
         return "moves nothing on a CPU"
-    if lever.part and (reason := lacking(lever.part, plan)):
+    if lever.part and (reason := lacking(lever.part, plan, micro)):
         return reason
-    if lever.name == "recompute" and not recomputes:
+    if lever.name == "recompute" and not _recomputes(plan):
         return "the family computes nothing again"
     if lever.name == "fp16" and plan.precision == "fp16":
         return "the configuration's precision, which the row half has"
@@ -282,8 +306,7 @@ def _idle(lever: Lever, plan: Plan, recomputes: bool) -> str:
 
 def _measured(bench: _Bench, row: Row) -> Record:
     lever = row.lever
-    record: Record = {"name": lever.name, "adds": lever.adds, "overrides": list(row.overrides), "micro": row.micro}
-    record |= {"without": list(row.without), "lacks": lever.part if lever.aside else ""}
+    record: Record = {"name": lever.name, "adds": lever.adds, **row.described(), "has": list(row.program.has)}
     if row.skipped:
         return record | {"status": "skipped", "reason": row.skipped}
     record["date"] = now()
@@ -308,9 +331,9 @@ def _environment(folder: Path) -> dict[str, str]:
 
 def _arguments(bench: _Bench, row: Row, out: Path, steps: int | None) -> list[object]:
     counted = [] if steps is None else ["--steps", steps]
-    parts = [word for part in row.without for word in ("--without", part)]
+    parts = [word for part in row.program.without for word in ("--without", part)]
     fixed = ["--micro", row.micro, "--data", bench.request.data, *counted, *parts, "--out", out]
-    return ["bench", "train", "--config", bench.config, *fixed, *row.overrides]
+    return ["bench", "train", "--config", bench.config, *fixed, *row.program.overrides]
 
 
 def _cached(again: Record) -> Record:
@@ -355,8 +378,8 @@ def table(record: Record) -> Iterator[str]:
         yield _line(row)
     yield from hours(record)
     yield (
-        f"Each row has what those above it have, without those that failed, and without {', '.join(_aside())}, which "
-        f"are aside; gain: images/s by those of the last row above that is not aside; in all: by those of {_FIRST}"
+        "Each row has what those above it add, but for rows that failed and rows aside; gain: images/s by those of the "
+        f"last row above that is not aside and lacks nothing else; in all: by those of {_FIRST}"
     )
 
 
@@ -365,7 +388,12 @@ def _line(row: Record) -> str:
         return f"{row['name']:18}{row['status']}: {row['reason']}"
     gains = "".join(f"{_times(row[name]):>8}" for name in ("gain", "over_reference"))
     figures = f"{row['images_per_s']:>10.2f}{row['ms_per_step']:>10.1f}{row['peak_memory'] / 2**30:>10.2f}{gains}"
-    return f"{row['name']:18}{figures}  {row['adds']}{_compiled(row)}"
+    aside = "" if row["name"] in _LADDER else "aside: "
+    return f"{row['name']:18}{figures}  {aside}{row['adds']}{_lacking(row)}{_compiled(row)}"
+
+
+def _lacking(row: Record) -> str:
+    return f"; without {', '.join(row['without'])}" if row["without"] else ""
 
 
 def _times(ratio: float | None) -> str:

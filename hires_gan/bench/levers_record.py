@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -71,21 +71,21 @@ def _shown(value: object) -> str:
     return json.dumps(value) if value is None or isinstance(value, str) else str(value)
 
 
-def with_gains(rows: Sequence[Record], aside: Collection[str], first: str) -> list[Record]:
-    """Each row that was measured, beside the one whose settings it adds to, and beside the first one.
+def with_gains(rows: Sequence[Record], ladder: Sequence[str], first: str) -> list[Record]:
+    """Each row that was measured, beside the one that it adds to, and beside the first one.
 
     Args:
-        rows: In the order of the ladder.
-        aside: Names of those that hand nothing on.
+        rows: In the order of the ladder, with those aside.
+        ladder: Names of the rows that hand on what they add, in order; the others stand aside.
         first: The name of what all are compared with.
     """
     measured = [row for row in rows if row["status"] == "measured"]
-    return [row | _gains(row, measured, aside, first) if row["status"] == "measured" else row for row in rows]
+    return [row | _gains(row, measured, ladder, first) if row["status"] == "measured" else row for row in rows]
 
 
-def _gains(row: Record, measured: Sequence[Record], aside: Collection[str], first: str) -> Record:
+def _gains(row: Record, measured: Sequence[Record], ladder: Sequence[str], first: str) -> Record:
     above = measured[: measured.index(row)]
-    handed = [one for one in above if one["name"] not in aside and _adds_to(row, one)]
+    handed = [one for one in above if one["name"] in ladder and _adds_to(row, one, ladder)]
     rates = {one["name"]: one["images_per_s"] for one in above}
     rate, over = row["images_per_s"], handed[-1]["name"] if handed else None
     return {
@@ -95,11 +95,14 @@ def _gains(row: Record, measured: Sequence[Record], aside: Collection[str], firs
     }
 
 
-def _adds_to(row: Record, above: Record) -> bool:
-    """A row that an earlier call has measured may lack what failed there, and was measured since."""
-    settings: list[str] = above["overrides"]
-    lacking = set(row["without"]) - {row["lacks"]}
-    return bool(row["overrides"][: len(settings)] == settings) and lacking <= set(above["without"])
+def _adds_to(row: Record, above: Record, ladder: Sequence[str]) -> bool:
+    """Whether a row has what another has, and besides nothing but what rows below that one add.
+
+    Rows of several calls may differ in more: what failed at first and was measured later is in one, and not in another.
+    """
+    here, there = set(row["has"]), set(above["has"])
+    below = ladder[ladder.index(above["name"]) + 1 :]
+    return there <= here and here - there <= set(below)
 
 
 def hours(record: Record) -> Iterator[str]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -11,14 +10,15 @@ from torch import Tensor, nn
 from hires_gan.errors import UsageError
 from hires_gan.ops.leaving_out import PARTS
 from hires_gan.randomness import Purpose, RandomSource
+from hires_gan.recipes.passes import in_one_pass
 from hires_gan.recipes.progressive_settings import ProgressiveSettings
 from hires_gan.recipes.stylegan_settings import StyleGANSettings
 from hires_gan.training.levers import pulled
 from hires_gan.training.settings import Plan
 
 
-def lacking(part: str, plan: Plan) -> str:
-    """Why a configuration has not got a part; nothing if it has."""
+def lacking(part: str, plan: Plan, micro: int) -> str:
+    """Why a configuration has not got a part with so many images at once; nothing if it has."""
     recipe = plan.recipe
     if part == "epilogue" and isinstance(recipe, ProgressiveSettings | StyleGANSettings):
         return "the family's convolutions are not modulated, and have no epilogue"
@@ -26,11 +26,22 @@ def lacking(part: str, plan: Plan) -> str:
         return "the family differentiates the scores of reals in the pass that gives them, and scores fakes in another"
     if part == "one-pass" and isinstance(recipe, ProgressiveSettings) and recipe.loss.apart:
         return "r1 and r2 differentiate the scores of their own images, and each kind has a pass of its own then"
+    if part == "one-pass" and not in_one_pass(micro, recipe.group_size):
+        return (
+            f"{micro} images at once are no whole groups of {recipe.group_size}, of which one would hold reals and "
+            "fakes: they go one after the other as it is"
+        )
     return ""
 
 
-def check_without(parts: Iterable[str], plan: Plan, device: torch.device) -> None:
+def check_without(parts: Collection[str], plan: Plan, device: torch.device, micros: Iterable[int]) -> None:
     """See that parts can be left out.
+
+    Args:
+        parts: As `--without` names them.
+        plan: The configuration.
+        device: Where the steps are computed.
+        micros: How many images go through the networks at once, one measurement after the other.
 
     Raises:
         UsageError: There is no such part, the configuration has not got it, or it would be recorded or compiled with
@@ -39,8 +50,9 @@ def check_without(parts: Iterable[str], plan: Plan, device: torch.device) -> Non
     for part in parts:
         if part not in PARTS:
             raise UsageError(f"--without is {part!r}; {', '.join(PARTS)} are allowed")
-        if reason := lacking(part, plan):
-            raise UsageError(f"--without is {part}: {reason}; leave it away")
+        for micro in micros:
+            if reason := lacking(part, plan, micro):
+                raise UsageError(f"--without is {part}: {reason}; leave it away")
     levers = pulled(plan.levers, plan.performance, device.type)
     if "device-draws" in parts and levers.whole:
         raise UsageError(
@@ -49,28 +61,37 @@ def check_without(parts: Iterable[str], plan: Plan, device: torch.device) -> Non
         )
 
 
-class HostRandom(RandomSource):
-    """Numbers of the same kinds from torch's own generator on the CPU, copied to where the samples are.
+class TorchRandom(RandomSource):
+    """Numbers of the same kinds from torch's own generators.
 
     They are others than `RandomSource` gives, and depend on the order in which they are asked for.
+
+    Args:
+        seed: Of the numbers that are drawn on a device of their own.
+        device: Where they are drawn, to be copied to where the samples are; None: there, by the generator that torch
+            has for that device, whose numbers CUDA graphs count on in every replay.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, device: torch.device | None = None) -> None:
         super().__init__(seed)
-        self._generator = torch.Generator().manual_seed(seed)
+        self._device = device
+        self._generator = None if device is None else torch.Generator(device).manual_seed(seed)
 
     def bits(self, purpose: Purpose, samples: Tensor, count: int) -> Tensor:
         """int64 `[n, count]` in [0, 2^32)."""
-        return torch.randint(2**32, (len(samples), count), generator=self._generator).to(samples.device)
+        place = self._device or samples.device
+        drawn = torch.randint(2**32, (len(samples), count), generator=self._generator, device=place)
+        return drawn.to(samples.device)
 
     def uniform(self, purpose: Purpose, samples: Tensor, shape: tuple[int, ...] = ()) -> Tensor:
         """float32 `[n, *shape]` in [0, 1)."""
-        return torch.rand(len(samples), *shape, generator=self._generator).to(samples.device)
+        place = self._device or samples.device
+        return torch.rand(len(samples), *shape, generator=self._generator, device=place).to(samples.device)
 
     def normal(self, purpose: Purpose, samples: Tensor, shape: tuple[int, ...] = ()) -> Tensor:
         """float32 `[n, *shape]` from N(0, 1)."""
-        drawn = torch.randn(len(samples), math.prod(shape), generator=self._generator)
-        return drawn.reshape(len(samples), *shape).to(samples.device)
+        place = self._device or samples.device
+        return torch.randn(len(samples), *shape, generator=self._generator, device=place).to(samples.device)
 
 
 def lay_out_contiguously(networks: Iterable[nn.Module]) -> None:

@@ -82,24 +82,20 @@ def bench_train(plan: Plan, config: str, request: Request) -> Record:
     least = {"--steps": (request.steps, 1), "--warmup": (request.warmup, 0), "--stage-nimg": (request.stage_nimg, 0)}
     require_least(least)
     device = _prepared(plan, request)
-    check_without(request.without, plan, device)
-    with leaving_out(request.without):
-        return _bench(plan, config, request, device)
-
-
-def _bench(plan: Plan, config: str, request: Request, device: torch.device) -> Record:
     head = identity("train")
     reference = None if request.reference is None else read_reference(request.reference, head["gpu.name"])
     images = open_images(plan, request.data, device)
     place = _place(plan, images, request)
     micros = _micros(plan, place.stage, request)
+    check_without(request.without, plan, device, micros)
     counts = _counts(request, place, device)
     at, group = request.stage_nimg, place.stage.group
     job = Job(plan, images, device, at, place.cycle, group, *counts, request.profile, request.checkpoint)
     settings = {"config": config} | _settings(job, place) | {"without": list(request.without)}
     head |= {"settings": settings, "load_average_before": _load()}
     _require_places(request)
-    return _measured(job, micros, place.stage, _Result(head, reference, request.out))
+    with leaving_out(request.without):
+        return _measured(job, micros, place.stage, _Result(head, reference, request.out))
 
 
 def _require_places(request: Request) -> None:

@@ -36,7 +36,7 @@ class Op:
         dtype: Of its first tensor.
         flops: Floating-point operations of convolutions and matrix products, a multiplication with its addition being
             two; 0 for all others.
-        bytes: Of its inputs and results, each once; 0 for a view.
+        bytes: Of its inputs and results, each once, in the device's memory; 0 for a view.
     """
 
     name: str
@@ -50,11 +50,12 @@ class Op:
 
 
 @contextmanager
-def recording(players: Mapping[str, nn.Module]) -> Iterator[list[Op]]:
+def recording(players: Mapping[str, nn.Module], device: torch.device) -> Iterator[list[Op]]:
     """Record every op that runs, forward and backward, with the player's layer in which it does.
 
     Args:
         players: Networks by name; their layers are called by that name and their own.
+        device: Where they compute; what moves in another's memory, as numbers drawn on the CPU, is not counted.
     """
     ops: list[Op] = []
     counter = FlopCounterMode(display=False)
@@ -63,7 +64,7 @@ def recording(players: Mapping[str, nn.Module]) -> Iterator[list[Op]]:
 
         def record(packet: Any, *args: Any, out_val: Any, **kwargs: Any) -> int:
             backward = counter.mod_tracker.is_bw
-            op = _described(packet, args, kwargs, out_val, "" if backward else layers[-1], not backward)
+            op = _described(packet, args, kwargs, out_val, "" if backward else layers[-1], not backward, device)
             if op.bytes or op.flops:
                 ops.append(op)
             return op.flops
@@ -123,7 +124,13 @@ def _inside(players: Mapping[str, nn.Module]) -> Iterator[list[str]]:
 
 
 def _described(
-    packet: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any, layer: str, forward: bool
+    packet: Any,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    out: Any,
+    layer: str,
+    forward: bool,
+    device: torch.device,
 ) -> Op:
     name, tensors, results = str(packet), list(_tensors((args, kwargs))), list(_tensors(out))
     largest = max(results, key=Tensor.numel, default=None)
@@ -136,7 +143,7 @@ def _described(
         () if largest is None else tuple(largest.shape),
         first.dtype,
         _flops(packet, args, kwargs, out),
-        _moved(name, args, kwargs, results),
+        _moved(name, args, kwargs, results, device),
     )
 
 
@@ -153,7 +160,9 @@ def _flops(packet: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: A
     return int(images + weights // groups)
 
 
-def _moved(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], results: Sequence[Tensor]) -> int:
+def _moved(
+    name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], results: Sequence[Tensor], device: torch.device
+) -> int:
     if name.startswith(_UNTOUCHED):
         return 0
     tensors = list(_tensors((args, kwargs)))
@@ -165,7 +174,8 @@ def _moved(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], results:
         tensors = []
     elif name in _ONLY_WRITTEN:
         tensors = tensors[1:]
-    return sum(map(_bytes, _distinct(tensors))) + sum(map(_bytes, _distinct(results)))
+    there = ([one for one in some if one.device.type == device.type] for some in (tensors, results))
+    return sum(_bytes(one) for some in there for one in _distinct(some))
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import torch
 
-from hires_gan.bench.plain_steps import HostRandom, follow_one_by_one, lay_out_contiguously, read
+from hires_gan.bench.plain_steps import TorchRandom, follow_one_by_one, lay_out_contiguously, read
 from hires_gan.bench.train_images import Images, Supply
 from hires_gan.bench.train_ops import Op, recording
 from hires_gan.ops.leaving_out import left_out
-from hires_gan.randomness import RandomSource, SampleRandom
+from hires_gan.randomness import SampleRandom
 from hires_gan.recipes.families import build_recipe
 from hires_gan.recipes.protocol import Batch, Phase, Recipe, Stage, Step, stage_at
 from hires_gan.training.backends import Backend
@@ -66,7 +66,9 @@ def build_backend(recipe: Recipe, device: torch.device, plan: Plan) -> Backend:
     if left_out("channels-last"):
         lay_out_contiguously([*recipe.players.values(), backend.average])
     if left_out("device-draws"):
-        backend.random = HostRandom(plan.run.seed)
+        backend.random = TorchRandom(plan.run.seed, torch.device("cpu"))
+    elif left_out("sample-draws"):
+        backend.random = TorchRandom(plan.run.seed)
     return backend
 
 
@@ -121,15 +123,14 @@ class Stand:
         weights = dict(self.recipe.players[phase.player].named_parameters())
         live = [weights[name] for name in self.place.stage.optimizers[phase.player].live]
         samples = torch.arange(self.place.nimg, self.place.nimg + len(batch), device=self.device)
-        random = RandomSource(self.plan.run.seed)
         alpha = None if phase.alpha is None else torch.full((), phase.alpha, dtype=torch.float64, device=self.device)
         found = []
         for start in range(0, len(batch), self.micro):
             part = slice(start, start + self.micro)
-            step = Step(batch.part(part), SampleRandom(random, samples[part]), alpha)
+            step = Step(batch.part(part), SampleRandom(self.backend.random, samples[part]), alpha)
             for weight in live:
                 weight.requires_grad_(True)
-            with recording(self.recipe.players) as ops:
+            with recording(self.recipe.players, self.device) as ops:
                 losses = phase.function(step).losses.values()
                 torch.stack([loss.sum() for loss in losses]).sum().backward()  # type: ignore[no-untyped-call]
             for weight in live:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from typing import Literal
 
-PARTS = {
-    "channels-last": "weights and synthetic images lie contiguously, not in channels_last; so do convolutions on a GPU",
+Part = Literal[
+    "channels-last", "derivatives", "epilogue", "one-pass", "average", "sample-draws", "device-draws", "unread"
+]
+PARTS: dict[Part, str] = {
+    "channels-last": "weights and images lie contiguously, not in channels_last; so do convolutions on a GPU",
     "derivatives": "derivatives of convolutions are torch's own, and not convolutions",
     "epilogue": "demodulation, noise, then bias and activation are ops of their own, and not one",
     "one-pass": "reals and fakes go through a discriminator one after the other, and not together",
     "average": "the running average follows one parameter after the other, and not all in one call",
+    "sample-draws": "random numbers are torch's own on the device, and not a function of the sample's number",
     "device-draws": "random numbers are drawn on the CPU and copied, and not drawn on the device",
     "unread": "every step reads the values of its losses and statistics, and does not leave them on the device",
 }
@@ -41,7 +46,7 @@ def leaving_out(parts: Collection[str]) -> Iterator[None]:
         _left_out[:] = before
 
 
-def left_out(part: str) -> bool:
+def left_out(part: Part) -> bool:
     """Whether a part is to be left out; no without being asked."""
     return part in _left_out
 

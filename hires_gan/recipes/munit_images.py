@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from hires_gan.ops.leaving_out import left_out
 from hires_gan.randomness import Purpose, RandomSource, SampleRandom
 
 _GREY_LEVEL = 2 / 255
@@ -22,7 +23,7 @@ def random_crops(images: Mapping[str, Tensor], side: int, random: SampleRandom) 
         random: Of the samples.
 
     Returns:
-        By domain `[n, 3, side, side]` in channels_last memory.
+        By domain `[n, 3, side, side]` in channels_last memory, unless a benchmark leaves that out.
     """
     room = next(iter(images.values())).shape[-1] - side + 1
     places = (random.uniform(Purpose.CROP, len(images), 2).double() * room).long()  # below `room`, also when rounded
@@ -31,7 +32,8 @@ def random_crops(images: Mapping[str, Tensor], side: int, random: SampleRandom) 
     for (domain, x), corner in zip(images.items(), places.unbind(1), strict=True):
         rows, columns = (corner[:, axis, None] + inside for axis in (0, 1))
         samples = torch.arange(len(x), device=x.device)[:, None, None]
-        crops[domain] = x.permute(0, 2, 3, 1)[samples, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+        crop = x.permute(0, 2, 3, 1)[samples, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+        crops[domain] = crop.contiguous() if left_out("channels-last") else crop
     return crops
 
 

@@ -46,7 +46,7 @@ def test_the_same_command_goes_on_with_the_rows_that_are_there(answering, dated,
     assert not any("one hour" in line for line in table(second))
     dated("2026-11-26T11:00:01+00:00")
     third = measure("stylegan2_ffhq1024", micro=4, out=out)
-    assert len(calls) == 17 and rows_of(third) == rows_of(whole)
+    assert len(calls) == 18 and rows_of(third) == rows_of(whole)
     assert third["date"] == "2026-11-26T10:00:00+00:00", "that of the first call"
     assert {
         row["name"]: row["date"][11:16] for row in third["rows"] if row["name"] in ("reference", "half", "micro")
@@ -101,7 +101,7 @@ def test_a_part_whose_row_failed_is_added_to_those_below_once_it_is_measured(ans
     out, broken = tmp_path / "levers.json", True
 
     def answer(arguments: list[str]) -> Ended:
-        fails = broken and without(arguments) == ["channels-last", "epilogue"]
+        fails = broken and without(arguments) == ["channels-last", "sample-draws", "epilogue"]
         return Ended(None, "") if fails else rates_by_name(arguments)
 
     calls = answering(answer)
@@ -111,7 +111,7 @@ def test_a_part_whose_row_failed_is_added_to_those_below_once_it_is_measured(ans
     calls.clear()
     broken = False
     mended = measure("stylegan2_ffhq1024", micro=4, levers=wanted, out=out)
-    assert [without(one) for one in calls] == [["channels-last", "epilogue"], []]
+    assert [without(one) for one in calls] == [["channels-last", "sample-draws", "epilogue"], []]
     assert before["rows"][2]["overrides"] == mended["rows"][2]["overrides"]
     assert [row["without"] for row in (before["rows"][2], mended["rows"][2])] == [["average"], []]
     assert [row["over"] for row in mended["rows"]] == [None, "one-pass", "average"]

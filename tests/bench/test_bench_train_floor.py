@@ -31,7 +31,7 @@ def small_limits(monkeypatch):
 
 
 def recorded(work, **players: nn.Module) -> list[Op]:
-    with recording(players) as ops:
+    with recording(players, torch.device("cpu")) as ops:
         work()
     return ops
 
@@ -70,11 +70,17 @@ def test_the_layers_of_a_plain_model():
 
 def test_a_module_that_fails_leaves_no_name_behind():
     network = nn.Sequential(nn.Conv2d(3, 8, 3))
-    with recording({"judge": network}) as ops:
+    with recording({"judge": network}, torch.device("cpu")) as ops:
         with pytest.raises(RuntimeError):
             network(torch.zeros(1, 4, 8, 8))
         torch.zeros(3) + 1
     assert ops[-1].name == "aten.add" and ops[-1].layer == ""
+
+
+def test_what_is_drawn_elsewhere_and_copied_counts_where_it_arrives():
+    with recording({}, torch.device("meta")) as ops:
+        torch.randn(3, 4).to("meta")
+    assert [(op.name, op.bytes) for op in ops] == [("aten._to_copy", 48)]
 
 
 def test_groups_divide_the_operations():

@@ -4,50 +4,35 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
+from bench_shards import pngs, write_shards
 from small_plans import SMALL, quick_rates, run
+from steps_without import CONFIGS, CPU, Ops, one_step, plan_of
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hires_gan.bench.plain_steps import HostRandom, check_without, follow_one_by_one, read
+from hires_gan.bench.plain_steps import check_without, follow_one_by_one, read
 from hires_gan.bench.train import Request, bench_train
-from hires_gan.bench.train_images import Synthetic, open_images
+from hires_gan.bench.train_images import open_images, supply
 from hires_gan.bench.train_steps import Stand
 from hires_gan.bench.train_table import table
-from hires_gan.config import load_configuration
 from hires_gan.ema import averaged_copy, update_average
 from hires_gan.errors import UsageError
 from hires_gan.ops import selection
 from hires_gan.ops.conv2d import conv2d, layout
-from hires_gan.ops.leaving_out import PARTS, leaving_out, left_out
-from hires_gan.randomness import Purpose, RandomSource, SampleRandom
+from hires_gan.ops.leaving_out import PARTS, Part, leaving_out, left_out
+from hires_gan.randomness import RandomSource, SampleRandom
 from hires_gan.recipes.protocol import Step
 from hires_gan.training.settings import Plan
 
-CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
-CPU = torch.device("cpu")
 EXACT = ["channels-last", "derivatives", "epilogue", "one-pass", "average", "unread"]
-"""Without these, the same is computed; without the device's draws, other numbers are drawn."""
+"""Without these, the same is computed; without `device-draws` or `sample-draws`, other numbers are drawn."""
 
-
-SMALL_MUNIT = (
-    "recipe.generator.base=4",
-    "recipe.generator.most=8",
-    "recipe.generator.features=8",
-    "recipe.generator.blocks=1",
-    "recipe.discriminator.base=4",
-    "recipe.discriminator.most=8",
-    "batch.size=4",
-    "evaluation.metrics=[]",
-    "evaluation.best=null",
-)
 
 PENALISED = {
     "demo": (),
@@ -62,19 +47,9 @@ PHASES = {
 """What is differentiated twice is there: Progressive GAN's gradient penalty belongs to its discriminator's phase."""
 
 
-def plan_of(demo: str, *overrides: str) -> Plan:
-    small = SMALL_MUNIT if demo == "munit_demo" else SMALL
-    return load_configuration(CONFIGS / f"{demo}.yaml", [*small, "precision=fp64", *overrides])
-
-
-def stand_of(plan: Plan) -> Stand:
-    return Stand(plan, open_images(plan, "synthetic", CPU), CPU, None, 4)
-
-
 def weights_behind_steps(plan: Plan, steps: int = 2) -> dict[str, Tensor]:
     """Of all players and of the average; in the first step every phase is due."""
-    stand = stand_of(plan)
-    feed = Synthetic(stand.place.stage, CPU, torch.float64, domains=stand.images.domains)
+    stand, feed = one_step(plan)
     for _ in range(steps):
         stand.step(feed)
     return {
@@ -109,18 +84,6 @@ def agree(found: dict[str, Tensor], expected: dict[str, Tensor], rtol: float, at
         torch.testing.assert_close(found[name], value, rtol=rtol, atol=atol, msg=lambda text, name=name: name + text)
 
 
-class Ops(TorchDispatchMode):
-    """The names of the ops that are computed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.append(str(func))
-        return func(*args, **(kwargs or {}))
-
-
 @contextmanager
 def judged(stand: Stand) -> Iterator[list[int]]:
     """How many images went into each forward pass of a discriminator."""
@@ -136,11 +99,6 @@ def judged(stand: Stand) -> Iterator[list[int]]:
             handle.remove()
 
 
-def one_step(plan: Plan) -> tuple[Stand, Synthetic]:
-    stand = stand_of(plan)
-    return stand, Synthetic(stand.place.stage, CPU, torch.float64, domains=stand.images.domains)
-
-
 @pytest.fixture
 def native() -> Iterator[None]:
     """The compiled ops, in which the epilogue is one."""
@@ -148,9 +106,13 @@ def native() -> Iterator[None]:
         yield
 
 
+def cells(parts: Iterable[str]) -> list[tuple[str, str]]:
+    """Demos with parts that they have."""
+    return [(demo, part) for demo in PENALISED for part in parts if (demo, part) != ("demo", "epilogue")]
+
+
 @pytest.mark.usefixtures("native")
-@pytest.mark.parametrize("part", EXACT)
-@pytest.mark.parametrize("demo", ["demo", "stylegan2_demo", "munit_demo"])
+@pytest.mark.parametrize(("demo", "part"), cells(EXACT))
 def test_without_a_part_the_same_weights_are_learnt(demo, part):
     """All phases, with R1 and path lengths, by which derivatives of the second order go."""
     plan = plan_of(demo, *PENALISED[demo])
@@ -160,8 +122,7 @@ def test_without_a_part_the_same_weights_are_learnt(demo, part):
 
 
 @pytest.mark.usefixtures("native")
-@pytest.mark.parametrize("part", ["derivatives", "epilogue", "one-pass"])
-@pytest.mark.parametrize("demo", ["demo", "stylegan2_demo", "munit_demo"])
+@pytest.mark.parametrize(("demo", "part"), cells(["channels-last", "derivatives", "epilogue", "one-pass"]))
 def test_without_a_part_losses_and_gradients_are_the_same(demo, part):
     """An optimizer's step may hide a factor: Adam divides by what gradients are large."""
     plan = plan_of(demo, *PENALISED[demo])
@@ -170,6 +131,28 @@ def test_without_a_part_losses_and_gradients_are_the_same(demo, part):
         found = losses_and_gradients(plan)
     assert {name.split(":")[0] for name in found} == PHASES[demo]
     agree(found, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.usefixtures("native")
+@pytest.mark.parametrize(
+    ("demo", "part", "precision"),
+    [
+        (demo, part, precision)
+        for demo, part in cells(["channels-last", "derivatives", "epilogue", "one-pass"])
+        for precision in ("bf16", "fp16")
+        if (demo, precision) != ("munit_demo", "fp16")
+    ],
+)
+def test_in_half_precision_losses_are_the_same_but_for_rounding(demo, part, precision):
+    """As rows have it from `half` on; MUNIT has no float16."""
+    plan = plan_of(demo, *PENALISED[demo], precision=precision)
+    expected = losses_and_gradients(plan)
+    with leaving_out([part]):
+        found = losses_and_gradients(plan)
+        weights = weights_behind_steps(plan)
+    assert all(value.isfinite().all() for value in [*found.values(), *weights.values()])
+    losses = [name for name in expected if ": d " not in name]
+    agree({name: found[name] for name in losses}, {name: expected[name] for name in losses}, rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize(
@@ -224,8 +207,44 @@ def test_convolutions_on_a_gpu_lie_as_they_are_told_to():
     for parts, wanted in (((), torch.channels_last), (("channels-last",), torch.contiguous_format)):
         with leaving_out(parts):
             y = conv2d(x, w, padding=(1, 1))
-            (dw,) = torch.autograd.grad(y.sum(), w)
+            (dw,) = torch.autograd.grad(y.sum(), w, create_graph=True)
         assert y.is_contiguous(memory_format=wanted) and dw.is_contiguous(memory_format=wanted)
+
+
+class Convolved(TorchDispatchMode):
+    """Of what is convolved, and of the weights by which: whether it lies in channels_last alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last: list[bool] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.convolution.default:
+            lie = ((one.is_contiguous(), one.is_contiguous(memory_format=torch.channels_last)) for one in args[:2])
+            self.last += [last and not plain for plain, last in lie]
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", ["synthetic", "real"])
+@pytest.mark.parametrize("demo", ["demo", "stylegan2_demo", "munit_demo"])
+def test_nothing_that_is_convolved_lies_in_channels_last(demo, kind, tmp_path):
+    """Real images, which decoders give in it, and MUNIT's crops among it."""
+    plain, pairs = f"data.shards={tmp_path / 'a'}", f"data.domains={{a: {tmp_path / 'a'}, b: {tmp_path / 'b'}}}"
+    overrides = {"munit_demo": ("recipe.resolution=64", "recipe.crop=32", pairs)}.get(demo, (plain,))
+    plan = plan_of(demo, *overrides)
+    for seed, name in enumerate(("a", "b")):
+        write_shards(tmp_path / name, pngs(8, plan.recipe.resolution, seed), plan.recipe.resolution)
+    counts = {}
+    for parts in ((), ("channels-last",)):
+        with leaving_out(parts):
+            images = open_images(plan, kind, CPU)
+            stand = Stand(plan, images, CPU, None, 4)
+            with supply(plan, images, stand.place.stage, iter([0]), CPU) as feed, Convolved() as seen:
+                batch = feed.take()
+                for phase in stand.phases:
+                    stand.alone(phase, batch)
+        counts[parts] = sum(seen.last)
+    assert counts[()] > 4 and counts["channels-last",] == 0
 
 
 def test_weights_and_images_lie_contiguously():
@@ -275,34 +294,6 @@ def test_what_is_read_is_the_value():
             read({"loss/generator": torch.zeros(()), "last": torch.zeros(shape, device="meta")})
 
 
-def test_numbers_drawn_on_the_cpu_are_of_the_same_kinds():
-    plan = plan_of("demo")
-    with leaving_out(["device-draws"]):
-        stand, feed = one_step(plan)
-        assert isinstance(stand.backend.random, HostRandom)
-        before = stand.recipe.players["generator"].state_dict()["dense.weight"].clone()
-        stand.step(feed)
-    assert not torch.equal(before, stand.recipe.players["generator"].state_dict()["dense.weight"])
-    assert not isinstance(stand_of(plan).backend.random, HostRandom)
-    samples, n = torch.arange(64), 64 * 300
-    drawn, other, own = HostRandom(3), HostRandom(4), RandomSource(3)
-    normal = drawn.normal(Purpose.LATENT_GENERATOR, samples, (3, 100))
-    assert not torch.equal(normal, drawn.normal(Purpose.LATENT_GENERATOR, samples, (3, 100)))
-    assert torch.equal(normal, HostRandom(3).normal(Purpose.LATENT_GENERATOR, samples, (3, 100)))
-    assert not torch.equal(normal, other.normal(Purpose.LATENT_GENERATOR, samples, (3, 100)))
-    assert abs(normal.mean()) < 5 / math.sqrt(n) and abs(normal.var() - 1) < 5 * math.sqrt(2 / n)
-    uniform = drawn.uniform(Purpose.PENALTY, samples, (300,))
-    assert uniform.min() >= 0 and uniform.max() < 1 and abs(uniform.mean() - 0.5) < 5 / math.sqrt(12 * n)
-    bits = drawn.bits(Purpose.CROP, samples, 300)
-    assert bits.min() >= 0 and 2**31 < bits.max() < 2**32
-    whole = drawn.integers(Purpose.CROP, samples, 7, (300,))
-    assert whole.unique().tolist() == list(range(7))
-    for method, shape in (("normal", (3,)), ("uniform", ()), ("normal", ())):
-        one, expected = (getattr(source, method)(Purpose.CROP, samples, shape) for source in (drawn, own))
-        assert (one.shape, one.dtype, one.device) == (expected.shape, expected.dtype, expected.device)
-    assert drawn.bits(Purpose.CROP, samples, 3).dtype == own.bits(Purpose.CROP, samples, 3).dtype
-
-
 def test_parts_are_back_behind_an_error_and_add_up():
     assert not any(map(left_out, PARTS))
     with pytest.raises(RuntimeError), leaving_out(["average"]):
@@ -332,13 +323,32 @@ def test_what_cannot_be_left_out_is_refused(demo, overrides, part, sentence):
         bench_train(plan_of(demo, *overrides), demo, Request(without=("average", part)))
 
 
+@pytest.mark.parametrize("demo", ["demo", "stylegan2_demo"])
+def test_a_pass_for_both_is_not_left_out_where_there_is_none(demo):
+    """Two images at once are half a group; of MUNIT's images each stands for itself."""
+    plan = plan_of(demo, "batch.size=2")
+    with pytest.raises(UsageError, match="--without is one-pass: 2 images at once are no whole groups of 4, of which"):
+        bench_train(plan, demo, Request(without=("one-pass",)))
+    check_without(["one-pass"], plan_of(demo), CPU, [4])
+    with pytest.raises(UsageError, match="2 images at once"):
+        check_without(["one-pass"], plan_of(demo), CPU, [4, 2])
+    check_without(["one-pass"], plan_of("munit_demo"), CPU, [1, 2])
+
+
 def test_what_is_recorded_is_not_left_without_the_devices_draws():
     """Graphs are on by default on a GPU."""
     plan = plan_of("demo")
     with pytest.raises(UsageError, match=r"keep the first numbers.*levers\.graphs=false"):
-        check_without(["device-draws"], plan, torch.device("cuda"))
-    check_without(["unread", "derivatives"], plan, torch.device("cuda"))
-    check_without(["device-draws"], plan_of("demo", "levers.graphs=false"), torch.device("cuda"))
+        check_without(["device-draws"], plan, torch.device("cuda"), [4])
+    check_without(["unread", "derivatives", "sample-draws"], plan, torch.device("cuda"), [4])
+    check_without(["device-draws"], plan_of("demo", "levers.graphs=false"), torch.device("cuda"), [4])
+
+
+def test_the_help_names_every_part(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert run(monkeypatch, "train", "--help") == 0
+    said = capsys.readouterr().out
+    assert set(get_args(Part)) == set(PARTS) and all(part in said for part in PARTS)
 
 
 def test_the_record_and_the_table_say_what_was_left_out(monkeypatch, capsys, tmp_path):
@@ -349,7 +359,20 @@ def test_the_record_and_the_table_say_what_was_left_out(monkeypatch, capsys, tmp
         "hires_gan.bench.train_steps.follow_one_by_one", lambda average, network, decay: followed.append(decay)
     )
     out = tmp_path / "train.json"
-    words = ["--without", "average", "--without", "unread", "--steps", 1, "--micro", 4, "--out", out]
+    words = [
+        "--without",
+        "average",
+        "--without",
+        "unread",
+        "--without",
+        "average",
+        "--steps",
+        1,
+        "--micro",
+        4,
+        "--out",
+        out,
+    ]
     assert run(monkeypatch, "train", "--config", CONFIGS / "demo.yaml", *words, *SMALL) == 0
     said, steps = capsys.readouterr().out, len(followed)
     assert f"left out: average: {PARTS['average']}" in said and "left out: unread: " in said
