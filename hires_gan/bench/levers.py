@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +22,6 @@ from hires_gan.bench.train_images import Images, synthetic_domains
 from hires_gan.bench.train_steps import find_place, recipe_for
 from hires_gan.errors import UsageError
 from hires_gan.progress import say
-from hires_gan.recipes.protocol import Stage
 from hires_gan.settings import at_resolution
 from hires_gan.training.compiling import CACHE
 from hires_gan.training.settings import Plan
@@ -41,6 +41,7 @@ class Lever:
         aside: Whether the rows below do without it.
         part: Of what runs always have, as `hires_gan.ops.leaving_out` names it: what this row adds, so that those above
             it lack it; or, where it stands aside, what this row alone lacks.
+        needs: The row without whose lever this one is another, or none: where that failed, this one is skipped.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Lever:
     doubles: bool = False
     aside: bool = False
     part: str = ""
+    needs: str = ""
 
 
 _NONE = "levers={graphs: null, fused: null, tf32: null, compile: null}"
@@ -64,14 +66,16 @@ LEVERS = (
     Lever("half", "half precision in the high resolutions", ("precision=HALF",)),
     Lever("channels-last", "convolutions in channels_last", part="channels-last"),
     Lever("native", "the compiled ops", ("ops.backend=native",)),
-    Lever("sample-draws", "random numbers as functions of the sample, in one kernel", part="sample-draws"),
-    Lever("epilogue", "what follows a modulated convolution in one kernel", part="epilogue"),
+    Lever(
+        "sample-draws", "random numbers as functions of the sample, in one kernel", part="sample-draws", needs="native"
+    ),
+    Lever("epilogue", "what follows a modulated convolution in one kernel", part="epilogue", needs="native"),
     Lever("tf32", "TF32 for what stays in float32", ("levers.tf32=true",), gpu=True),
     Lever("fused", "an optimizer's step in one kernel", ("levers.fused=true",), gpu=True),
     Lever("host-draws", "random numbers drawn on the CPU and copied", gpu=True, aside=True, part="device-draws"),
-    Lever("graphs", "each phase as a CUDA graph", ("levers.graphs=true",), gpu=True),
+    Lever("graphs", "each phase as a CUDA graph", ("levers.graphs=true",), gpu=True, needs="fused"),
     Lever("micro", "twice as many images at once", doubles=True, aside=True),
-    Lever("fp16", "float16 in place of bfloat16", ("precision=fp16",), aside=True),
+    Lever("fp16", "float16 in place of bfloat16", ("precision=fp16",), aside=True, needs="half"),
     Lever(
         "recompute",
         "high resolutions computed again in the backward pass",
@@ -81,7 +85,7 @@ LEVERS = (
     Lever("torch-derivatives", "torch's own derivatives of convolutions", aside=True, part="derivatives"),
     Lever("read-back", "all losses read back at every step", gpu=True, aside=True, part="unread"),
     Lever("compile-main", "torch.compile of the phases of every step", ("levers.compile=main",)),
-    Lever("compile-all", "torch.compile of R1 and path lengths as well", ("levers.compile=all",)),
+    Lever("compile-all", "torch.compile of R1 and path lengths as well", ("levers.compile=all",), needs="compile-main"),
 )
 """In this order, each with those before it but those aside. What `fast` does ends with `graphs`.
 
@@ -117,6 +121,21 @@ class Request:
 
 
 @dataclass(frozen=True)
+class Subject:
+    """What is trained.
+
+    Attributes:
+        plan: The configuration.
+        micro: Images at once.
+        lazy: Whether phases of its last stage are due now and then, such as R1.
+    """
+
+    plan: Plan
+    micro: int
+    lazy: bool
+
+
+@dataclass(frozen=True)
 class Program:
     """What rows are measured with.
 
@@ -124,11 +143,13 @@ class Program:
         overrides: Settings.
         without: Parts that are left out.
         has: The rows of the ladder whose levers are pulled.
+        lost: Those whose levers are not, though they stand above, since they failed or need one that did.
     """
 
     overrides: tuple[str, ...]
     without: tuple[str, ...]
     has: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -191,7 +212,8 @@ def bench_levers(plan: Plan, config: Path, overrides: Sequence[str], request: Re
         request: What to measure.
 
     Returns:
-        What is written: the head, that of the first call, `settings` and `rows`, each with its own `date`.
+        What is written: the head, that of the first call, `settings`, `rows`, each with its own `date`, and `complete`:
+        whether all rows that were asked for have been tried.
 
     Raises:
         UsageError: The arguments cannot be, so many images at once are more than the batch, or no whole groups, or the
@@ -199,13 +221,11 @@ def bench_levers(plan: Plan, config: Path, overrides: Sequence[str], request: Re
         Failure: The result cannot be written.
     """
     _check(request)
-    stage = _last_stage(plan)
-    micro = request.micro or micro_batch(plan.batch, stage)
-    check_micro(micro, stage)
-    text = " ".join([config.name, *overrides])
-    settings = {"config": text, "micro": micro, "data": request.data, "steps": request.steps, "device": _device()}
+    subject = _subject(plan, request.micro)
+    settings = {"config": " ".join([config.name, *overrides]), "digest": _digest(plan), "micro": subject.micro}
+    settings |= {"data": request.data, "steps": request.steps, "device": _device()}
     bench = _begun(config, request, identity("levers") | {"settings": settings})
-    _measure_rows(bench, plan, tuple(overrides), micro)
+    _measure_rows(bench, subject, tuple(overrides))
     bench.write(complete=True)
     return bench.record(complete=True)
 
@@ -236,31 +256,42 @@ def _device() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
-def _last_stage(plan: Plan) -> Stage:
+def _digest(plan: Plan) -> str:
+    """Of all settings: a file may be another in a later call, though its name is the same."""
+    text = json.dumps(plan.model_dump(mode="json"), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _subject(plan: Plan, wanted: int | None) -> Subject:
     recipe = recipe_for(plan, Images("synthetic", domains=synthetic_domains(plan)))
-    return find_place(recipe, None).stage
+    stage = find_place(recipe, None).stage
+    micro = wanted or micro_batch(plan.batch, stage)
+    check_micro(micro, stage)
+    return Subject(plan, micro, any(phase.interval > 1 for phase in recipe.phases(stage.start)))
 
 
-def _measure_rows(bench: _Bench, plan: Plan, overrides: tuple[str, ...], micro: int) -> None:
-    pulled = Program(overrides, _added_parts(plan, micro))
+def _measure_rows(bench: _Bench, subject: Subject, overrides: tuple[str, ...]) -> None:
+    pulled = Program(overrides, _added_parts(subject))
     for lever in LEVERS:
-        row = _row(lever, pulled, plan, micro)
+        row = _row(lever, pulled, subject)
         wanted = not bench.request.levers or lever.name in bench.request.levers
         if wanted and bench.kept(row).get("status") not in ("measured", "skipped"):
             bench.add(_measured(bench, row))
-        failed = bench.kept(row).get("status") == "failed"
-        # Without the first row's settings, the others would be those of the dial.
-        if not (row.skipped or lever.aside) and (not failed or lever.name == _FIRST):
-            pulled = row.program
+        if not (lever.aside or _idle(lever, subject)):
+            failed = row.skipped or bench.kept(row).get("status") == "failed"
+            # Without the first row's settings, the others would be those of the dial.
+            handed_on = not failed or lever.name == _FIRST
+            pulled = row.program if handed_on else replace(pulled, lost=(*pulled.lost, lever.name))
 
 
-def _added_parts(plan: Plan, micro: int) -> tuple[str, ...]:
-    """What the first row lacks, and a later one adds: nothing whose row is skipped."""
+def _added_parts(subject: Subject) -> tuple[str, ...]:
+    """What the first row lacks, and a later one adds: nothing whose row would measure nothing."""
     adding = [lever for lever in LEVERS if lever.part and not lever.aside]
-    return tuple(lever.part for lever in adding if not _idle(lever, plan, micro))
+    return tuple(lever.part for lever in adding if not _idle(lever, subject))
 
 
-def _row(lever: Lever, pulled: Program, plan: Plan, micro: int) -> Row:
+def _row(lever: Lever, pulled: Program, subject: Subject) -> Row:
+    plan, micro, without = subject.plan, subject.micro, _without(lever, pulled.without)
     half = plan.precision if plan.precision in ("bf16", "fp16") else "bf16"
     own = tuple(text.replace("HALF", half) for text in lever.overrides)
     if lever.name == _FIRST and _recomputes(plan):
@@ -268,9 +299,12 @@ def _row(lever: Lever, pulled: Program, plan: Plan, micro: int) -> Row:
     if lever.doubles:
         micro *= 2
         own += _room(plan, micro)
+        if lacking("one-pass", plan, subject.micro) and not lacking("one-pass", plan, micro):
+            without = (*without, "one-pass")  # which half as many images have not got
     has = pulled.has if lever.aside else (*pulled.has, lever.name)
-    program = Program((*pulled.overrides, *own), _without(lever, pulled.without), has)
-    return Row(lever, program, micro, _idle(lever, plan, micro))
+    program = Program((*pulled.overrides, *own), without, has, pulled.lost)
+    lost = f"it goes with {lever.needs}, which failed" if lever.needs in pulled.lost else ""
+    return Row(lever, program, micro, _idle(lever, subject) or lost)
 
 
 def _recomputes(plan: Plan) -> bool:
@@ -289,14 +323,17 @@ def _room(plan: Plan, micro: int) -> tuple[str, ...]:
     return (f"batch.size={micro}",) if size < micro else ()
 
 
-def _idle(lever: Lever, plan: Plan, micro: int) -> str:
+def _idle(lever: Lever, subject: Subject) -> str:
     """Why a row would measure nothing; nothing if it does."""
+    plan = subject.plan
     if lever.gpu and not torch.cuda.is_available():
         return "moves nothing on a CPU"
-    if lever.part and (reason := lacking(lever.part, plan, micro)):
+    if lever.part and (reason := lacking(lever.part, plan, subject.micro)):
         return reason
     if lever.name == "recompute" and not _recomputes(plan):
         return "the family computes nothing again"
+    if lever.name == "compile-all" and not subject.lazy:
+        return "all phases belong to every step"
     if lever.name == "fp16" and plan.precision == "fp16":
         return "the configuration's precision, which the row half has"
     if lever.name == "fp16" and plan.recipe.translates:
@@ -306,7 +343,8 @@ def _idle(lever: Lever, plan: Plan, micro: int) -> str:
 
 def _measured(bench: _Bench, row: Row) -> Record:
     lever = row.lever
-    record: Record = {"name": lever.name, "adds": lever.adds, **row.described(), "has": list(row.program.has)}
+    record: Record = {"name": lever.name, "adds": lever.adds, **row.described()}
+    record |= {"has": list(row.program.has), "lost": list(row.program.lost)}
     if row.skipped:
         return record | {"status": "skipped", "reason": row.skipped}
     record["date"] = now()
@@ -373,13 +411,15 @@ def table(record: Record) -> Iterator[str]:
     """The rows for people."""
     settings = record["settings"]
     yield f"{settings['config']}: micro-batch {settings['micro']}, {settings['data']} images, on {settings['device']}"
-    yield f"{'lever':18}{'images/s':>10}{'ms/step':>10}{'peak GiB':>10}{'gain':>8}{'in all':>8}  what it adds"
+    figures = f"{'images/s':>10}{'ms/step':>10}{'peak GiB':>10}{'gain':>8}{'in all':>8}"
+    yield f"{'lever':18}{figures}  {'over':15}what it adds"
     for row in record["rows"]:
         yield _line(row)
     yield from hours(record)
     yield (
-        "Each row has what those above it add, but for rows that failed and rows aside; gain: images/s by those of the "
-        f"last row above that is not aside and lacks nothing else; in all: by those of {_FIRST}"
+        "Each row has what those above it add, but for rows aside, and for what it is said to be without. gain: "
+        "images/s by those of the row under `over`, the last one above that is not aside and differs by nothing but "
+        f"what this row and those in between add; in all: by those of {_FIRST}"
     )
 
 
@@ -389,11 +429,12 @@ def _line(row: Record) -> str:
     gains = "".join(f"{_times(row[name]):>8}" for name in ("gain", "over_reference"))
     figures = f"{row['images_per_s']:>10.2f}{row['ms_per_step']:>10.1f}{row['peak_memory'] / 2**30:>10.2f}{gains}"
     aside = "" if row["name"] in _LADDER else "aside: "
-    return f"{row['name']:18}{figures}  {aside}{row['adds']}{_lacking(row)}{_compiled(row)}"
+    return f"{row['name']:18}{figures}  {row['over'] or '':15}{aside}{row['adds']}{_lacking(row)}{_compiled(row)}"
 
 
 def _lacking(row: Record) -> str:
-    return f"; without {', '.join(row['without'])}" if row["without"] else ""
+    names = dict.fromkeys([*row["lost"], *row["without"]])
+    return f"; without {', '.join(names)}" if names else ""
 
 
 def _times(ratio: float | None) -> str:

@@ -34,6 +34,17 @@ def lacking(part: str, plan: Plan, micro: int) -> str:
     return ""
 
 
+def check_names(parts: Iterable[str]) -> None:
+    """See that there are such parts.
+
+    Raises:
+        UsageError: There is one that is not.
+    """
+    for part in parts:
+        if part not in PARTS:
+            raise UsageError(f"--without is {part!r}; {', '.join(PARTS)} are allowed")
+
+
 def check_without(parts: Collection[str], plan: Plan, device: torch.device, micros: Iterable[int]) -> None:
     """See that parts can be left out.
 
@@ -44,12 +55,9 @@ def check_without(parts: Collection[str], plan: Plan, device: torch.device, micr
         micros: How many images go through the networks at once, one measurement after the other.
 
     Raises:
-        UsageError: There is no such part, the configuration has not got it, or it would be recorded or compiled with
-            numbers that come from the CPU.
+        UsageError: The configuration has not got one, or what would be recorded or compiled draws on the CPU.
     """
     for part in parts:
-        if part not in PARTS:
-            raise UsageError(f"--without is {part!r}; {', '.join(PARTS)} are allowed")
         for micro in micros:
             if reason := lacking(part, plan, micro):
                 raise UsageError(f"--without is {part}: {reason}; leave it away")
@@ -67,15 +75,17 @@ class TorchRandom(RandomSource):
     They are others than `RandomSource` gives, and depend on the order in which they are asked for.
 
     Args:
-        seed: Of the numbers that are drawn on a device of their own.
+        seed: Of the numbers.
         device: Where they are drawn, to be copied to where the samples are; None: there, by the generator that torch
-            has for that device, whose numbers CUDA graphs count on in every replay.
+            has for that device, which is seeded with all others; CUDA graphs let it go on with every replay.
     """
 
     def __init__(self, seed: int, device: torch.device | None = None) -> None:
         super().__init__(seed)
         self._device = device
         self._generator = None if device is None else torch.Generator(device).manual_seed(seed)
+        if device is None:
+            torch.manual_seed(seed)
 
     def bits(self, purpose: Purpose, samples: Tensor, count: int) -> Tensor:
         """int64 `[n, count]` in [0, 2^32)."""

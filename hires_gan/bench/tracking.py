@@ -133,7 +133,8 @@ def _measure(request: Request, uri: str, folder: Path) -> dict[str, Any]:
             tracker.log_image("samples/grid", nimg, grid)
             samples.done(nimg)
         longest = max(longest, tracker.blocked - before)
-    seconds, beside, left = time.perf_counter() - start, _beside() - others, tracker.waiting
+    # The two clocks are read one after the other, so that nothing may come out as less than nothing.
+    seconds, beside, left = time.perf_counter() - start, max(_beside() - others, 0.0), tracker.waiting
     tracker.finish("FINISHED", _WAIT)
     shares = {"blocked": tracker.blocked / seconds, "beside": beside / seconds}
     return {**shares, "longest": longest, "left": left, "seconds": seconds}

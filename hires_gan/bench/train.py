@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 
 from hires_gan.bench.identity import identity, require_least, require_writable, write_record
-from hires_gan.bench.plain_steps import check_without
+from hires_gan.bench.plain_steps import check_names, check_without
 from hires_gan.bench.train_checkpoint import require_folder
 from hires_gan.bench.train_images import Images, open_images
 from hires_gan.bench.train_measure import Job, Record, measure, next_smaller, told_out_of_memory
@@ -81,6 +81,7 @@ def bench_train(plan: Plan, config: str, request: Request) -> Record:
     """
     least = {"--steps": (request.steps, 1), "--warmup": (request.warmup, 0), "--stage-nimg": (request.stage_nimg, 0)}
     require_least(least)
+    check_names(request.without)
     device = _prepared(plan, request)
     head = identity("train")
     reference = None if request.reference is None else read_reference(request.reference, head["gpu.name"])

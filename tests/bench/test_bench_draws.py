@@ -15,8 +15,11 @@ from hires_gan.ops.leaving_out import leaving_out
 from hires_gan.randomness import Purpose, RandomSource
 
 
-@pytest.mark.parametrize(("part", "place"), [("device-draws", "cpu"), ("sample-draws", None)])
-def test_numbers_are_torchs_own(part, place, monkeypatch):
+@pytest.mark.parametrize(
+    ("parts", "place"),
+    [(["device-draws"], "cpu"), (["sample-draws"], None), (["sample-draws", "device-draws"], "cpu")],
+)
+def test_numbers_are_torchs_own(parts, place, monkeypatch):
     """In the steps, and where their ops are counted."""
     made: list[Any] = []
 
@@ -31,7 +34,7 @@ def test_numbers_are_torchs_own(part, place, monkeypatch):
 
     monkeypatch.setattr("hires_gan.bench.train_steps.TorchRandom", Seen)
     plan = plan_of("demo")
-    with leaving_out([part]):
+    with torch.random.fork_rng(), leaving_out(parts):
         stand, feed = one_step(plan)
         assert made == [place]
         before = stand.recipe.players["generator"].state_dict()["dense.weight"].clone()
@@ -46,7 +49,9 @@ def test_numbers_are_torchs_own(part, place, monkeypatch):
 def test_numbers_are_drawn_on_the_cpu_and_copied_or_where_the_samples_are():
     """Samples that lie nowhere tell: what is drawn for them there has no numbers either."""
     nowhere = torch.empty(5, dtype=torch.int64, device="meta")
-    for source, copied in ((TorchRandom(3, CPU), True), (TorchRandom(3), False)):
+    for place, copied in ((CPU, True), (None, False)):
+        with torch.random.fork_rng():
+            source = TorchRandom(3, place)
         with Ops() as ops:
             drawn = [source.normal(Purpose.CROP, nowhere, (2,)), source.uniform(Purpose.CROP, nowhere)]
             drawn.append(source.bits(Purpose.CROP, nowhere, 3))
@@ -58,11 +63,11 @@ def test_numbers_are_drawn_on_the_cpu_and_copied_or_where_the_samples_are():
 def test_torchs_numbers_are_of_the_same_kinds(place):
     samples, n = torch.arange(64), 64 * 300
     with torch.random.fork_rng():
-        torch.manual_seed(5)
-        drawn, other, own = TorchRandom(3, place), TorchRandom(4, place), RandomSource(3)
+        other = TorchRandom(4, place).normal(Purpose.LATENT_GENERATOR, samples, (3, 100))
+        drawn, own = TorchRandom(3, place), RandomSource(3)
         normal = drawn.normal(Purpose.LATENT_GENERATOR, samples, (3, 100))
         assert not torch.equal(normal, drawn.normal(Purpose.LATENT_GENERATOR, samples, (3, 100)))
-        assert not torch.equal(normal, other.normal(Purpose.LATENT_GENERATOR, samples, (3, 100)))
+        assert not torch.equal(normal, other)
         assert abs(normal.mean()) < 5 / math.sqrt(n) and abs(normal.var() - 1) < 5 * math.sqrt(2 / n)
         uniform = drawn.uniform(Purpose.PENALTY, samples, (300,))
         assert uniform.min() >= 0 and uniform.max() < 1 and abs(uniform.mean() - 0.5) < 5 / math.sqrt(12 * n)
@@ -74,8 +79,8 @@ def test_torchs_numbers_are_of_the_same_kinds(place):
             one, expected = (getattr(source, method)(Purpose.CROP, samples, shape) for source in (drawn, own))
             assert (one.shape, one.dtype, one.device) == (expected.shape, expected.dtype, expected.device)
         assert drawn.bits(Purpose.CROP, samples, 3).dtype == own.bits(Purpose.CROP, samples, 3).dtype
-    again = TorchRandom(3, CPU).normal(Purpose.LATENT_GENERATOR, samples, (3, 100))
-    assert torch.equal(normal, again) is (place is CPU), "a seed of its own"
+        again = TorchRandom(3, place).normal(Purpose.LATENT_GENERATOR, samples, (3, 100))
+        assert torch.equal(normal, again), "the seed's"
 
 
 @pytest.mark.gpu

@@ -34,17 +34,23 @@ def test_each_row_is_a_configuration_with_one_lever_more(name, answering):
     record = measure(name, "batch.size=4", micro=4)
     translates = name.startswith("munit")
     rows = {row["name"]: row for row in record["rows"] if row["status"] == "measured"}
-    unknown = ["fp16"] if translates else ["recompute", "epilogue"] if name.startswith("prog") else ["recompute"]
-    assert list(rows) == [one for one in NAMES if one not in unknown]
+    unknown = {"stylegan2": ["recompute"], "progressive": ["recompute", "epilogue", "compile-all"]}
+    unknown["munit"] = ["fp16", "compile-all"]
+    assert list(rows) == [one for one in NAMES if one not in unknown[name.split("_")[0]]]
     given = dict(zip(rows, calls, strict=True))
     plans = {one: load_configuration(CONFIGS / f"{name}.yaml", overrides_of(given[one])) for one in rows}
-    first, last = plans["reference"], plans["compile-all"]
+    first, last = plans["reference"], list(plans.values())[-1]
     assert (first.precision, first.performance, first.ops.backend) == ("fp32", "reference", "reference")
     assert set(first.levers.model_dump().values()) == {None}
     assert (last.precision, last.ops.backend, last.batch.size) == ("bf16", "native", 4)
-    assert last.levers.model_dump() == {"graphs": True, "fused": True, "tf32": True, "compile": "all"}
+    compiled = "all" if name.startswith("stylegan2") else "main"
+    assert last.levers.model_dump() == {"graphs": True, "fused": True, "tf32": True, "compile": compiled}
     if translates:
-        assert [plans[one].recipe.generator.recompute for one in ("reference", "recompute", "compile-all")] == [0, 1, 0]
+        assert [plans[one].recipe.generator.recompute for one in ("reference", "recompute", "compile-main")] == [
+            0,
+            1,
+            0,
+        ]
     else:
         assert plans["fp16"].precision == "fp16"
     assert [plans[one].batch.size for one in rows] == [8 if one == "micro" else 4 for one in rows]
@@ -80,7 +86,7 @@ def test_the_first_row_lacks_what_later_ones_add_and_a_row_aside_lacks_its_own_p
     for place, part in enumerate(added):
         assert lacked[part] == added[place + 1 :]
     assert [lacked[one] for one in LACKING] == [["device-draws"], ["derivatives"], ["unread"]]
-    assert {one for one in lacked if not lacked[one]} >= {"tf32", "fused", "graphs", "micro", "compile-all"}
+    assert {one for one in lacked if not lacked[one]} >= {"tf32", "fused", "graphs", "micro", "compile-main"}
     skipped = {row["name"]: row["reason"] for row in record["rows"] if row["status"] == "skipped"}
     assert {"one-pass", "epilogue"} - set(added) == {"one-pass", "epilogue"} & set(skipped)
 
@@ -126,11 +132,12 @@ def test_rows_are_compared_with_the_one_before_and_with_the_first(answering):
         assert row["gain"] == pytest.approx(row["images_per_s"] / rows[row["over"]]["images_per_s"])
     assert [row["over_reference"] for row in rows.values()] == [None, *(pytest.approx(n) for n in range(2, 19))]
     lines = {line.split(" ")[0]: line for line in table(record)}
-    assert lines["micro"].startswith("micro                 130.00       7.7      1.00   1.08x  13.00x  aside: twice")
+    start = "micro                 130.00       7.7      1.00   1.08x  13.00x  graphs         aside: twice"
+    assert lines["micro"].startswith(start)
     assert lines["reference"].endswith("; without one-pass, average, channels-last, sample-draws, epilogue")
     assert lines["read-back"].endswith("aside: all losses read back at every step; without unread")
     assert "graphs" in lines and "without" not in lines["graphs"] and "aside" not in lines["graphs"]
-    assert "the last row above that is not aside and lacks nothing else" in lines["Each"]
+    assert "the last one above that is not aside and differs by nothing but what this row" in lines["Each"]
 
 
 @pytest.mark.usefixtures("with_a_gpu")
@@ -182,30 +189,35 @@ def test_a_row_that_fails_is_told_and_the_others_go_on_without_its_lever(answeri
         seen.append(json.loads(out.read_text()) if out.exists() else {"rows": [], "complete": False})
         if given[-1] == "levers.graphs=true":
             return Ended(1, "something\nerror: out of memory at 1024x1024\n")
-        if given[-1] == "levers.compile=main":
+        if given[-1] == "precision=fp16":
             return Ended(None, "")
-        if given[-1] == "levers.compile=all":
-            return told(50.0, out_of(arguments), {"r1 phase": "it reads a value"})
+        if given[-1] == "levers.compile=main":
+            return told(50.0, out_of(arguments), {"generator phase": "it reads a value"})
         return told(10.0, out_of(arguments))
 
     calls = answering(answer)
     record = measure("stylegan2_ffhq1024", micro=4, out=out, seconds=7.0)
     rows = {row["name"]: row for row in record["rows"]}
     assert rows["graphs"]["status"] == "failed" and rows["graphs"]["reason"] == "out of memory at 1024x1024"
-    assert rows["compile-main"]["reason"] == "it took longer than 7 seconds"
-    assert rows["compile-all"]["reason"] == "the r1 phase was not compiled: it reads a value"
+    assert rows["fp16"]["reason"] == "it took longer than 7 seconds"
+    assert rows["compile-main"]["reason"] == "the generator phase was not compiled: it reads a value"
+    assert rows["compile-all"]["status"] == "skipped", "it would compile these phases as well"
+    assert rows["compile-all"]["reason"] == "it goes with compile-main, which failed"
     assert rows["micro"]["status"] == "measured" and rows["micro"]["over"] == "fused"
-    assert rows["compile-all"]["overrides"][-2:] == ["levers.fused=true", "levers.compile=all"]
-    assert not {"levers.graphs=true", "levers.compile=main", "levers.compile=all"} & set(rows["micro"]["overrides"])
-    assert len(calls) == 18, "what failed is not called again"
-    assert [len(one["rows"]) for one in seen] == [*range(14), *range(15, 19)], "written behind every row"
+    assert rows["compile-main"]["overrides"][-2:] == ["levers.fused=true", "levers.compile=main"]
+    assert (rows["compile-main"]["lost"], rows["compile-all"]["lost"]) == (["graphs"], ["graphs", "compile-main"])
+    assert not {"levers.graphs=true", "levers.compile=main"} & set(rows["micro"]["overrides"])
+    assert len(calls) == 17, "what failed is not called again"
+    assert [len(one["rows"]) for one in seen] == [*range(14), *range(15, 18)], "written behind every row"
     assert not any(one["complete"] for one in seen)
     assert json.loads(out.read_text()) == json.loads(json.dumps(record))
     lines = list(table(record))
     assert lines[0] == "stylegan2_ffhq1024.yaml: micro-batch 4, synthetic images, on a GPU"
     assert any(line.startswith("graphs            failed: out of memory at 1024x1024") for line in lines)
     assert any(line.startswith("recompute         skipped: the family computes nothing again") for line in lines)
-    assert any(line.startswith("fused                  10.00     100.0      1.00   1.00x   1.00x") for line in lines)
+    start = "fused                  10.00     100.0      1.00   1.00x   1.00x  tf32           an"
+    assert any(line.startswith(start) for line in lines)
+    assert any(line.startswith("micro") and line.endswith("at once; without graphs") for line in lines)
 
 
 @pytest.mark.usefixtures("with_a_gpu")
@@ -241,8 +253,9 @@ def test_on_a_cpu_what_moves_nothing_is_left_out(answering):
     calls = answering(lambda arguments: told(10.0, out_of(arguments)))
     record = measure("demo")
     skipped = [row["name"] for row in record["rows"] if row["status"] == "skipped"]
-    assert skipped == ["average", "epilogue", "tf32", "fused", "host-draws", "graphs", "recompute", "read-back"]
-    assert len(calls) == len(NAMES) - 8
+    on_a_gpu = ["tf32", "fused", "host-draws", "graphs"]
+    assert skipped == ["average", "epilogue", *on_a_gpu, "recompute", "read-back", "compile-all"]
+    assert len(calls) == len(NAMES) - 9
     assert [without(one) for one in calls][:4] == [
         ["one-pass", "channels-last", "sample-draws"],
         ["channels-last", "sample-draws"],
@@ -254,13 +267,79 @@ def test_on_a_cpu_what_moves_nothing_is_left_out(answering):
 
 @pytest.mark.usefixtures("with_a_gpu")
 def test_a_pass_for_reals_and_fakes_is_no_row_where_a_group_would_hold_both(answering):
-    """With two images at once it is skipped; with twice as many, aside, there is no other way to compute."""
+    """With two images at once it is skipped; with twice as many it is left out, so that `micro` does not gain by it."""
     calls = answering(lambda arguments: told(10.0, out_of(arguments)))
     record = measure("stylegan2_ffhq1024", "batch.size=2", micro=2, levers=("reference", "one-pass", "micro"))
     rows = {row["name"]: row for row in record["rows"]}
     assert rows["one-pass"]["status"] == "skipped"
     assert rows["one-pass"]["reason"].startswith("2 images at once are no whole groups of 4, of which one would hold")
-    assert [without(one) for one in calls] == [["average", "channels-last", "sample-draws", "epilogue"], []]
+    assert [without(one) for one in calls] == [
+        ["average", "channels-last", "sample-draws", "epilogue"],
+        ["one-pass"],
+    ]
+    stylegan = measure("stylegan_ffhq1024", "batch.size=2", micro=2, levers=("micro",))
+    assert stylegan["rows"][0]["without"] == [], "no family has a part because there are more images"
+
+
+@pytest.mark.usefixtures("with_a_gpu")
+def test_a_batch_that_is_large_enough_is_not_made_larger(answering):
+    calls = answering(lambda arguments: told(10.0, out_of(arguments)))
+    (row,) = measure("stylegan2_ffhq1024", "batch.size=8", micro=4, levers=("micro",))["rows"]
+    assert row["micro"] == 8 and overrides_of(calls[0]).count("batch.size=8") == 1
+
+
+@pytest.mark.usefixtures("with_a_gpu")
+def test_a_configuration_in_float16_has_its_own_precision_in_the_rows(answering):
+    answering(lambda arguments: told(10.0, out_of(arguments)))
+    rows = {row["name"]: row for row in measure("stylegan2_ffhq1024", "precision=fp16", micro=4)["rows"]}
+    assert rows["half"]["overrides"][-1] == "precision=fp16"
+    assert rows["fp16"]["reason"] == "the configuration's precision, which the row half has"
+
+
+@pytest.mark.usefixtures("with_a_gpu")
+def test_all_phases_are_no_row_where_all_belong_to_every_step(answering):
+    """`compile-main` compiles them; R1 now and then is a phase of its own."""
+    answering(lambda arguments: told(10.0, out_of(arguments)))
+    rows = {row["name"]: row for row in measure("munit_faces1024", "batch.size=4", micro=4)["rows"]}
+    assert rows["compile-all"]["reason"] == "all phases belong to every step"
+    lazy = measure("munit_faces1024", "batch.size=4", "recipe.loss.r1=1", micro=4)
+    assert lazy["rows"][-1]["name"] == "compile-all" and lazy["rows"][-1]["status"] == "measured"
+
+
+@pytest.mark.usefixtures("with_a_gpu")
+def test_where_the_first_row_fails_the_others_have_its_settings_and_nothing_to_compare_with(answering):
+    """Rows that the dial decides would be `fast` ones."""
+
+    def answer(arguments: list[str]) -> Ended:
+        return Ended(1, "error: no") if "precision=bf16" not in arguments else told(10.0, out_of(arguments))
+
+    answering(answer)
+    rows = {row["name"]: row for row in measure("stylegan2_ffhq1024", micro=4)["rows"]}
+    assert rows["reference"]["status"] == "failed" and "performance=reference" in rows["graphs"]["overrides"]
+    assert (rows["half"]["over"], rows["half"]["over_reference"], rows["half"]["gain"]) == (None, None, None)
+    assert (rows["graphs"]["over"], rows["graphs"]["over_reference"]) == ("fused", None)
+
+
+@pytest.mark.usefixtures("with_a_gpu")
+@pytest.mark.parametrize(
+    ("fails", "goes"),
+    [
+        ("levers.fused=true", ["graphs"]),
+        ("ops.backend=native", ["sample-draws", "epilogue"]),
+        ("precision=bf16", ["fp16"]),
+        ("levers.compile=main", ["compile-all"]),
+    ],
+)
+def test_a_lever_that_is_another_one_without_one_that_failed_is_skipped(fails, goes, answering):
+    """`graphs` steps fused all the same, what compiles R1 compiles all, and plain torch has no kernel of its own."""
+    answering(lambda arguments: Ended(1, "error: no") if arguments[-1] == fails else told(10.0, out_of(arguments)))
+    rows = {row["name"]: row for row in measure("stylegan2_ffhq1024", micro=4)["rows"]}
+    (failed,) = (name for name, row in rows.items() if row["status"] == "failed")
+    for name in goes:
+        assert (rows[name]["status"], rows[name]["reason"]) == ("skipped", f"it goes with {failed}, which failed")
+    assert not {failed, *goes} & set(rows["read-back"]["has"])
+    lost = [name for name in (failed, *goes) if name not in ASIDE]
+    assert rows["compile-all"]["lost"] == lost[: 1 if failed == "compile-main" else None]
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,13 @@ import re
 from collections.abc import Callable
 
 import pytest
-from lever_rows import NAMES, measure, overrides_of, rates_by_name, rows_of, without
+from lever_rows import CONFIGS, NAMES, measure, overrides_of, rates_by_name, rows_of, without
+from small_plans import NARROW
 
 from hires_gan.bench import levers
 from hires_gan.bench.children import Ended
-from hires_gan.bench.levers import table
+from hires_gan.bench.levers import Request, bench_levers, table
+from hires_gan.config import load_configuration
 from hires_gan.errors import Failure, UsageError
 from hires_gan.tracking import machine
 
@@ -71,7 +73,7 @@ def test_what_failed_is_measured_anew_and_so_is_what_went_on_without_it(answerin
     out, broken = tmp_path / "levers.json", True
 
     def answer(arguments: list[str]) -> Ended:
-        if broken and overrides_of(arguments)[-1] == "levers.fused=true":
+        if broken and overrides_of(arguments)[-1] == "levers.tf32=true":
             return Ended(None, "")
         return rates_by_name(arguments)
 
@@ -80,19 +82,23 @@ def test_what_failed_is_measured_anew_and_so_is_what_went_on_without_it(answerin
     measure("stylegan2_ffhq1024", micro=4, levers=wanted, out=out)
     calls.clear()
     again = measure("stylegan2_ffhq1024", micro=4, levers=("compile-main",), out=out)
-    assert "levers.fused=true" not in overrides_of(calls[0]), "it is known to fail"
-    assert [row.get("over") for row in again["rows"]] == [None, "reference", None, "tf32", "graphs"]
+    assert "levers.tf32=true" not in overrides_of(calls[0]), "it is known to fail"
+    assert [row.get("over") for row in again["rows"]] == [None, None, "reference", "fused", "graphs"]
+    assert [line.endswith("; without tf32") for line in table(again)][4:7] == [True] * 3
     calls.clear()
     broken = False
-    once = measure("stylegan2_ffhq1024", micro=4, levers=("fused",), out=out)
+    once = measure("stylegan2_ffhq1024", micro=4, levers=("tf32",), out=out)
     assert len(calls) == 1
-    assert [row["over"] for row in once["rows"]] == [None, "reference", "tf32", "tf32", "graphs"], (
-        "as they were measured"
-    )
+    over = [row["over"] for row in once["rows"]]
+    assert over == [None, "reference", "reference", "fused", "graphs"], "as they were measured"
+    lines = list(table(once))
+    assert lines[4].startswith("fused") and lines[4].endswith("; without tf32"), "though its row is there now"
     calls.clear()
     mended = measure("stylegan2_ffhq1024", micro=4, levers=(*wanted, "compile-main"), out=out)
-    assert [overrides_of(one)[-1] for one in calls] == ["levers.graphs=true", "levers.compile=main"]
+    last = ["levers.fused=true", "levers.graphs=true", "levers.compile=main"]
+    assert [overrides_of(one)[-1] for one in calls] == last
     assert [row["over"] for row in mended["rows"]] == [None, "reference", "tf32", "fused", "graphs"]
+    assert not any("without tf32" in line for line in table(mended))
 
 
 @pytest.mark.usefixtures("with_a_gpu")
@@ -128,6 +134,7 @@ def test_a_part_whose_row_failed_is_added_to_those_below_once_it_is_measured(ans
         ({"settings": {"config": "demo.yaml a=1"}}, 'with settings.config "demo.yaml a=1", and here it is "demo.yaml"'),
         ({"settings": {"micro": 8}}, "with settings.micro 8, and here it is 4"),
         ({"settings": {"data": "real"}}, 'with settings.data "real", and here it is "synthetic"'),
+        ({"settings": {"digest": "0"}}, 'with settings.digest "0", and here it is "'),
         ({"settings": {"steps": 7}}, "with settings.steps 7, and here it is null"),
         ({"bench": "train"}, "which is no record of `bench levers`"),
         ({"rows": None}, "which is no record of `bench levers`"),
@@ -145,6 +152,19 @@ def test_rows_of_something_else_are_refused_and_stay(change, sentence, answering
         measure("demo", micro=4, out=out)
     assert sentence in str(refused.value) and str(refused.value).endswith("name another file, or remove it")
     assert out.read_bytes() == kept
+
+
+def test_a_configuration_that_was_edited_is_refused(answering, tmp_path):
+    """Its file is called as before."""
+    config, out = tmp_path / "mine.yaml", tmp_path / "levers.json"
+    answering(rates_by_name)
+    request = Request(micro=4, levers=("reference",), out=out)
+    for resolution in (8, 16):
+        plan = load_configuration(CONFIGS / "demo.yaml", [f"recipe.resolution={resolution}", *NARROW])
+        if resolution == 8:
+            bench_levers(plan, config, (), request)
+    with pytest.raises(UsageError, match=r"measured with settings\.digest .* name another file, or remove it"):
+        bench_levers(plan, config, (), request)
 
 
 def test_a_file_that_is_no_json_is_refused_and_stays(monkeypatch, tmp_path):

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hires_gan.bench.plain_steps import check_without, follow_one_by_one, read
 from hires_gan.bench.train import Request, bench_train
-from hires_gan.bench.train_images import open_images, supply
+from hires_gan.bench.train_images import Contiguous, open_images, supply
 from hires_gan.bench.train_steps import Stand
 from hires_gan.bench.train_table import table
 from hires_gan.ema import averaged_copy, update_average
@@ -27,7 +27,7 @@ from hires_gan.ops import selection
 from hires_gan.ops.conv2d import conv2d, layout
 from hires_gan.ops.leaving_out import PARTS, Part, leaving_out, left_out
 from hires_gan.randomness import RandomSource, SampleRandom
-from hires_gan.recipes.protocol import Step
+from hires_gan.recipes.protocol import Batch, Step
 from hires_gan.training.settings import Plan
 
 EXACT = ["channels-last", "derivatives", "epilogue", "one-pass", "average", "unread"]
@@ -245,6 +245,30 @@ def test_nothing_that_is_convolved_lies_in_channels_last(demo, kind, tmp_path):
                     stand.alone(phase, batch)
         counts[parts] = sum(seen.last)
     assert counts[()] > 4 and counts["channels-last",] == 0
+
+
+def test_what_lies_contiguously_is_waited_for_and_copied_as_before():
+    """What a benchmark tells of real images, and labels."""
+
+    class Decoded:
+        waited, ahead = 1.5, 0
+
+        def take(self) -> Batch:
+            images = torch.rand(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)
+            return Batch(images, torch.tensor([3, 5]), ("image",))
+
+        def copy_ahead(self) -> None:
+            self.ahead += 1
+
+        def stalled(self) -> float:
+            return 0.25
+
+    decoded = Decoded()
+    contiguous = Contiguous(decoded)
+    batch = contiguous.take()
+    assert batch.images.is_contiguous() and batch.labels is not None and batch.labels.tolist() == [3, 5]
+    contiguous.copy_ahead()
+    assert (contiguous.waited, contiguous.stalled(), decoded.ahead) == (1.5, 0.25, 1)
 
 
 def test_weights_and_images_lie_contiguously():
