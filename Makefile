@@ -250,17 +250,17 @@ FAMILIES ?= stylegan2 progressive munit
 LEVERS_stylegan2 = --config configs/stylegan2_ffhq1024.yaml batch.size=4 --micro 4
 LEVERS_progressive = --config configs/progressive_celebahq1024.yaml batch.size=4 --micro 4
 LEVERS_munit = --config configs/munit_faces1024.yaml batch.size=1 recipe.generator.content_downs=3 --micro 1 --steps 16
-EAGER ?= reference one-pass average half channels-last native sample-draws epilogue tf32 fused host-draws graphs \
+EAGER ?= reference one-pass average half channels-last native host-draws sample-draws epilogue tf32 fused graphs \
 	micro fp16 recompute torch-derivatives read-back
 COMPILED ?= reference graphs compile-main compile-all
-levers_of = $(foreach family,$(FAMILIES),step $(GPU_BENCH) levers $(LEVERS_$(family)) $(2:%=--lever %) \
-	--seconds $(LEVER_SECONDS) --out $(OUT)/levers-$(family)$(1).json;)
+levers_of = $(foreach family,$(FAMILIES),step $(GPU_BENCH) levers $(LEVERS_$(family)) $(1:%=--lever %) \
+	--seconds $(LEVER_SECONDS) --out $(OUT)/levers-$(family).json;)
 
 gpu-levers:
-	@$(GPU_BEGIN); $(call levers_of,,$(EAGER)) $(GPU_END)
+	@$(GPU_BEGIN); $(call levers_of,$(EAGER)) $(GPU_END)
 
 gpu-compile:
-	@$(GPU_BEGIN); $(call levers_of,-compiled,$(COMPILED)) $(GPU_END)
+	@$(GPU_BEGIN); $(call levers_of,$(COMPILED)) $(GPU_END)
 
 gpu-munit:
 	@$(GPU_BEGIN); \

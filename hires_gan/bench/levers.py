@@ -20,6 +20,7 @@ from hires_gan.bench.plain_steps import lacking
 from hires_gan.bench.train import check_micro
 from hires_gan.bench.train_images import Images, synthetic_domains
 from hires_gan.bench.train_steps import find_place, recipe_for
+from hires_gan.config import load_configuration
 from hires_gan.errors import UsageError
 from hires_gan.progress import say
 from hires_gan.settings import at_resolution
@@ -41,7 +42,8 @@ class Lever:
         aside: Whether the rows below do without it.
         part: Of what runs always have, as `hires_gan.ops.leaving_out` names it: what this row adds, so that those above
             it lack it; or, where it stands aside, what this row alone lacks.
-        needs: The row without whose lever this one is another, or none: where that failed, this one is skipped.
+        needs: The row without whose lever there is none of this kind: where that failed, this one is skipped.
+        brings: The row whose lever this one's setting pulls as well.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Lever:
     aside: bool = False
     part: str = ""
     needs: str = ""
+    brings: str = ""
 
 
 _NONE = "levers={graphs: null, fused: null, tf32: null, compile: null}"
@@ -66,14 +69,14 @@ LEVERS = (
     Lever("half", "half precision in the high resolutions", ("precision=HALF",)),
     Lever("channels-last", "convolutions in channels_last", part="channels-last"),
     Lever("native", "the compiled ops", ("ops.backend=native",)),
+    Lever("host-draws", "random numbers drawn on the CPU and copied", gpu=True, aside=True, part="device-draws"),
     Lever(
         "sample-draws", "random numbers as functions of the sample, in one kernel", part="sample-draws", needs="native"
     ),
     Lever("epilogue", "what follows a modulated convolution in one kernel", part="epilogue", needs="native"),
     Lever("tf32", "TF32 for what stays in float32", ("levers.tf32=true",), gpu=True),
     Lever("fused", "an optimizer's step in one kernel", ("levers.fused=true",), gpu=True),
-    Lever("host-draws", "random numbers drawn on the CPU and copied", gpu=True, aside=True, part="device-draws"),
-    Lever("graphs", "each phase as a CUDA graph", ("levers.graphs=true",), gpu=True, needs="fused"),
+    Lever("graphs", "each phase as a CUDA graph", ("levers.graphs=true",), gpu=True, brings="fused"),
     Lever("micro", "twice as many images at once", doubles=True, aside=True),
     Lever("fp16", "float16 in place of bfloat16", ("precision=fp16",), aside=True, needs="half"),
     Lever(
@@ -85,13 +88,15 @@ LEVERS = (
     Lever("torch-derivatives", "torch's own derivatives of convolutions", aside=True, part="derivatives"),
     Lever("read-back", "all losses read back at every step", gpu=True, aside=True, part="unread"),
     Lever("compile-main", "torch.compile of the phases of every step", ("levers.compile=main",)),
-    Lever("compile-all", "torch.compile of R1 and path lengths as well", ("levers.compile=all",), needs="compile-main"),
+    Lever(
+        "compile-all", "torch.compile of R1 and path lengths as well", ("levers.compile=all",), brings="compile-main"
+    ),
 )
 """In this order, each with those before it but those aside. What `fast` does ends with `graphs`.
 
 The first row is a straightforward program that draws on the device; but it reads nothing back, and computes derivatives
 of convolutions as convolutions. What that is worth is told by rows aside that lack it; of numbers drawn on the CPU
-before `graphs`, since these cannot be recorded.
+where those on the device are torch's, too.
 """
 _LADDER = [lever.name for lever in LEVERS if not lever.aside]
 """The rows that hand on what they add."""
@@ -172,6 +177,7 @@ class _Bench:
     """What all rows have in common, and by name what has been measured of them, now or in an earlier call."""
 
     config: Path
+    overrides: tuple[str, ...]
     request: Request
     head: Record
     rows: dict[str, Record] = field(default_factory=dict)
@@ -191,9 +197,22 @@ class _Bench:
             write_record(self.request.out, self.record(complete))
 
     def add(self, record: Record) -> None:
-        """Keep a row, also for a later call."""
+        """Keep a row, also for a later call; none stays skipped for the sake of one that is measured now."""
+        for lever in LEVERS:
+            stale = lever.needs == record["name"] and self.rows.get(lever.name, {}).get("status") == "skipped"
+            if stale and record["status"] == "measured":
+                del self.rows[lever.name]
         self.rows[record["name"]] = record
         self.write(complete=False)
+
+    def require_same(self) -> None:
+        """See that the file of the configuration is as it was: each row's process reads it.
+
+        Raises:
+            UsageError: It is another.
+        """
+        if _digest(load_configuration(self.config, self.overrides)) != self.head["settings"]["configuration_digest"]:
+            raise UsageError(f"{self.config} was edited while its rows are measured: start anew, with another --out")
 
 
 def bench_levers(plan: Plan, config: Path, overrides: Sequence[str], request: Request) -> Record:
@@ -222,10 +241,11 @@ def bench_levers(plan: Plan, config: Path, overrides: Sequence[str], request: Re
     """
     _check(request)
     subject = _subject(plan, request.micro)
-    settings = {"config": " ".join([config.name, *overrides]), "digest": _digest(plan), "micro": subject.micro}
+    settings = {"config": " ".join([config.name, *overrides]), "micro": subject.micro}
     settings |= {"data": request.data, "steps": request.steps, "device": _device()}
-    bench = _begun(config, request, identity("levers") | {"settings": settings})
-    _measure_rows(bench, subject, tuple(overrides))
+    settings["configuration_digest"] = _digest(plan)
+    bench = _begun(_Bench(config, tuple(overrides), request, identity("levers") | {"settings": settings}))
+    _measure_rows(bench, subject)
     bench.write(complete=True)
     return bench.record(complete=True)
 
@@ -240,16 +260,17 @@ def _check(request: Request) -> None:
             raise UsageError(f"{option} is {value:g}; a number above 0 is allowed")
 
 
-def _begun(config: Path, request: Request, head: Record) -> _Bench:
+def _begun(bench: _Bench) -> _Bench:
     """With what an earlier call has left, which stays as it is until a row is added."""
-    earlier = read_earlier(request.out, head)
-    if request.out is not None:
-        require_writable(request.out)
-        say_unknown_commit(head)
+    out = bench.request.out
+    earlier = read_earlier(out, bench.head)
+    if out is not None:
+        require_writable(out)
+        say_unknown_commit(bench.head)
     if earlier is None:
-        return _Bench(config, request, head)
-    say(f"{request.out} has rows already; what was measured is not measured again")
-    return _Bench(config, request, earlier, {row["name"]: row for row in earlier["rows"]})
+        return bench
+    say(f"{out} has rows already; what was measured is not measured again")
+    return replace(bench, head=earlier, rows={row["name"]: row for row in earlier["rows"]})
 
 
 def _device() -> str:
@@ -270,12 +291,13 @@ def _subject(plan: Plan, wanted: int | None) -> Subject:
     return Subject(plan, micro, any(phase.interval > 1 for phase in recipe.phases(stage.start)))
 
 
-def _measure_rows(bench: _Bench, subject: Subject, overrides: tuple[str, ...]) -> None:
-    pulled = Program(overrides, _added_parts(subject))
+def _measure_rows(bench: _Bench, subject: Subject) -> None:
+    pulled = Program(bench.overrides, _added_parts(subject))
     for lever in LEVERS:
         row = _row(lever, pulled, subject)
         wanted = not bench.request.levers or lever.name in bench.request.levers
-        if wanted and bench.kept(row).get("status") not in ("measured", "skipped"):
+        here = bench.rows.get(lever.name, {}) if row.skipped else bench.kept(row)
+        if wanted and here.get("status") not in ("measured", "skipped"):
             bench.add(_measured(bench, row))
         if not (lever.aside or _idle(lever, subject)):
             failed = row.skipped or bench.kept(row).get("status") == "failed"
@@ -301,10 +323,12 @@ def _row(lever: Lever, pulled: Program, subject: Subject) -> Row:
         own += _room(plan, micro)
         if lacking("one-pass", plan, subject.micro) and not lacking("one-pass", plan, micro):
             without = (*without, "one-pass")  # which half as many images have not got
-    has = pulled.has if lever.aside else (*pulled.has, lever.name)
-    program = Program((*pulled.overrides, *own), without, has, pulled.lost)
-    lost = f"it goes with {lever.needs}, which failed" if lever.needs in pulled.lost else ""
-    return Row(lever, program, micro, _idle(lever, subject) or lost)
+    brought = (lever.brings,) if lever.brings in pulled.lost else ()
+    has = pulled.has if lever.aside else (*pulled.has, *brought, lever.name)
+    lost = tuple(name for name in pulled.lost if name not in brought)
+    program = Program((*pulled.overrides, *own), without, has, lost)
+    needed = f"it goes with {lever.needs}, which failed" if lever.needs in pulled.lost else ""
+    return Row(lever, program, micro, _idle(lever, subject) or needed)
 
 
 def _recomputes(plan: Plan) -> bool:
@@ -347,6 +371,7 @@ def _measured(bench: _Bench, row: Row) -> Record:
     record |= {"has": list(row.program.has), "lost": list(row.program.lost)}
     if row.skipped:
         return record | {"status": "skipped", "reason": row.skipped}
+    bench.require_same()
     record["date"] = now()
     say(f"{lever.name}: {lever.adds}")
     # What a killed row's compilers still write must not end the rows that follow.

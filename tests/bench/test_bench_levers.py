@@ -60,7 +60,7 @@ def test_each_row_is_a_configuration_with_one_lever_more(name, answering):
     for one in set(ASIDE) & set(rows) - set(LACKING):
         assert overrides_of(given[one])[: len(overrides_of(given["graphs"]))] == overrides_of(given["graphs"])
     for one in LACKING:
-        assert overrides_of(given[one]) == overrides_of(given["fused" if one == "host-draws" else "graphs"])
+        assert overrides_of(given[one]) == overrides_of(given["native" if one == "host-draws" else "graphs"])
     micros = {one: arguments[arguments.index("--micro") + 1] for one, arguments in given.items()}
     assert micros == {one: "8" if one == "micro" else "4" for one in rows}
     assert record["complete"] is True
@@ -85,7 +85,9 @@ def test_the_first_row_lacks_what_later_ones_add_and_a_row_aside_lacks_its_own_p
     assert lacked["reference"] == added
     for place, part in enumerate(added):
         assert lacked[part] == added[place + 1 :]
-    assert [lacked[one] for one in LACKING] == [["device-draws"], ["derivatives"], ["unread"]]
+    behind = added[added.index("sample-draws") :]
+    assert [lacked[one] for one in LACKING] == [[*behind, "device-draws"], ["derivatives"], ["unread"]]
+    assert lacked["native"] == behind, "whose numbers torch draws on the device"
     assert {one for one in lacked if not lacked[one]} >= {"tf32", "fused", "graphs", "micro", "compile-main"}
     skipped = {row["name"]: row["reason"] for row in record["rows"] if row["status"] == "skipped"}
     assert {"one-pass", "epilogue"} - set(added) == {"one-pass", "epilogue"} & set(skipped)
@@ -105,7 +107,9 @@ def test_a_part_whose_row_fails_stays_left_out(answering):
     assert rows["half"]["without"] == ["average", "channels-last", "sample-draws", "epilogue"]
     assert rows["half"]["over"] == "one-pass"
     assert rows["graphs"]["without"] == ["average"] and rows["graphs"]["over"] == "fused"
-    assert rows["host-draws"]["without"] == ["average", "device-draws"] and rows["host-draws"]["over"] == "fused"
+    assert rows["host-draws"]["without"] == ["average", "sample-draws", "epilogue", "device-draws"]
+    assert rows["host-draws"]["over"] == "native" and rows["host-draws"]["lost"] == ["average"]
+    assert all(row["lost"] == ["average"] for row in list(rows.values())[3:]), "aside or not"
 
 
 @pytest.mark.usefixtures("with_a_gpu")
@@ -126,7 +130,7 @@ def test_rows_are_compared_with_the_one_before_and_with_the_first(answering):
         "tf32",
         "fused",
     ]
-    over = [*ladder, "fused", *["graphs"] * 5, "compile-main"]
+    over = [*ladder[:6], "native", *ladder[6:], *["graphs"] * 5, "compile-main"]
     assert [row["over"] for row in rows.values()] == [None, *over]
     for row in list(rows.values())[1:]:
         assert row["gain"] == pytest.approx(row["images_per_s"] / rows[row["over"]]["images_per_s"])
@@ -191,7 +195,7 @@ def test_a_row_that_fails_is_told_and_the_others_go_on_without_its_lever(answeri
             return Ended(1, "something\nerror: out of memory at 1024x1024\n")
         if given[-1] == "precision=fp16":
             return Ended(None, "")
-        if given[-1] == "levers.compile=main":
+        if given[-1].startswith("levers.compile="):
             return told(50.0, out_of(arguments), {"generator phase": "it reads a value"})
         return told(10.0, out_of(arguments))
 
@@ -201,14 +205,13 @@ def test_a_row_that_fails_is_told_and_the_others_go_on_without_its_lever(answeri
     assert rows["graphs"]["status"] == "failed" and rows["graphs"]["reason"] == "out of memory at 1024x1024"
     assert rows["fp16"]["reason"] == "it took longer than 7 seconds"
     assert rows["compile-main"]["reason"] == "the generator phase was not compiled: it reads a value"
-    assert rows["compile-all"]["status"] == "skipped", "it would compile these phases as well"
-    assert rows["compile-all"]["reason"] == "it goes with compile-main, which failed"
+    assert rows["compile-all"]["status"] == "failed"
     assert rows["micro"]["status"] == "measured" and rows["micro"]["over"] == "fused"
     assert rows["compile-main"]["overrides"][-2:] == ["levers.fused=true", "levers.compile=main"]
-    assert (rows["compile-main"]["lost"], rows["compile-all"]["lost"]) == (["graphs"], ["graphs", "compile-main"])
+    assert (rows["compile-main"]["lost"], rows["compile-all"]["lost"]) == (["graphs"], ["graphs"])
     assert not {"levers.graphs=true", "levers.compile=main"} & set(rows["micro"]["overrides"])
-    assert len(calls) == 17, "what failed is not called again"
-    assert [len(one["rows"]) for one in seen] == [*range(14), *range(15, 18)], "written behind every row"
+    assert len(calls) == 18, "what failed is not called again"
+    assert [len(one["rows"]) for one in seen] == [*range(14), *range(15, 19)], "written behind every row"
     assert not any(one["complete"] for one in seen)
     assert json.loads(out.read_text()) == json.loads(json.dumps(record))
     lines = list(table(record))
@@ -253,8 +256,17 @@ def test_on_a_cpu_what_moves_nothing_is_left_out(answering):
     calls = answering(lambda arguments: told(10.0, out_of(arguments)))
     record = measure("demo")
     skipped = [row["name"] for row in record["rows"] if row["status"] == "skipped"]
-    on_a_gpu = ["tf32", "fused", "host-draws", "graphs"]
-    assert skipped == ["average", "epilogue", *on_a_gpu, "recompute", "read-back", "compile-all"]
+    assert skipped == [
+        "average",
+        "host-draws",
+        "epilogue",
+        "tf32",
+        "fused",
+        "graphs",
+        "recompute",
+        "read-back",
+        "compile-all",
+    ]
     assert len(calls) == len(NAMES) - 9
     assert [without(one) for one in calls][:4] == [
         ["one-pass", "channels-last", "sample-draws"],
@@ -322,24 +334,31 @@ def test_where_the_first_row_fails_the_others_have_its_settings_and_nothing_to_c
 
 @pytest.mark.usefixtures("with_a_gpu")
 @pytest.mark.parametrize(
-    ("fails", "goes"),
-    [
-        ("levers.fused=true", ["graphs"]),
-        ("ops.backend=native", ["sample-draws", "epilogue"]),
-        ("precision=bf16", ["fp16"]),
-        ("levers.compile=main", ["compile-all"]),
-    ],
+    ("fails", "goes"), [("ops.backend=native", ["sample-draws", "epilogue"]), ("precision=bf16", ["fp16"])]
 )
-def test_a_lever_that_is_another_one_without_one_that_failed_is_skipped(fails, goes, answering):
-    """`graphs` steps fused all the same, what compiles R1 compiles all, and plain torch has no kernel of its own."""
+def test_a_lever_that_there_is_not_without_one_that_failed_is_skipped(fails, goes, answering):
+    """Plain torch has no kernel of its own, and nothing is in place of bfloat16 where there is none."""
     answering(lambda arguments: Ended(1, "error: no") if arguments[-1] == fails else told(10.0, out_of(arguments)))
     rows = {row["name"]: row for row in measure("stylegan2_ffhq1024", micro=4)["rows"]}
     (failed,) = (name for name, row in rows.items() if row["status"] == "failed")
     for name in goes:
         assert (rows[name]["status"], rows[name]["reason"]) == ("skipped", f"it goes with {failed}, which failed")
-    assert not {failed, *goes} & set(rows["read-back"]["has"])
-    lost = [name for name in (failed, *goes) if name not in ASIDE]
-    assert rows["compile-all"]["lost"] == lost[: 1 if failed == "compile-main" else None]
+    assert rows["compile-all"]["lost"] == [name for name in (failed, *goes) if name not in ASIDE]
+    assert not set(rows["compile-all"]["lost"]) & set(rows["compile-all"]["has"])
+
+
+@pytest.mark.usefixtures("with_a_gpu")
+@pytest.mark.parametrize(
+    ("failed", "behind", "over"), [("fused", "graphs", "tf32"), ("compile-main", "compile-all", "graphs")]
+)
+def test_a_lever_that_pulls_one_that_failed_has_it_as_well(failed, behind, over, answering):
+    """`graphs` steps fused in any case, and what compiles R1 compiles all: they are not over what stands between."""
+    fails = {"fused": "levers.fused=true", "compile-main": "levers.compile=main"}[failed]
+    answering(lambda arguments: Ended(1, "error: no") if arguments[-1] == fails else told(10.0, out_of(arguments)))
+    rows = {row["name"]: row for row in measure("stylegan2_ffhq1024", micro=4)["rows"]}
+    assert rows[failed]["status"] == "failed" and rows[behind]["over"] == over
+    assert {failed, behind} <= set(rows[behind]["has"]) and rows[behind]["lost"] == []
+    assert rows["micro"]["over"] == "graphs" and rows["micro"]["lost"] == []
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import pytest
 from lever_rows import CONFIGS, NAMES, measure, overrides_of, rates_by_name, rows_of, without
-from small_plans import NARROW
 
 from hires_gan.bench import levers
 from hires_gan.bench.children import Ended
@@ -134,7 +133,7 @@ def test_a_part_whose_row_failed_is_added_to_those_below_once_it_is_measured(ans
         ({"settings": {"config": "demo.yaml a=1"}}, 'with settings.config "demo.yaml a=1", and here it is "demo.yaml"'),
         ({"settings": {"micro": 8}}, "with settings.micro 8, and here it is 4"),
         ({"settings": {"data": "real"}}, 'with settings.data "real", and here it is "synthetic"'),
-        ({"settings": {"digest": "0"}}, 'with settings.digest "0", and here it is "'),
+        ({"settings": {"configuration_digest": "0"}}, 'with settings.configuration_digest "0", and here it is "'),
         ({"settings": {"steps": 7}}, "with settings.steps 7, and here it is null"),
         ({"bench": "train"}, "which is no record of `bench levers`"),
         ({"rows": None}, "which is no record of `bench levers`"),
@@ -155,16 +154,48 @@ def test_rows_of_something_else_are_refused_and_stay(change, sentence, answering
 
 
 def test_a_configuration_that_was_edited_is_refused(answering, tmp_path):
-    """Its file is called as before."""
+    """In a later call, and in the same one: each row's process reads the file, which is called as before."""
     config, out = tmp_path / "mine.yaml", tmp_path / "levers.json"
-    answering(rates_by_name)
-    request = Request(micro=4, levers=("reference",), out=out)
-    for resolution in (8, 16):
-        plan = load_configuration(CONFIGS / "demo.yaml", [f"recipe.resolution={resolution}", *NARROW])
-        if resolution == 8:
-            bench_levers(plan, config, (), request)
-    with pytest.raises(UsageError, match=r"measured with settings\.digest .* name another file, or remove it"):
-        bench_levers(plan, config, (), request)
+    text = (CONFIGS / "demo.yaml").read_text()
+
+    def answer(arguments: list[str]) -> Ended:
+        if overrides_of(arguments)[-1] == "precision=bf16":
+            config.write_text(text.replace("every_kimg: 25,", "every_kimg: 24,"))
+        return rates_by_name(arguments)
+
+    def called(*names: str) -> list[str]:
+        request = Request(micro=4, levers=names, out=out)
+        return [row["name"] for row in bench_levers(load_configuration(config, ()), config, (), request)["rows"]]
+
+    assert "every_kimg: 25," in text
+    config.write_text(text)
+    answering(answer)
+    assert called("reference") == ["reference"]
+    with pytest.raises(UsageError, match=r"mine\.yaml was edited while its rows are measured: start anew"):
+        called("half", "native")
+    assert [row["name"] for row in json.loads(out.read_text())["rows"]] == ["reference", "half"]
+    with pytest.raises(UsageError, match=r"settings\.configuration_digest .* name another file, or remove it"):
+        called("native")
+
+
+@pytest.mark.usefixtures("with_a_gpu")
+def test_what_goes_with_another_row_follows_what_becomes_of_that_one(answering, tmp_path):
+    """It is no longer skipped once the other is measured, and what was measured with it stays."""
+    out, broken = tmp_path / "levers.json", "ops.backend=native"
+    answering(lambda arguments: Ended(1, "") if overrides_of(arguments)[-1] == broken else rates_by_name(arguments))
+
+    def statuses(*names: str) -> dict[str, str]:
+        record = measure("stylegan2_ffhq1024", micro=4, levers=names, out=out)
+        return {row["name"]: row["status"] for row in record["rows"]}
+
+    assert statuses("native", "epilogue") == {"native": "failed", "epilogue": "skipped"}
+    broken = ""
+    assert statuses("native") == {"native": "measured"}
+    assert statuses("epilogue") == {"native": "measured", "epilogue": "measured"}
+    out.unlink()
+    assert statuses("epilogue") == {"epilogue": "measured"}
+    broken = "ops.backend=native"
+    assert statuses("native", "epilogue") == {"native": "failed", "epilogue": "measured"}
 
 
 def test_a_file_that_is_no_json_is_refused_and_stays(monkeypatch, tmp_path):

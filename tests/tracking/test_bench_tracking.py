@@ -32,6 +32,15 @@ def test_the_record_has_shares_of_the_time_of_the_steps(tmp_path: Path) -> None:
     assert table(record)[1].startswith("sqlite")
 
 
+def test_the_record_has_the_processor_time_of_other_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By how much it grew over the steps; two clocks that disagree by a tick make nothing less than nothing."""
+    request = Request(1.0, 32, 0.32, 0.1, 0.8, 64, 5, 1.0, ("sqlite",), None)
+    for clock, grown in (([3.0, 3.5], 0.5), ([3.0, 2.99], 0.0)):
+        monkeypatch.setattr(tracking, "_beside", iter(clock).__next__)
+        (one,) = bench_tracking(request)["stores"].values()
+        assert one["beside"] * one["seconds"] == pytest.approx(grown)
+
+
 def test_the_time_beside_is_that_of_other_threads() -> None:
     """And not that of the thread that asks, which computes as long before it does."""
 
