@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -168,13 +169,12 @@ def bench_levers_command(
     ] = None,
 ) -> None:
     """Measure what each lever of speed is worth: float32 step by step first, then one more at a time."""
+    from hires_gan.bench.levers import Request, bench_levers, table
     from hires_gan.config import load_configuration
 
-    plan = load_configuration(config, overrides or [])
-    from hires_gan.bench.levers import Request, bench_levers, table
-
+    read = partial(load_configuration, config, overrides or [])
     request = Request(micro, tuple(lever or ()), data, steps, seconds, out)
-    for line in table(bench_levers(plan, config, overrides or [], request)):
+    for line in table(bench_levers(read, config, overrides or [], request)):
         typer.echo(line)
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -20,7 +20,6 @@ from hires_gan.bench.plain_steps import lacking
 from hires_gan.bench.train import check_micro
 from hires_gan.bench.train_images import Images, synthetic_domains
 from hires_gan.bench.train_steps import find_place, recipe_for
-from hires_gan.config import load_configuration
 from hires_gan.errors import UsageError
 from hires_gan.progress import say
 from hires_gan.settings import at_resolution
@@ -176,6 +175,7 @@ class Row:
 class _Bench:
     """What all rows have in common, and by name what has been measured of them, now or in an earlier call."""
 
+    read: Callable[[], Plan]
     config: Path
     overrides: tuple[str, ...]
     request: Request
@@ -211,11 +211,11 @@ class _Bench:
         Raises:
             UsageError: It is another.
         """
-        if _digest(load_configuration(self.config, self.overrides)) != self.head["settings"]["configuration_digest"]:
+        if _digest(self.read()) != self.head["settings"]["configuration_digest"]:
             raise UsageError(f"{self.config} was edited while its rows are measured: start anew, with another --out")
 
 
-def bench_levers(plan: Plan, config: Path, overrides: Sequence[str], request: Request) -> Record:
+def bench_levers(read: Callable[[], Plan], config: Path, overrides: Sequence[str], request: Request) -> Record:
     """Measure rows one after the other, each in a process of its own: neither memory nor compiled code is handed on.
 
     A row that fails does not end the others, which go on without its lever. A row that compiles is called twice, with
@@ -225,8 +225,8 @@ def bench_levers(plan: Plan, config: Path, overrides: Sequence[str], request: Re
     settings are others now that a row above them is measured, or has failed.
 
     Args:
-        plan: The configuration.
-        config: Its file.
+        read: Gives the configuration, as its file is now.
+        config: That file.
         overrides: Settings that replace those of the file, in every row.
         request: What to measure.
 
@@ -236,15 +236,17 @@ def bench_levers(plan: Plan, config: Path, overrides: Sequence[str], request: Re
 
     Raises:
         UsageError: The arguments cannot be, so many images at once are more than the batch, or no whole groups, or the
-            file of the result is no such record, or one of other settings, or of another machine or commit.
+            file of the result is no such record, or one of other settings, or of another machine or commit; or the
+            configuration is edited meanwhile.
         Failure: The result cannot be written.
     """
     _check(request)
+    plan = read()
     subject = _subject(plan, request.micro)
     settings = {"config": " ".join([config.name, *overrides]), "micro": subject.micro}
     settings |= {"data": request.data, "steps": request.steps, "device": _device()}
     settings["configuration_digest"] = _digest(plan)
-    bench = _begun(_Bench(config, tuple(overrides), request, identity("levers") | {"settings": settings}))
+    bench = _begun(_Bench(read, config, tuple(overrides), request, identity("levers") | {"settings": settings}))
     _measure_rows(bench, subject)
     bench.write(complete=True)
     return bench.record(complete=True)

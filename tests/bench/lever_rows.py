@@ -50,7 +50,7 @@ def without(arguments: list[str]) -> list[str]:
 
 def measure(name: str, *overrides: str, **request: Any) -> dict[str, Any]:
     config = CONFIGS / f"{name}.yaml"
-    return bench_levers(load_configuration(config, overrides), config, overrides, Request(**request))
+    return bench_levers(lambda: load_configuration(config, overrides), config, overrides, Request(**request))
 
 
 def rates_by_name(arguments: list[str]) -> Ended:
