@@ -198,10 +198,11 @@ class _Bench:
 
     def add(self, record: Record) -> None:
         """Keep a row, also for a later call; none stays skipped for the sake of one that is measured now."""
-        for lever in LEVERS:
-            stale = lever.needs == record["name"] and self.rows.get(lever.name, {}).get("status") == "skipped"
-            if stale and record["status"] == "measured":
-                del self.rows[lever.name]
+        if record["status"] == "measured":
+            with_it = [lever.name for lever in LEVERS if lever.needs == record["name"]]
+            self.rows = {
+                name: row for name, row in self.rows.items() if name not in with_it or row["status"] != "skipped"
+            }
         self.rows[record["name"]] = record
         self.write(complete=False)
 

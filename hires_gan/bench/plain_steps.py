@@ -45,7 +45,7 @@ def check_names(parts: Iterable[str]) -> None:
             raise UsageError(f"--without is {part!r}; {', '.join(PARTS)} are allowed")
 
 
-def check_without(parts: Collection[str], plan: Plan, device: torch.device, micros: Iterable[int]) -> None:
+def check_without(parts: Collection[str], plan: Plan, device: torch.device, micros: Collection[int]) -> None:
     """See that parts can be left out.
 
     Args:

@@ -71,8 +71,8 @@ def synthetic_domains(plan: Plan) -> tuple[str, ...]:
 class Supply(Protocol):
     """What gives the batches: `Feed`, or synthetic ones."""
 
-    @property
-    def waited(self) -> float: ...  # noqa: D102
+    waited: float
+
     def take(self) -> Batch: ...  # noqa: D102
     def copy_ahead(self) -> None: ...  # noqa: D102
     def stalled(self) -> float: ...  # noqa: D102
@@ -119,35 +119,6 @@ class Synthetic:
         return 0.0
 
 
-class Contiguous:
-    """Batches whose images lie contiguously, of what gives others.
-
-    Args:
-        supply: What gives them.
-    """
-
-    def __init__(self, supply: Supply) -> None:
-        self._supply = supply
-
-    @property
-    def waited(self) -> float:
-        """Seconds that this process has waited for batches so far."""
-        return self._supply.waited
-
-    def take(self) -> Batch:
-        """The next batch, in [-1, 1]."""
-        batch = self._supply.take()
-        return replace(batch, images=batch.images.contiguous())
-
-    def copy_ahead(self) -> None:
-        """Start to copy the next batch."""
-        self._supply.copy_ahead()
-
-    def stalled(self) -> float:
-        """Seconds that the GPU's steps have waited for batches so far."""
-        return self._supply.stalled()
-
-
 @contextmanager
 def supply(plan: Plan, images: Images, stage: Stage, starts: Iterator[int], device: torch.device) -> Iterator[Supply]:
     """Batches for the steps of a stage.
@@ -175,5 +146,7 @@ def supply(plan: Plan, images: Images, stage: Stage, starts: Iterator[int], devi
     )
     with loader:
         requests = (Request(range(nimg, nimg + stage.batch), stage.resolution) for nimg in starts)
-        feed = Feed(loader.batches(requests), device, dtype)
-        yield Contiguous(feed) if left_out("channels-last") else feed
+        batches = loader.batches(requests)
+        if left_out("channels-last"):  # in which decoders give them
+            batches = (replace(batch, images=batch.images.contiguous()) for batch in batches)
+        yield Feed(batches, device, dtype)

@@ -12,13 +12,13 @@ import pytest
 import torch
 from bench_shards import pngs, write_shards
 from small_plans import SMALL, quick_rates, run
-from steps_without import CONFIGS, CPU, Ops, one_step, plan_of
+from steps_without import CONFIGS, CPU, Ops, one_step, plan_of, stand_of
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hires_gan.bench.plain_steps import check_without, follow_one_by_one, read
 from hires_gan.bench.train import Request, bench_train
-from hires_gan.bench.train_images import Contiguous, open_images, supply
+from hires_gan.bench.train_images import open_images, supply
 from hires_gan.bench.train_steps import Stand
 from hires_gan.bench.train_table import table
 from hires_gan.ema import averaged_copy, update_average
@@ -27,7 +27,8 @@ from hires_gan.ops import selection
 from hires_gan.ops.conv2d import conv2d, layout
 from hires_gan.ops.leaving_out import PARTS, Part, leaving_out, left_out
 from hires_gan.randomness import RandomSource, SampleRandom
-from hires_gan.recipes.protocol import Batch, Step
+from hires_gan.recipes.protocol import Step
+from hires_gan.training.feed import Feed
 from hires_gan.training.settings import Plan
 
 EXACT = ["channels-last", "derivatives", "epilogue", "one-pass", "average", "unread"]
@@ -247,28 +248,20 @@ def test_nothing_that_is_convolved_lies_in_channels_last(demo, kind, tmp_path):
     assert counts[()] > 4 and counts["channels-last",] == 0
 
 
-def test_what_lies_contiguously_is_waited_for_and_copied_as_before():
-    """What a benchmark tells of real images, and labels."""
-
-    class Decoded:
-        waited, ahead = 1.5, 0
-
-        def take(self) -> Batch:
-            images = torch.rand(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)
-            return Batch(images, torch.tensor([3, 5]), ("image",))
-
-        def copy_ahead(self) -> None:
-            self.ahead += 1
-
-        def stalled(self) -> float:
-            return 0.25
-
-    decoded = Decoded()
-    contiguous = Contiguous(decoded)
-    batch = contiguous.take()
-    assert batch.images.is_contiguous() and batch.labels is not None and batch.labels.tolist() == [3, 5]
-    contiguous.copy_ahead()
-    assert (contiguous.waited, contiguous.stalled(), decoded.ahead) == (1.5, 0.25, 1)
+def test_real_images_that_lie_contiguously_are_the_same_and_waited_for(tmp_path):
+    """By the feed of a run, which copies ahead, and counts."""
+    write_shards(tmp_path / "a", pngs(8, 8), 8)
+    plan, batches = plan_of("demo", f"data.shards={tmp_path / 'a'}"), []
+    for parts in ((), ("channels-last",)):
+        with leaving_out(parts):
+            images = open_images(plan, "real", CPU)
+            with supply(plan, images, stand_of(plan).place.stage, iter([0]), CPU) as feed:
+                batches.append(feed.take())
+            assert type(feed) is Feed and feed.waited > 0
+    before, behind = batches
+    assert not before.images.is_contiguous() and behind.images.is_contiguous()
+    assert torch.equal(before.images, behind.images)
+    assert (before.labels, before.domains) == (behind.labels, behind.domains)
 
 
 def test_weights_and_images_lie_contiguously():
