@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import shutil
 import subprocess
 import time
@@ -92,10 +93,9 @@ def call(address: str, content: dict[str, Any] | None = None, method: str | None
 @contextmanager
 def open_browser(folder: Path, width: int = 1500, height: int = 1000) -> Iterator[Browser]:
     """Start chromedriver and a window, and end both."""
-    with (folder / "chromedriver.log").open("wb") as log:
-        driver = subprocess.Popen(["chromedriver", "--port=0"], stdout=subprocess.PIPE, stderr=log)
+    driver, address = _started_driver()
     try:
-        session = f"{_address(driver)}/session"
+        session = f"{address}/session"
         arguments = [*OPTIONS, f"--user-data-dir={folder / 'profile'}", f"--window-size={width},{height}"]
         options = {"binary": shutil.which("chromium"), "args": arguments}
         wanted = {"capabilities": {"alwaysMatch": {"browserName": "chrome", "goog:chromeOptions": options}}}
@@ -105,15 +105,33 @@ def open_browser(folder: Path, width: int = 1500, height: int = 1000) -> Iterato
         finally:
             call(session, method="DELETE")  # the driver ends its browser
     finally:
-        driver.terminate()
-        driver.wait(timeout=30)
-        assert driver.stdout is not None
-        driver.stdout.close()
+        _end(driver)
 
 
-def _address(driver: subprocess.Popen[bytes]) -> str:
+def _started_driver() -> tuple[subprocess.Popen[bytes], str]:
+    """chromedriver, and where it listens: it takes a free port of ::1, and ends if 127.0.0.1 has that number in use."""
+    for _ in range(20):
+        driver = subprocess.Popen(["chromedriver", "--port=0"], stdout=subprocess.PIPE)
+        said = _said_at_start(driver)
+        if found := re.search(rb"started successfully on port (\d+)", said):
+            return driver, f"http://127.0.0.1:{int(found[1])}"
+        _end(driver)
+        assert b"port not available" in said, f"chromedriver does not start: {said!r}"
+    raise AssertionError(f"chromedriver finds no port: {said!r}")
+
+
+def _said_at_start(driver: subprocess.Popen[bytes]) -> bytes:
     assert driver.stdout is not None
+    said = b""
     for line in driver.stdout:
-        if b"started successfully on port" in line:
-            return f"http://127.0.0.1:{int(line.rstrip(b'. ' + bytes([10])).split()[-1])}"
-    raise AssertionError("chromedriver does not start")
+        said += line
+        if b"started successfully" in line:
+            break
+    return said
+
+
+def _end(driver: subprocess.Popen[bytes]) -> None:
+    assert driver.stdout is not None
+    driver.terminate()
+    driver.wait(timeout=30)
+    driver.stdout.close()
