@@ -36,6 +36,7 @@ from hires_gan.evaluation.instruments import Instruments
 from hires_gan.evaluation.protocol import CheckpointRecord
 from hires_gan.evaluation.reals import CHUNK, Reals
 from hires_gan.evaluation.subjects import Generated
+from hires_gan.inference.images import from_uint8
 from hires_gan.recipes.families import build_recipe
 from hires_gan.recipes.stylegan2_settings import StyleGAN2Settings
 
@@ -106,8 +107,7 @@ def stand_in(device: torch.device) -> Extractor:
     network.to(device).eval().requires_grad_(False)
 
     def features(images: Tensor) -> tuple[Tensor, None]:
-        scaled = images.float() / 127.5 - 1
-        return network(interpolate(scaled, (_SIDE, _SIDE), mode="bilinear")), None
+        return network(interpolate(from_uint8(images, torch.float32), (_SIDE, _SIDE), mode="bilinear")), None
 
     version = f"torchvision {torchvision.__version__}"
     return Extractor(features, STAND_IN, version, "0" * 64, f"to {_SIDE}x{_SIDE}, bilinear", device, side=_SIDE)

@@ -15,6 +15,7 @@ from hires_gan.data.loader import Loader, Request, check_decoder
 from hires_gan.data.manifest import IMAGE
 from hires_gan.data.replacement import CorruptRows
 from hires_gan.errors import UsageError
+from hires_gan.inference.images import from_uint8
 from hires_gan.ops.leaving_out import left_out
 from hires_gan.recipes.protocol import Batch, LabelDistribution, Stage
 from hires_gan.training.feed import Feed
@@ -109,7 +110,7 @@ class Synthetic:
 
     def take(self) -> Batch:
         """The next batch, in [-1, 1]."""
-        return Batch(next(self._turns).to(self._dtype).div_(127.5).sub_(1.0), self._labels, self._domains)
+        return Batch(from_uint8(next(self._turns), self._dtype), self._labels, self._domains)
 
     def copy_ahead(self) -> None:
         """They are there."""

@@ -15,6 +15,7 @@ from hires_gan.evaluation.preservation import content_preservation
 from hires_gan.evaluation.reals import CHUNK
 from hires_gan.evaluation.subjects import Shown
 from hires_gan.evaluation.swd import Descriptors
+from hires_gan.inference.images import from_uint8
 from hires_gan.networks.vgg import VGG16Features
 from hires_gan.progress import ProgressBar
 
@@ -66,8 +67,9 @@ class Description:
             return
         self._describe(images)
         if self._content is not None and shown.inputs is not None:
-            inputs = shown.inputs[: len(images)]
-            self._preserved.append(content_preservation(_scaled(inputs, images.device), _scaled(images), self._content))
+            inputs = shown.inputs[: len(images)].to(images.device)
+            before, after = (from_uint8(both, torch.float32) for both in (inputs, images))
+            self._preserved.append(content_preservation(before, after, self._content))
 
     def _describe(self, images: Tensor) -> None:
         if self._extractor is None or self._not_finite is not None:
@@ -153,8 +155,3 @@ def describe(
             bar.advance(len(chunk))
     if description.patches is not None:
         description.patches.check_complete()
-
-
-def _scaled(images: Tensor, device: torch.device | None = None) -> Tensor:
-    """Bytes to [-1, 1]."""
-    return images.to(device or images.device, torch.float32).div_(127.5).sub_(1.0)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from hires_gan.errors import Failure, UsageError
 from hires_gan.evaluation.installed import Installed, find_installed
 from hires_gan.evaluation.weights import load_state, state_checksum
+from hires_gan.inference.images import from_uint8
 from hires_gan.networks.published import OptionNames
 
 Network = Callable[[Tensor], tuple[Tensor, Tensor | None]]
@@ -184,7 +185,7 @@ def _scaled(network: Callable[[Tensor], Any], source: str) -> Network:
     """A network for images in [-1, 1] as one for bytes."""
 
     def scaled(images: Tensor) -> tuple[Tensor, Tensor | None]:
-        found = network(images.float() / 127.5 - 1)
+        found = network(from_uint8(images, torch.float32))
         parts = found if isinstance(found, tuple) else (found, None)
         if not _is_output(parts, len(images)):
             raise Failure(

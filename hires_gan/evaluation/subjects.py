@@ -16,7 +16,7 @@ from hires_gan.evaluation.diversity import DiversityProtocol, lpips_diversity
 from hires_gan.evaluation.path_length import PATHS, PathLength
 from hires_gan.evaluation.perceptual import PairDistance
 from hires_gan.evaluation.reals import Reals
-from hires_gan.inference.images import enlarge, finite, to_uint8
+from hires_gan.inference.images import enlarge, finite, from_uint8, to_uint8
 from hires_gan.networks import progressive, stylegan
 from hires_gan.networks.growth import Growth
 from hires_gan.networks.layers import cross_fade, halve_box
@@ -234,9 +234,8 @@ class Translated:
         if stopped():
             raise Stopped
         with torch.no_grad():
-            fakes = self.recipe.translate(
-                self.network, self._scaled(images), samples.to(self.device), self.nimg, self.source, self.target
-            )
+            x = from_uint8(images.to(self.device), self.dtype)
+            fakes = self.recipe.translate(self.network, x, samples.to(self.device), self.nimg, self.source, self.target)
         return _in_bytes(fakes, images.shape[-1])
 
     def diversity(self, images: Tensor, samples: Tensor, distance: PairDistance, protocol: DiversityProtocol) -> Tensor:
@@ -259,14 +258,10 @@ class Translated:
 
     def _at(self, images: Tensor, level: Level) -> Tensor:
         """Images as the networks see them at a level."""
-        x = self._scaled(images)
+        x = from_uint8(images.to(self.device), self.dtype)
         for _ in range(level.number):
             x = halve_box(x)
         return cross_fade(x, level.alpha)
-
-    def _scaled(self, images: Tensor) -> Tensor:
-        """Bytes to [-1, 1]."""
-        return images.to(self.device, self.dtype).div_(127.5).sub_(1.0)
 
 
 def frequencies(labels: LabelDistribution) -> str:

@@ -21,6 +21,11 @@ def to_uint8(images: Tensor) -> Tensor:
     return (images * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
+def from_uint8(images: Tensor, dtype: torch.dtype) -> Tensor:
+    """uint8 `[n, 3, r, r]` -> the same in [-1, 1], in a type of floating point, on their device and in their layout."""
+    return images.to(dtype).div_(127.5).sub_(1.0)
+
+
 def finite(images: Tensor) -> Tensor:
     """Which images have no value that is infinite or NaN, which bytes cannot say: bool `[n]`, on their device.
 

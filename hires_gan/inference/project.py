@@ -14,7 +14,7 @@ import torch
 from hires_gan.errors import UsageError
 from hires_gan.inference.distances import DistanceOptions, Kind, choose_kind, make_distance
 from hires_gan.inference.files import make_folder, write_whole
-from hires_gan.inference.images import Pixels, limit_side, pixels_of, save_png
+from hires_gan.inference.images import Pixels, from_uint8, limit_side, pixels_of, save_png
 from hires_gan.inference.projection import (
     Precision,
     Projection,
@@ -87,8 +87,8 @@ def _find(
     precision: Precision,
 ) -> tuple[Projection, Pixels]:
     """The styles, and their image as `generate` makes it: in the precision of the checkpoint."""
-    pixels = torch.from_numpy(target).permute(2, 0, 1)[None].to(renderer.device, renderer.dtype)
-    measure = make_distance(kind, pixels / 127.5 - 1, weights)
+    pixels = torch.from_numpy(target).permute(2, 0, 1)[None].to(renderer.device)
+    measure = make_distance(kind, from_uint8(pixels, renderer.dtype), weights)
     with ProgressBar("project", settings.steps, "steps") as bar, computing_in(network, precision):
 
         def report(done: int, value: float) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hires_gan.data.loader import Loaded
 from hires_gan.data.waiting import Stopped
+from hires_gan.inference.images import from_uint8
 from hires_gan.recipes.protocol import Batch
 
 
@@ -59,7 +60,7 @@ class Feed:
                 if tensor is not None:
                     tensor.record_stream(torch.cuda.current_stream(self._device))
             self._ahead = None
-        return Batch(loaded.images.to(self._dtype).div_(127.5).sub_(1.0), loaded.labels, loaded.domains)
+        return Batch(from_uint8(loaded.images, self._dtype), loaded.labels, loaded.domains)
 
     def empty(self, domains: tuple[str, ...], resolution: int) -> Batch:
         """A batch of no samples, for a process that has none in a step."""

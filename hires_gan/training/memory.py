@@ -16,6 +16,7 @@ from typing import Any, Self
 
 import torch
 
+from hires_gan.inference.images import from_uint8
 from hires_gan.memory import is_out_of_memory
 from hires_gan.progress import console
 from hires_gan.recipes.families import build_recipe
@@ -231,7 +232,7 @@ class DryRun:
         ahead = ahead.contiguous(memory_format=torch.channels_last)
         dtype = torch.float64 if self.plan.precision == "fp64" else torch.float32
         labels = None if self._labels is None else torch.zeros(own, dtype=torch.int64, device=self._device)
-        return Batch(ahead.to(dtype).div_(127.5).sub_(1.0), labels, self._domains), ahead
+        return Batch(from_uint8(ahead, dtype), labels, self._domains), ahead
 
 
 @dataclass

@@ -13,7 +13,7 @@ import hires_gan
 from hires_gan import checkpoint
 from hires_gan.errors import Failure, UsageError
 from hires_gan.inference.generate import generate
-from hires_gan.inference.images import enlarge, grid, limit_side, save_png, to_uint8
+from hires_gan.inference.images import enlarge, from_uint8, grid, limit_side, save_png, to_uint8
 from hires_gan.inference.loading import find
 from hires_gan.inference.request import parse_seeds
 from hires_gan.networks.growth import Growth, Width
@@ -183,6 +183,17 @@ def test_wrong_seeds(text):
 def test_pixels_are_rounded_and_clipped():
     x = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0, -1 + 0.6 / 127.5]).reshape(1, 1, 1, -1)
     assert to_uint8(x).flatten().tolist() == [0, 0, 128, 255, 255, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_bytes_become_what_they_were(dtype):
+    pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(2, 3, 16, 16)
+    pixels = pixels.contiguous(memory_format=torch.channels_last)
+    images = from_uint8(pixels, dtype)
+    assert images.dtype is dtype and images.stride() == pixels.stride()
+    assert (images.min(), images.max()) == (-1, 1)
+    assert torch.equal(to_uint8(images), pixels)
+    assert pixels[0, 0].flatten().tolist() == list(range(256))
 
 
 def test_enlarging_repeats_pixels():

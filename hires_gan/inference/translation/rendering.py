@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hires_gan import checkpoint
 from hires_gan.errors import Failure, UsageError
-from hires_gan.inference.images import Pixels, pixels_of, to_uint8
+from hires_gan.inference.images import Pixels, from_uint8, pixels_of, to_uint8
 from hires_gan.inference.loading import build, find
 from hires_gan.inference.rendering import usable
 from hires_gan.inference.translation.pictures import Remarks, padded
@@ -130,7 +130,7 @@ class Translation:
 
     def _images(self, pixels: Pixels) -> Tensor:
         """uint8 `[h, w, 3]` -> `[1, 3, h, w]` in [-1, 1], on the CPU, as blurred as networks in a fade see images."""
-        images = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(self.dtype) / 127.5 - 1
+        images = from_uint8(torch.from_numpy(pixels).permute(2, 0, 1)[None], self.dtype)
         return cross_fade(images, self.decoder.level.alpha)
 
     @contextmanager
