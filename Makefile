@@ -1,4 +1,6 @@
 # Everything starts here: `make demo` trains, `make test` tests; both make the environment first, once.
+# One thing at a time, whatever -j says: what is measured is measured alone.
+.NOTPARALLEL:
 PYTHON ?= python3
 VENV ?= .venv
 RUNS ?= runs
@@ -40,7 +42,7 @@ WHEELS = pydantic pydantic-core annotated-types typing-extensions typing-inspect
 	fastapi starlette uvicorn anyio h11 gitpython gitdb smmap importlib-metadata zipp opentelemetry-api \
 	opentelemetry-sdk opentelemetry-proto opentelemetry-semantic-conventions protobuf python-dotenv \
 	prometheus-client matplotlib contourpy cycler fonttools kiwisolver packaging pyparsing python-dateutil six \
-	flask flask-cors blinker itsdangerous werkzeug
+	flask flask-cors blinker itsdangerous werkzeug torch-fidelity tqdm
 # The tests that compute-sanitizer runs: it slows a kernel down a hundred times. Without torch's cache of memory, so
 # that it sees where each tensor ends.
 SANITIZED ?= sanitizer
@@ -250,8 +252,8 @@ FAMILIES ?= stylegan2 progressive munit
 LEVERS_stylegan2 = --config configs/stylegan2_ffhq1024.yaml batch.size=4 --micro 4
 LEVERS_progressive = --config configs/progressive_celebahq1024.yaml batch.size=4 --micro 4
 LEVERS_munit = --config configs/munit_faces1024.yaml batch.size=1 recipe.generator.content_downs=3 --micro 1 --steps 16
-EAGER ?= reference one-pass average half channels-last native host-draws sample-draws epilogue tf32 fused graphs \
-	micro fp16 recompute torch-derivatives read-back
+EAGER ?= reference one-pass average tf32 half channels-last native host-draws sample-draws epilogue fused graphs \
+	again micro fp16 recompute torch-derivatives read-back
 COMPILED ?= reference graphs compile-main compile-all
 levers_of = $(foreach family,$(FAMILIES),step $(GPU_BENCH) levers $(LEVERS_$(family)) $(1:%=--lever %) \
 	--seconds $(LEVER_SECONDS) --out $(OUT)/levers-$(family).json;)

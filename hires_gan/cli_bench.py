@@ -169,7 +169,8 @@ def bench_levers_command(
     ] = None,
 ) -> None:
     """Measure what each lever of speed is worth: float32 step by step first, then one more at a time."""
-    from hires_gan.bench.levers import Request, bench_levers, table
+    from hires_gan.bench.levers import Request, bench_levers
+    from hires_gan.bench.levers_table import table
     from hires_gan.config import load_configuration
 
     read = partial(load_configuration, config, overrides or [])

@@ -15,14 +15,8 @@ from typing import Any
 
 from hires_gan.bench.children import Ended, start
 from hires_gan.bench.dials_curves import LEVEL, Apart, Curve, apart, compared, limit
-from hires_gan.bench.identity import (
-    NAME_THE_COMMIT,
-    UNKNOWN,
-    identity,
-    require_writable,
-    say_unknown_commit,
-    write_record,
-)
+from hires_gan.bench.identity import NAME_THE_COMMIT, UNKNOWN, identity, say_unknown_commit
+from hires_gan.bench.record_file import require_writable, write_record
 from hires_gan.errors import Failure, UsageError
 from hires_gan.progress import say
 
@@ -30,7 +24,7 @@ DIALS = ("fast", "reference")
 _STOPPED = 75
 _GRACE = 120.0
 """Seconds from the signal to the end of a run, at most: it writes a checkpoint."""
-_SAME = ("gpu.name", "cpu.model", "git.commit", "git.dirty", "version.torch", "version.cuda")
+_SAME = ("gpu.name", "cpu.model", "git.commit", "git.dirty", "code.digest", "version.torch", "version.cuda")
 """What all runs must have in common."""
 Record = dict[str, Any]
 

@@ -20,7 +20,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from hires_gan.bench.identity import identity, require_writable, write_record
+from hires_gan.bench.identity import identity
+from hires_gan.bench.record_file import require_writable, write_record
 from hires_gan.data.manifest import IMAGE, Manifest
 from hires_gan.data.pictures import encode
 from hires_gan.data.settings import DataSettings

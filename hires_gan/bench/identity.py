@@ -1,15 +1,15 @@
-"""What all measurements have: options, what a number means nothing without, and the file that it is written to."""
+"""What all measurements have: options, and what a number means nothing without."""
 
 from __future__ import annotations
 
-import json
-import os
+import hashlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from hires_gan.errors import Failure, UsageError
+import hires_gan
+from hires_gan.errors import UsageError
 from hires_gan.progress import say
 
 UNKNOWN = "unknown"
@@ -20,7 +20,8 @@ NAME_THE_COMMIT = "set HIRES_GAN_COMMIT to what `git describe --always --abbrev=
 def identity(bench: str) -> dict[str, Any]:
     """When, which code, on what: the head of every result.
 
-    `git.commit` and `git.dirty` are `UNKNOWN` where there is no checkout, and HIRES_GAN_COMMIT names no commit.
+    `git.commit` and `git.dirty` are `UNKNOWN` where there is no checkout, and HIRES_GAN_COMMIT names no commit;
+    `code.digest` is of the package's files as they are now, whatever the commit says.
 
     Args:
         bench: The name of the measurement.
@@ -29,8 +30,17 @@ def identity(bench: str) -> dict[str, Any]:
 
     wanted = ("git.", "version.", "cpu.", "memory.", "gpu.")
     tags = {name: value for name, value in machine_tags().items() if name.startswith(wanted)}
-    code = {"git.commit": UNKNOWN, "git.dirty": UNKNOWN}
+    code = {"git.commit": UNKNOWN, "git.dirty": UNKNOWN, "code.digest": _code_digest()}
     return {"bench": bench, "date": now(), **code, **tags, "cpu.model": _model()}
+
+
+def _code_digest() -> str:
+    """Of what computes: the package's Python and its built ops."""
+    folder, digest = Path(hires_gan.__file__).parent, hashlib.sha256()
+    for path in sorted(path for ending in ("py", "so") for path in folder.rglob(f"*.{ending}")):
+        digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def now() -> str:
@@ -48,35 +58,6 @@ def _model() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else "unknown"
-
-
-def write_record(out: Path, record: dict[str, Any]) -> None:
-    """Write a result as JSON.
-
-    Raises:
-        Failure: If the file cannot be written.
-    """
-    try:
-        out.write_text(json.dumps(record, indent=1) + "\n")
-    except OSError as error:
-        raise Failure(f"{out} cannot be written: {error.strerror}") from None
-
-
-def require_writable(path: Path) -> None:
-    """See, before anything is measured, that a result can be written; what is there stays as it is.
-
-    Raises:
-        Failure: If the file cannot be written.
-    """
-    try:
-        new = not path.exists()
-        path.open("ab").close()
-        if new:
-            Path(os.path.realpath(path)).unlink()  # not a link, but the file that it points to
-    except OSError as error:
-        raise Failure(
-            f"{path} cannot be written: {error.strerror}; name a file in a folder that is there and can be written to"
-        ) from None
 
 
 def require_least(options: Mapping[str, tuple[int | None, int]]) -> None:

@@ -15,13 +15,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hires_gan.bench.identity import identity, require_writable, write_record
+from hires_gan.bench.identity import identity
 from hires_gan.bench.input_contestants import Contestant, Measurement, Task, measured
 from hires_gan.bench.input_images import describe, in_every_form, make_shards, sample_of, stored
 from hires_gan.bench.input_limits import reading_alone, reading_cold
 from hires_gan.bench.input_loaders import Decoder, contestants, usable_decoders
 from hires_gan.bench.input_peers import peers
 from hires_gan.bench.input_result import Result, Row, figures, rows_of, table
+from hires_gan.bench.record_file import require_writable, write_record
 from hires_gan.data.manifest import IMAGE
 from hires_gan.data.shards import ShardSet
 from hires_gan.errors import Failure, UsageError

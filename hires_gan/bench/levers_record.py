@@ -12,7 +12,7 @@ from hires_gan.bench.identity import NAME_THE_COMMIT, UNKNOWN
 from hires_gan.errors import UsageError
 
 Record = dict[str, Any]
-_SAME = ("git.", "version.", "cpu.", "gpu.")
+_SAME = ("git.", "code.", "version.", "cpu.", "gpu.")
 """What rows of one record have in common, besides their settings."""
 _REMEDY = "name another file, or remove it"
 _HOUR = timedelta(hours=1)
@@ -33,12 +33,11 @@ def read_earlier(out: Path | None, head: Record) -> Record | None:
     found = _read(out)
     if not found["rows"]:
         return None
-    for name, before, here in _told_apart(found, head):
-        if before != here:
-            raise UsageError(
-                f"--out is {out}, whose rows were measured with {name} {_shown(before)}, and here it is "
-                f"{_shown(here)}: {_REMEDY}"
-            )
+    for name, before, here in told_apart(found, head):
+        raise UsageError(
+            f"--out is {out}, whose rows were measured with {name} {_shown(before)}, and here it is "
+            f"{_shown(here)}: {_REMEDY}"
+        )
     if head["git.commit"] == UNKNOWN:
         raise UsageError(
             f"--out is {out}, whose rows were measured with a commit that is not known, as it is not known here: "
@@ -57,14 +56,16 @@ def _read(out: Path) -> Record:
     return found
 
 
-def _told_apart(found: Record, head: Record) -> Iterator[tuple[str, object, object]]:
-    """What has to be the same: its name, as it was, and as it is here."""
-    for name in dict.fromkeys([*found, *head]):
-        if name.startswith(_SAME):
-            yield name, found.get(name), head.get(name)
-    before, here = found.get("settings", {}), head["settings"]
-    for name in dict.fromkeys([*before, *here]):
-        yield f"settings.{name}", before.get(name), here.get(name)
+def told_apart(found: Record, head: Record) -> Iterator[tuple[str, object, object]]:
+    """What has to be the same of two records and is not: its name, as one has it, and as the other has it.
+
+    That is the code, the versions, the kind of machine, and `settings`.
+    """
+    places = [(found, head, "", _SAME), (found.get("settings", {}), head["settings"], "settings.", "")]
+    for before, here, place, beginnings in places:
+        for name in dict.fromkeys([*before, *here]):
+            if name.startswith(beginnings) and before.get(name) != here.get(name):
+                yield f"{place}{name}", before.get(name), here.get(name)
 
 
 def _shown(value: object) -> str:

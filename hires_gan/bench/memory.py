@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from hires_gan.bench.identity import identity, require_least, require_writable, write_record
+from hires_gan.bench.identity import identity, require_least
+from hires_gan.bench.record_file import require_writable, write_record
 from hires_gan.bench.train_images import Images, open_images
 from hires_gan.errors import UsageError
 from hires_gan.ops.selection import resolve

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from hires_gan import ops
-from hires_gan.bench.identity import identity, require_writable, write_record
+from hires_gan.bench.identity import identity
 from hires_gan.bench.ops_cases import LAYOUTS, PASSES, Case, Pass, Size, training_cases
 from hires_gan.bench.ops_passes import (
     Compiled,
@@ -28,6 +28,7 @@ from hires_gan.bench.ops_passes import (
     pose,
     windows,
 )
+from hires_gan.bench.record_file import require_writable, write_record
 from hires_gan.bench.timing import clock_of, take_turns, warm_up
 from hires_gan.errors import Failure, UsageError
 from hires_gan.ops import native

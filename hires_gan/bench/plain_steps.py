@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from hires_gan.errors import UsageError
 from hires_gan.ops.leaving_out import PARTS
 from hires_gan.randomness import Purpose, RandomSource
-from hires_gan.recipes.passes import in_one_pass
+from hires_gan.recipes.passes import whole_groups
 from hires_gan.recipes.progressive_settings import ProgressiveSettings
 from hires_gan.recipes.stylegan_settings import StyleGANSettings
 from hires_gan.training.levers import pulled
@@ -26,7 +27,7 @@ def lacking(part: str, plan: Plan, micro: int) -> str:
         return "the family differentiates the scores of reals in the pass that gives them, and scores fakes in another"
     if part == "one-pass" and isinstance(recipe, ProgressiveSettings) and recipe.loss.apart:
         return "r1 and r2 differentiate the scores of their own images, and each kind has a pass of its own then"
-    if part == "one-pass" and not in_one_pass(micro, recipe.group_size):
+    if part == "one-pass" and not whole_groups(micro, recipe.group_size):
         return (
             f"{micro} images at once are no whole groups of {recipe.group_size}, of which one would hold reals and "
             "fakes: they go one after the other as it is"
@@ -77,7 +78,7 @@ class TorchRandom(RandomSource):
     Args:
         seed: Of the numbers.
         device: Where they are drawn, to be copied to where the samples are; None: there, by the generator that torch
-            has for that device, which is seeded with all others; CUDA graphs let it go on with every replay.
+            has for that device: all of torch's own are seeded. CUDA graphs let it go on with every replay.
     """
 
     def __init__(self, seed: int, device: torch.device | None = None) -> None:
@@ -89,19 +90,18 @@ class TorchRandom(RandomSource):
 
     def bits(self, purpose: Purpose, samples: Tensor, count: int) -> Tensor:
         """int64 `[n, count]` in [0, 2^32)."""
-        place = self._device or samples.device
-        drawn = torch.randint(2**32, (len(samples), count), generator=self._generator, device=place)
-        return drawn.to(samples.device)
+        return torch.randint(2**32, (len(samples), count), **self._drawn(samples)).to(samples.device)
 
     def uniform(self, purpose: Purpose, samples: Tensor, shape: tuple[int, ...] = ()) -> Tensor:
         """float32 `[n, *shape]` in [0, 1)."""
-        place = self._device or samples.device
-        return torch.rand(len(samples), *shape, generator=self._generator, device=place).to(samples.device)
+        return torch.rand(len(samples), *shape, **self._drawn(samples)).to(samples.device)
 
     def normal(self, purpose: Purpose, samples: Tensor, shape: tuple[int, ...] = ()) -> Tensor:
         """float32 `[n, *shape]` from N(0, 1)."""
-        place = self._device or samples.device
-        return torch.randn(len(samples), *shape, generator=self._generator, device=place).to(samples.device)
+        return torch.randn(len(samples), *shape, **self._drawn(samples)).to(samples.device)
+
+    def _drawn(self, samples: Tensor) -> dict[str, Any]:
+        return {"generator": self._generator, "device": self._device or samples.device}
 
 
 def lay_out_contiguously(networks: Iterable[nn.Module]) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from hires_gan.bench.identity import identity, require_least, require_writable, write_record
+from hires_gan.bench.identity import identity, require_least
+from hires_gan.bench.record_file import require_writable, write_record
 from hires_gan.bench.scaling_measure import count_step, local_batch, measure_step
 from hires_gan.bench.scaling_model import ASSUMED, IN_WORDS, Conditions, Network, PhaseCost, StepCost, strong, weak
 from hires_gan.bench.scaling_together import Record, measure_together

@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from hires_gan.bench.identity import identity, require_writable, write_record
+from hires_gan.bench.identity import identity
+from hires_gan.bench.record_file import require_writable, write_record
 from hires_gan.bench.tracking_servers import LocalServer, SlowProxy
 from hires_gan.errors import UsageError
 from hires_gan.progress import say

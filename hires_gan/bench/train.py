@@ -10,8 +10,9 @@ from typing import Literal
 
 import torch
 
-from hires_gan.bench.identity import identity, require_least, require_writable, write_record
+from hires_gan.bench.identity import identity, require_least
 from hires_gan.bench.plain_steps import check_names, check_without
+from hires_gan.bench.record_file import require_writable, write_record
 from hires_gan.bench.train_checkpoint import require_folder
 from hires_gan.bench.train_images import Images, open_images
 from hires_gan.bench.train_measure import Job, Record, measure, next_smaller, told_out_of_memory

@@ -52,7 +52,7 @@ def held(work: Path, task: str, elsewhere: str) -> Iterator[None]:
             raise _unwritable(work, task, error) from None
         with file:
             _lock(file.fileno(), work, task, elsewhere)
-            if _is_at(work / LOCK, file.fileno()):  # else what was locked is the deleted file of an earlier holder
+            if is_at(work / LOCK, file.fileno()):  # else what was locked is the deleted file of an earlier holder
                 yield
                 return
 
@@ -66,7 +66,8 @@ def _lock(descriptor: int, work: Path, task: str, elsewhere: str) -> None:
         raise Failure(f"{work / LOCK} cannot be locked ({error.strerror}): {elsewhere}") from None
 
 
-def _is_at(path: Path, descriptor: int) -> bool:
+def is_at(path: Path, descriptor: int) -> bool:
+    """Whether an open file is still the one at a path."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hires_gan.bench.children import Ended
-from hires_gan.bench.levers import LEVERS, Request, bench_levers
+from hires_gan.bench.identity import identity
+from hires_gan.bench.levers import Request, bench_levers
+from hires_gan.bench.levers_rows import LEVERS
 from hires_gan.config import load_configuration
+from hires_gan.tracking import machine
 
 CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
 NAMES = [lever.name for lever in LEVERS]
 
 
+@functools.cache
+def machine_of(git: str | None, commit: str | None) -> dict[str, Any]:
+    """What a row's process says of the code and the machine, which takes a while to find out."""
+    return identity("train")
+
+
 def told(
     images_per_s: float,
     out: Path,
-    refused: dict[str, str] | None = None,
     seconds: float | None = None,
     remarks: Sequence[str] = (),
 ) -> Ended:
@@ -29,10 +41,12 @@ def told(
         "images_per_s": images_per_s,
         "average_ms_per_step": 1000 / images_per_s,
         "memory": {"reserved": 2**30, "allocated": 2**29, "resident": None},
-        "compiled": {"seconds": compiled, "refused": refused or {}},
+        "compiled": {"seconds": compiled, "refused": {}},
         "remarks": list(remarks),
     }
-    out.write_text(json.dumps({"results": [result]}))
+    head = machine_of(machine.shutil.which("git"), os.environ.get("HIRES_GAN_COMMIT"))
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    out.write_text(json.dumps(head | {"settings": {"device": device}, "results": [result]}))
     return Ended(0, "")
 
 

@@ -14,16 +14,18 @@ from lever_rows import CONFIGS, NAMES, measure, out_of, overrides_of, told, with
 from small_plans import SMALL
 
 from hires_gan import cli
-from hires_gan.bench import levers
+from hires_gan.bench import levers, levers_rows
 from hires_gan.bench.children import Ended, call
-from hires_gan.bench.levers import LEVERS, table
+from hires_gan.bench.levers_rows import LEVERS, Lever
+from hires_gan.bench.levers_table import table
 from hires_gan.config import load_configuration
 from hires_gan.errors import UsageError
 
 pytestmark = pytest.mark.usefixtures("a_commit")
 
 LACKING = ["host-draws", "torch-derivatives", "read-back"]
-ASIDE = [*LACKING, "fp16", "recompute", "micro"]
+ASIDE = [*LACKING, "fp16", "recompute", "micro", "again"]
+NOT_COMPILED = "not compiled: the generator phase goes on op by op (it reads a value)"
 
 
 @pytest.mark.usefixtures("with_a_gpu")
@@ -86,9 +88,10 @@ def test_the_first_row_lacks_what_later_ones_add_and_a_row_aside_lacks_its_own_p
     for place, part in enumerate(added):
         assert lacked[part] == added[place + 1 :]
     behind = added[added.index("sample-draws") :]
+    assert lacked["tf32"] == lacked["half"] == lacked["average"], "which add settings alone"
     assert [lacked[one] for one in LACKING] == [[*behind, "device-draws"], ["derivatives"], ["unread"]]
     assert lacked["native"] == behind, "whose numbers torch draws on the device"
-    assert {one for one in lacked if not lacked[one]} >= {"tf32", "fused", "graphs", "micro", "compile-main"}
+    assert {one for one in lacked if not lacked[one]} >= {"fused", "graphs", "again", "micro", "compile-main"}
     skipped = {row["name"]: row["reason"] for row in record["rows"] if row["status"] == "skipped"}
     assert {"one-pass", "epilogue"} - set(added) == {"one-pass", "epilogue"} & set(skipped)
 
@@ -96,16 +99,18 @@ def test_the_first_row_lacks_what_later_ones_add_and_a_row_aside_lacks_its_own_p
 @pytest.mark.usefixtures("with_a_gpu")
 def test_a_part_whose_row_fails_stays_left_out(answering):
     def answer(arguments: list[str]) -> Ended:
-        fails = (
-            without(arguments) == ["channels-last", "sample-draws", "epilogue"] and "precision=bf16" not in arguments
-        )
+        fails = arguments[-1] == "ops={backend: reference, require_native: false}" and without(arguments) == [
+            "channels-last",
+            "sample-draws",
+            "epilogue",
+        ]
         return Ended(1, "error: no") if fails else told(10.0, out_of(arguments))
 
     answering(answer)
     rows = {row["name"]: row for row in measure("stylegan2_ffhq1024", micro=4)["rows"]}
     assert rows["average"]["status"] == "failed"
-    assert rows["half"]["without"] == ["average", "channels-last", "sample-draws", "epilogue"]
-    assert rows["half"]["over"] == "one-pass"
+    assert rows["tf32"]["without"] == ["average", "channels-last", "sample-draws", "epilogue"]
+    assert rows["tf32"]["over"] == "one-pass"
     assert rows["graphs"]["without"] == ["average"] and rows["graphs"]["over"] == "fused"
     assert rows["host-draws"]["without"] == ["average", "sample-draws", "epilogue", "device-draws"]
     assert rows["host-draws"]["over"] == "native" and rows["host-draws"]["lost"] == ["average"]
@@ -122,21 +127,21 @@ def test_rows_are_compared_with_the_one_before_and_with_the_first(answering):
         "reference",
         "one-pass",
         "average",
+        "tf32",
         "half",
         "channels-last",
         "native",
         "sample-draws",
         "epilogue",
-        "tf32",
         "fused",
     ]
-    over = [*ladder[:6], "native", *ladder[6:], *["graphs"] * 5, "compile-main"]
+    over = [*ladder[:7], "native", *ladder[7:], *["graphs"] * 6, "compile-main"]
     assert [row["over"] for row in rows.values()] == [None, *over]
     for row in list(rows.values())[1:]:
         assert row["gain"] == pytest.approx(row["images_per_s"] / rows[row["over"]]["images_per_s"])
-    assert [row["over_reference"] for row in rows.values()] == [None, *(pytest.approx(n) for n in range(2, 19))]
+    assert [row["over_reference"] for row in rows.values()] == [None, *(pytest.approx(n) for n in range(2, 20))]
     lines = {line.split(" ")[0]: line for line in table(record)}
-    start = "micro                 130.00       7.7      1.00   1.08x  13.00x  graphs         aside: twice"
+    start = "micro                 140.00       7.1      1.00   1.17x  14.00x  graphs         aside: twice"
     assert lines["micro"].startswith(start)
     assert lines["reference"].endswith("; without one-pass, average, channels-last, sample-draws, epilogue")
     assert lines["read-back"].endswith("aside: all losses read back at every step; without unread")
@@ -196,7 +201,7 @@ def test_a_row_that_fails_is_told_and_the_others_go_on_without_its_lever(answeri
         if given[-1] == "precision=fp16":
             return Ended(None, "")
         if given[-1].startswith("levers.compile="):
-            return told(50.0, out_of(arguments), {"generator phase": "it reads a value"})
+            return told(50.0, out_of(arguments), remarks=[NOT_COMPILED])
         return told(10.0, out_of(arguments))
 
     calls = answering(answer)
@@ -204,21 +209,21 @@ def test_a_row_that_fails_is_told_and_the_others_go_on_without_its_lever(answeri
     rows = {row["name"]: row for row in record["rows"]}
     assert rows["graphs"]["status"] == "failed" and rows["graphs"]["reason"] == "out of memory at 1024x1024"
     assert rows["fp16"]["reason"] == "it took longer than 7 seconds"
-    assert rows["compile-main"]["reason"] == "the generator phase was not compiled: it reads a value"
+    assert rows["compile-main"]["reason"] == NOT_COMPILED
     assert rows["compile-all"]["status"] == "failed"
     assert rows["micro"]["status"] == "measured" and rows["micro"]["over"] == "fused"
     assert rows["compile-main"]["overrides"][-2:] == ["levers.fused=true", "levers.compile=main"]
     assert (rows["compile-main"]["lost"], rows["compile-all"]["lost"]) == (["graphs"], ["graphs"])
     assert not {"levers.graphs=true", "levers.compile=main"} & set(rows["micro"]["overrides"])
-    assert len(calls) == 18, "what failed is not called again"
-    assert [len(one["rows"]) for one in seen] == [*range(14), *range(15, 19)], "written behind every row"
+    assert len(calls) == 19, "what failed is not called again"
+    assert [len(one["rows"]) for one in seen] == [*range(15), *range(16, 20)], "written behind every row"
     assert not any(one["complete"] for one in seen)
     assert json.loads(out.read_text()) == json.loads(json.dumps(record))
     lines = list(table(record))
     assert lines[0] == "stylegan2_ffhq1024.yaml: micro-batch 4, synthetic images, on a GPU"
     assert any(line.startswith("graphs            failed: out of memory at 1024x1024") for line in lines)
     assert any(line.startswith("recompute         skipped: the family computes nothing again") for line in lines)
-    start = "fused                  10.00     100.0      1.00   1.00x   1.00x  tf32           an"
+    start = "fused                  10.00     100.0      1.00   1.00x   1.00x  epilogue       an"
     assert any(line.startswith(start) for line in lines)
     assert any(line.startswith("micro") and line.endswith("at once; without graphs") for line in lines)
 
@@ -258,9 +263,9 @@ def test_on_a_cpu_what_moves_nothing_is_left_out(answering):
     skipped = [row["name"] for row in record["rows"] if row["status"] == "skipped"]
     assert skipped == [
         "average",
+        "tf32",
         "host-draws",
         "epilogue",
-        "tf32",
         "fused",
         "graphs",
         "recompute",
@@ -349,7 +354,7 @@ def test_a_lever_that_there_is_not_without_one_that_failed_is_skipped(fails, goe
 
 @pytest.mark.usefixtures("with_a_gpu")
 @pytest.mark.parametrize(
-    ("failed", "behind", "over"), [("fused", "graphs", "tf32"), ("compile-main", "compile-all", "graphs")]
+    ("failed", "behind", "over"), [("fused", "graphs", "epilogue"), ("compile-main", "compile-all", "graphs")]
 )
 def test_a_lever_that_pulls_one_that_failed_has_it_as_well(failed, behind, over, answering):
     """`graphs` steps fused in any case, and what compiles R1 compiles all: they are not over what stands between."""
@@ -364,7 +369,7 @@ def test_a_lever_that_pulls_one_that_failed_has_it_as_well(failed, behind, over,
 @pytest.mark.parametrize(
     ("request_", "sentence"),
     [
-        ({"levers": ("graph",)}, "--lever is 'graph'; reference, one-pass, average, half, .* are allowed"),
+        ({"levers": ("graph",)}, "--lever is 'graph'; reference, one-pass, average, tf32, half, .* are allowed"),
         ({"micro": 0}, "--micro is 0; a number above 0 is allowed"),
         ({"micro": 20}, "--micro is 20; a multiple of 4 is allowed, up to the batch of 16"),
         ({"micro": 6}, "--micro is 6; a multiple of 4 is allowed, up to the batch of 16"),
@@ -394,9 +399,10 @@ def test_the_last_error_is_the_reason():
 def test_the_command_measures_rows_in_processes_of_their_own(monkeypatch, tmp_path, capfd):
     """Three rows, and one in between that cannot be."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    bad = levers.Lever("native", "what is not allowed", ("precision=fp7",))
+    bad = Lever("native", "what is not allowed", ("precision=fp7",))
     by_name = {lever.name: lever for lever in LEVERS}
-    monkeypatch.setattr(levers, "LEVERS", (by_name["reference"], bad, by_name["one-pass"], by_name["half"]))
+    for place in (levers, levers_rows):
+        monkeypatch.setattr(place, "LEVERS", (by_name["reference"], bad, by_name["one-pass"], by_name["half"]))
     out, config = tmp_path / "levers.json", CONFIGS / "demo.yaml"
     arguments = ["bench", "levers", "--config", config, "--micro", 4, "--steps", 1, "--out", out, *SMALL]
     monkeypatch.setattr(sys, "argv", ["hires-gan", *map(str, arguments)])

@@ -4,19 +4,40 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
-from lever_rows import CONFIGS, NAMES, measure, overrides_of, rates_by_name, rows_of, without
+from lever_rows import CONFIGS, NAMES, measure, out_of, overrides_of, rates_by_name, rows_of, without
 
 from hires_gan.bench import levers
 from hires_gan.bench.children import Ended
-from hires_gan.bench.levers import Request, bench_levers, table
+from hires_gan.bench.levers import Request, bench_levers
+from hires_gan.bench.levers_table import table
 from hires_gan.config import load_configuration
 from hires_gan.errors import Failure, UsageError
 from hires_gan.tracking import machine
 
 pytestmark = pytest.mark.usefixtures("a_commit")
+HOLD = """
+import pathlib, sys
+from hires_gan.bench.record_file import held
+with held(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def holding(out: Path) -> Iterator[None]:
+    """Another process goes on with a file."""
+    with subprocess.Popen([sys.executable, "-c", HOLD, out], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"held\n"
+        yield
+        process.communicate()
 
 
 @pytest.fixture
@@ -47,7 +68,7 @@ def test_the_same_command_goes_on_with_the_rows_that_are_there(answering, dated,
     assert not any("one hour" in line for line in table(second))
     dated("2026-11-26T11:00:01+00:00")
     third = measure("stylegan2_ffhq1024", micro=4, out=out)
-    assert len(calls) == 18 and rows_of(third) == rows_of(whole)
+    assert len(calls) == 19 and rows_of(third) == rows_of(whole)
     assert third["date"] == "2026-11-26T10:00:00+00:00", "that of the first call"
     assert {
         row["name"]: row["date"][11:16] for row in third["rows"] if row["name"] in ("reference", "half", "micro")
@@ -101,12 +122,73 @@ def test_what_failed_is_measured_anew_and_so_is_what_went_on_without_it(answerin
 
 
 @pytest.mark.usefixtures("with_a_gpu")
-def test_a_part_whose_row_failed_is_added_to_those_below_once_it_is_measured(answering, tmp_path):
-    """Their settings are the same: what they were measured without is not."""
-    out, broken = tmp_path / "levers.json", True
+def test_what_is_known_to_fail_stays_left_out_whatever_else_is_measured_meanwhile(answering, tmp_path):
+    """`native` failed without `one-pass`; with it, it is as unlikely to work, and `graphs` is to be measured."""
+    out, broken = tmp_path / "levers.json", ["one-pass", "native"]
 
     def answer(arguments: list[str]) -> Ended:
-        fails = broken and without(arguments) == ["channels-last", "sample-draws", "epilogue"]
+        given = overrides_of(arguments)
+        fails = "native" in broken and "ops.backend=native" in given
+        fails |= "one-pass" in broken and "one-pass" not in without(arguments)
+        return Ended(1, "error: no") if fails else rates_by_name(arguments)
+
+    calls = answering(answer)
+    wanted = ("one-pass", "native", "graphs")
+    first = measure("stylegan2_ffhq1024", micro=4, levers=wanted, out=out)
+    assert [row["status"] for row in first["rows"]] == ["failed", "failed", "measured"]
+    calls.clear()
+    broken.remove("one-pass")
+    again = {
+        row["name"]: row
+        for row in measure("stylegan2_ffhq1024", micro=4, levers=("one-pass", "graphs"), out=out)["rows"]
+    }
+    assert len(calls) == 2 and [row["status"] for row in again.values()] == ["measured", "failed", "measured"]
+    assert again["graphs"]["lost"] == ["native", "sample-draws", "epilogue"]
+
+
+@pytest.mark.usefixtures("with_a_gpu")
+def test_a_row_that_fails_later_keeps_what_was_measured_before(answering, tmp_path):
+    """With `half`, once that is measured, `graphs` fails: what it did without it is not lost."""
+    out, broken = tmp_path / "levers.json", "precision=bf16"
+    answering(lambda arguments: Ended(1, "error: no") if broken in arguments else rates_by_name(arguments))
+    wanted = ("reference", "half", "graphs")
+    first = measure("stylegan2_ffhq1024", micro=4, levers=wanted, out=out)
+    broken = "levers.graphs=true"
+    for _ in range(2):
+        again = measure("stylegan2_ffhq1024", micro=4, levers=wanted, out=out)
+        row = again["rows"][-1]
+        assert (row["status"], row["reason"], row["lost"]) == ("failed", "no", [])
+        assert row["earlier"]["images_per_s"] == first["rows"][-1]["images_per_s"]
+        assert row["earlier"]["lost"] == ["half"] and "gain" not in row["earlier"]
+        line = f"graphs            failed: no; before, {row['earlier']['images_per_s']:.2f} images/s; without half"
+        assert line in list(table(again))
+    broken = ""
+    mended = measure("stylegan2_ffhq1024", micro=4, levers=wanted, out=out)
+    assert mended["rows"][-1]["status"] == "measured" and "earlier" not in mended["rows"][-1]
+
+
+@pytest.mark.usefixtures("with_a_gpu")
+def test_what_had_a_lever_by_another_setting_is_not_measured_again(answering, tmp_path):
+    """`graphs` steps fused though `fused` failed: once that is measured, nothing about `graphs` is another."""
+    out, broken = tmp_path / "levers.json", "levers.fused=true"
+    calls = answering(lambda arguments: Ended(1, "") if arguments[-1] == broken else rates_by_name(arguments))
+    wanted = ("fused", "graphs", "micro", "compile-main")
+    first = measure("stylegan2_ffhq1024", micro=4, levers=wanted, out=out)
+    assert [row["status"] for row in first["rows"]] == ["failed", *["measured"] * 3]
+    calls.clear()
+    broken = ""
+    again = measure("stylegan2_ffhq1024", micro=4, levers=wanted, out=out)
+    assert [overrides_of(one)[-1] for one in calls] == ["levers.fused=true"]
+    assert [row["over"] for row in again["rows"]] == [None, "fused", "graphs", "graphs"]
+
+
+@pytest.mark.usefixtures("with_a_gpu")
+def test_a_part_whose_row_failed_is_added_to_those_below_once_it_is_measured(answering, tmp_path):
+    """Their settings are the same: what they were measured without is not."""
+    out, broken, later = tmp_path / "levers.json", True, ["channels-last", "sample-draws", "epilogue"]
+
+    def answer(arguments: list[str]) -> Ended:
+        fails = broken and without(arguments) == later and not overrides_of(arguments)[-1].startswith("levers.")
         return Ended(None, "") if fails else rates_by_name(arguments)
 
     calls = answering(answer)
@@ -116,9 +198,9 @@ def test_a_part_whose_row_failed_is_added_to_those_below_once_it_is_measured(ans
     calls.clear()
     broken = False
     mended = measure("stylegan2_ffhq1024", micro=4, levers=wanted, out=out)
-    assert [without(one) for one in calls] == [["channels-last", "sample-draws", "epilogue"], []]
+    assert [without(one) for one in calls] == [later, later]
     assert before["rows"][2]["overrides"] == mended["rows"][2]["overrides"]
-    assert [row["without"] for row in (before["rows"][2], mended["rows"][2])] == [["average"], []]
+    assert [row["without"] for row in (before["rows"][2], mended["rows"][2])] == [["average", *later], later]
     assert [row["over"] for row in mended["rows"]] == [None, "one-pass", "average"]
 
 
@@ -129,6 +211,7 @@ def test_a_part_whose_row_failed_is_added_to_those_below_once_it_is_measured(ans
         ({"gpu.name": "another"}, 'with gpu.name "another", and here it is "'),
         ({"git.commit": "0" * 40}, f'with git.commit "{"0" * 40}", and here it is "'),
         ({"git.commit": None}, 'with git.commit null, and here it is "'),
+        ({"code.digest": "0"}, 'with code.digest "0", and here it is "'),
         ({"version.torch": "1.0"}, 'with version.torch "1.0", and here it is "'),
         ({"settings": {"config": "demo.yaml a=1"}}, 'with settings.config "demo.yaml a=1", and here it is "demo.yaml"'),
         ({"settings": {"micro": 8}}, "with settings.micro 8, and here it is 4"),
@@ -174,9 +257,62 @@ def test_a_configuration_that_was_edited_is_refused(answering, tmp_path):
     assert called("reference") == ["reference"]
     with pytest.raises(UsageError, match=r"mine\.yaml was edited while its rows are measured: start anew"):
         called("half", "native")
-    assert [row["name"] for row in json.loads(out.read_text())["rows"]] == ["reference", "half"]
+    assert [row["name"] for row in json.loads(out.read_text())["rows"]] == ["reference"], "not what it was edited for"
     with pytest.raises(UsageError, match=r"settings\.configuration_digest .* name another file, or remove it"):
         called("native")
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"code.digest": "0" * 16}, f"with code.digest {'0' * 16}, and the others with "),
+        ({"git.commit": "4a3b"}, "with git.commit 4a3b, and the others with "),
+        ({"settings": {"device": "another"}}, "with settings.device another, and the others with cpu: start anew"),
+    ],
+)
+def test_other_code_and_another_device_than_that_of_the_rows_before_are_refused(changed, sentence, answering, tmp_path):
+    """As where a file is edited while a row runs; and what there is is said."""
+    out = tmp_path / "levers.json"
+
+    def answer(arguments: list[str]) -> Ended:
+        ended = rates_by_name(arguments)
+        if overrides_of(arguments)[-1] == "precision=bf16":
+            place = out_of(arguments)
+            place.write_text(json.dumps(json.loads(place.read_text()) | changed))
+        return ended
+
+    answering(answer)
+    with pytest.raises(UsageError, match=re.escape(sentence)):
+        measure("demo", micro=4, out=out, levers=("reference", "half", "native"))
+    assert [row["name"] for row in json.loads(out.read_text())["rows"]] == ["reference"]
+
+
+def test_what_was_measured_is_said_where_the_rest_cannot_be(answering, capsys):
+    """Without a file all would be lost."""
+
+    def answer(arguments: list[str]) -> Ended:
+        if overrides_of(arguments)[-1] == "precision=bf16":
+            raise KeyboardInterrupt
+        return rates_by_name(arguments)
+
+    answering(answer)
+    with pytest.raises(KeyboardInterrupt):
+        measure("demo", micro=4)
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split()[:2] for line in said if line.startswith("reference  ")] == [["reference", "40.00"]]
+
+
+def test_a_file_that_another_process_goes_on_with_is_refused(answering, tmp_path):
+    out = tmp_path / "levers.json"
+    answering(rates_by_name)
+    measure("demo", micro=4, levers=("reference",), out=out)
+    with holding(out):
+        with pytest.raises(UsageError, match=r"levers\.json, which another process goes on with: wait for it"):
+            measure("demo", micro=4, levers=("half",), out=out)
+        measure("demo", micro=4, levers=("half",), out=tmp_path / "other.json")
+    measure("demo", micro=4, levers=("half",), out=out)
+    assert len(json.loads(out.read_text())["rows"]) == 2
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["levers.json", "other.json"]
 
 
 @pytest.mark.usefixtures("with_a_gpu")

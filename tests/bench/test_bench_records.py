@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from small_plans import SMALL
 
 from hires_gan.bench import evaluation, memory, ops, scaling, tracking
 from hires_gan.bench import input as inputs
-from hires_gan.bench.identity import require_writable
+from hires_gan.bench.record_file import require_writable, write_record
 from hires_gan.config import load_configuration
 from hires_gan.errors import Failure
 
@@ -59,6 +61,31 @@ def test_what_cannot_be_written_is_a_sentence(name, reason, tmp_path):
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(Failure, match=rf"{name} cannot be written: {reason}; name a file in a folder that is there"):
         require_writable(tmp_path / name)
+
+
+def test_a_record_that_cannot_be_written_leaves_the_one_before(tmp_path):
+    """As on a disk that is full."""
+    out = tmp_path / "record.json"
+    write_record(out, {"a": 1})
+    code = (
+        "import pathlib, resource, sys\n"
+        "from hires_gan.bench.record_file import write_record\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "write_record(pathlib.Path(sys.argv[1]), {'a': 'b' * 2000})\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, out], capture_output=True, text=True, check=False)
+    assert "Failure: cannot write" in ended.stderr and "File too large" in ended.stderr
+    assert json.loads(out.read_text()) == {"a": 1} and [one.name for one in tmp_path.iterdir()] == ["record.json"]
+
+
+def test_a_link_and_a_device_stay_what_they_are(tmp_path):
+    (tmp_path / "link.json").symlink_to("target.json")
+    write_record(tmp_path / "link.json", {"a": 1})
+    assert (tmp_path / "link.json").is_symlink() and json.loads((tmp_path / "target.json").read_text()) == {"a": 1}
+    write_record(Path("/dev/null"), {"a": 1})
+    assert not Path("/dev/null").is_file()
+    with pytest.raises(Failure, match="/dev/full: No space left on device"):
+        write_record(Path("/dev/full"), {"a": 1})
 
 
 # Those who write

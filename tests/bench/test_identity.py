@@ -20,3 +20,21 @@ def test_a_commit_that_nothing_names_is_unknown(told, commit, dirty, said, monke
     assert (head["bench"], head["git.commit"], head["git.dirty"]) == ("train", commit, dirty)
     say_unknown_commit(head)
     assert ("HIRES_GAN_COMMIT" in capsys.readouterr().err) is said
+
+
+def test_code_that_differs_has_another_digest(monkeypatch, tmp_path):
+    """Whatever the commit says: files are edited."""
+
+    def digest() -> str:
+        return identity("train")["code.digest"]
+
+    assert digest() == digest() != ""
+    monkeypatch.setattr("hires_gan.__file__", str(tmp_path / "__init__.py"))
+    seen = [digest()]
+    for name, text in [("a.py", "1"), ("a.py", "2"), ("b/c.py", "2"), ("ops.abi3.so", "2")]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+        seen.append(digest())
+    assert len(set(seen)) == len(seen)
+    (tmp_path / "notes.txt").write_text("no code")
+    assert digest() == seen[-1]

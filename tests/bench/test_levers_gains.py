@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from lever_rows import measure, out_of, overrides_of, told, without
 
 from hires_gan.bench.children import Ended
-from hires_gan.bench.levers import LEVERS
+from hires_gan.bench.levers_rows import LEVERS
 
 LADDER = [lever for lever in LEVERS if not lever.aside]
 NAMES = [lever.name for lever in LADDER]
@@ -85,14 +85,14 @@ def test_a_row_without_a_part_does_not_add_to_one_that_has_it(machine, tmp_path)
 
 
 def test_a_row_that_went_on_without_a_setting_is_not_what_one_with_it_adds_to(machine, tmp_path):
-    """`channels-last` adds no setting: what it was measured with begins that of `tf32`, which has `half` besides."""
+    """`channels-last` adds no setting: what it was measured with begins that of `native`, which has `half` besides."""
     out, machine.broken = tmp_path / "levers.json", ["half"]
     call(out, "average", "half", "channels-last")
     machine.broken = []
-    rows = call(out, "half", "tf32")
+    rows = call(out, "half", "native")
     settings = rows["channels-last"]["overrides"]
-    assert rows["tf32"]["overrides"][: len(settings)] == settings
-    assert (rows["channels-last"]["over"], rows["tf32"]["over"]) == ("average", "half")
+    assert rows["native"]["overrides"][: len(settings)] == settings
+    assert (rows["channels-last"]["over"], rows["native"]["over"]) == ("average", "half")
 
 
 def last_fitting(name: str, rates: dict[str, int]) -> str | None:
@@ -119,9 +119,13 @@ def test_a_gain_is_that_of_the_rows_between(history):
         patch.setattr(
             "hires_gan.bench.levers.call", lambda arguments, *_: machine.answer([str(one) for one in arguments])
         )
+        known: set[str] = set()
         for broken, wanted in [*history, ((), ())]:
             machine.broken = broken
             rows = call(out, *wanted)
+            known |= {name for name, row in rows.items() if row["status"] == "measured"}
+            lost = {name for name in known if rows[name]["status"] != "measured" and "earlier" not in rows[name]}
+            assert not lost, "what was measured once"
             measured = {name: row for name, row in rows.items() if row["status"] == "measured"}
             rates = {name: int(row["images_per_s"]) for name, row in measured.items()}
             for name, row in measured.items():

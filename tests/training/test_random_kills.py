@@ -22,7 +22,8 @@ from faulty_runs import Attempt, FaultyRun, Shown, attempts, history, start, sur
 from whole_runs import saved
 
 from hires_gan import checkpoint
-from hires_gan.bench.identity import identity, write_record
+from hires_gan.bench.identity import identity
+from hires_gan.bench.record_file import write_record
 
 KILLS, SEED = int(os.environ.get("KILLS", "5")), int(os.environ.get("KILLS_SEED", "46"))
 """With this seed, five kills hit every rank, every moment, and the first process while it writes a checkpoint."""
