@@ -13,16 +13,13 @@ from torch import nn
 
 from hires_gan.bench.scaling_model import PhaseCost, StepCost
 from hires_gan.bench.train_images import Images, Synthetic
-from hires_gan.bench.train_steps import Stand, time_phase, time_work
+from hires_gan.bench.train_steps import Stand, run_until_recorded, time_phase, time_work
 from hires_gan.progress import say
 from hires_gan.randomness import RandomSource, SampleRandom
 from hires_gan.recipes.protocol import Batch, Phase, Stage, Step
 from hires_gan.training.buckets import BYTES, cut
 from hires_gan.training.flat import FlatGradients
 from hires_gan.training.settings import Plan
-
-_RECORDING_CALLS = 2
-"""With CUDA graphs, the second call of a phase is the one that records it."""
 
 
 def local_batch(plan: Plan, stage: Stage, images: Images, device: torch.device, count: int) -> Batch:
@@ -67,6 +64,8 @@ def measure_step(stand: Stand, batch: Batch, calls: int) -> StepCost:
         batch: One micro-batch.
         calls: Of each phase, behind some that are not measured.
     """
+    if stand.backend.pulled.whole:
+        run_until_recorded(stand.phases, lambda phase: stand.alone(phase, batch))
     phases = {}
     for phase in stand.phases:
         say(f"the {phase.name} phase alone, and when its buckets are complete")
@@ -81,8 +80,6 @@ def _average(stand: Stand, calls: int) -> None:
 
 
 def _measure_phase(stand: Stand, phase: Phase, batch: Batch, calls: int) -> PhaseCost:
-    for _ in range(_RECORDING_CALLS if stand.backend.pulled.whole else 0):
-        stand.alone(phase, batch)
     whole = time_phase(stand, phase, batch, calls)
     gradients = gradients_of(stand, phase)
     complete = min(_complete(stand, phase, gradients, calls), whole)

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from hires_gan.bench.scaling_model import PhaseCost, StepCost, exposed
 from hires_gan.bench.train_images import Images
-from hires_gan.bench.train_steps import Stand, recipe_for, time_work
+from hires_gan.bench.train_steps import Stand, recipe_for, run_until_recorded, time_work
 from hires_gan.progress import say
 from hires_gan.recipes.protocol import Batch, Phase
 from hires_gan.training.backends import Backend
@@ -26,7 +26,7 @@ Work = Callable[[], Any]
 _MESSAGES = 50
 _SUMS = 8
 _WARM = 2
-"""Calls that are not measured: with CUDA graphs, the second of a phase is the one that records it."""
+"""Calls that are not measured."""
 CONTROL = "asked before each call of a phase and heard behind it, as in training at the boundaries of steps"
 
 
@@ -66,9 +66,7 @@ def measure_together(
         Measured times, and what the model predicts of them from the times of single messages.
     """
     say(f"the same phases on {world.size} processes")
-    recipe, seed = recipe_for(plan, images), plan.run.seed
-    backend = Backend(recipe, world.device, seed, plan.performance, world, levers=plan.levers)
-    backend.enter(dataclasses.replace(stand.place.stage, batch=world.size * len(batch)))
+    backend = _entered(plan, images, world, stand, batch)
     overlap = not backend.pulled.whole
     messages = _messages(world, cost)
     phases = {}
@@ -80,6 +78,16 @@ def measure_together(
         "overlap": overlap,
         "buckets_ms": {str(size): 1e3 * seconds for size, seconds in messages.sums.items()},
     }
+
+
+def _entered(plan: Plan, images: Images, world: World, stand: Stand, batch: Batch) -> Backend:
+    """What steps on all processes, recorded if it is to be."""
+    recipe, seed, first = recipe_for(plan, images), plan.run.seed, stand.place.nimg
+    backend = Backend(recipe, world.device, seed, plan.performance, world, levers=plan.levers)
+    backend.enter(dataclasses.replace(stand.place.stage, batch=world.size * len(batch)))
+    if backend.pulled.whole:
+        run_until_recorded(recipe.phases(first), lambda phase: backend.step([phase], batch, first, len(batch)))
+    return backend
 
 
 def _messages(world: World, cost: StepCost) -> Messages:

@@ -7,9 +7,10 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -24,6 +25,11 @@ from hires_gan.bench.train_images import Images
 from hires_gan.bench.train_steps import Stand
 from hires_gan.config import load_configuration
 from hires_gan.errors import Failure, UsageError
+from hires_gan.recipes.protocol import Batch, Phase
+from hires_gan.training.backends import Backend
+from hires_gan.training.graphs import Recorder
+from hires_gan.training.levers import Pulled
+from hires_gan.training.world import World
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CONFIG = ROOT / "configs" / "stylegan2_demo.yaml"
@@ -177,6 +183,42 @@ def test_ready_is_a_part_of_the_passes(plan, stand):
         assert max(phase.ready) <= phase.micro_seconds < phase.seconds(1)
 
 
+class Recording(Recorder):
+    """Records on a CPU, too: a recording is the function."""
+
+    def __init__(self, device: torch.device, enabled: bool, awaited: Iterable[str] = ()) -> None:
+        super().__init__(device, False, awaited)
+        self.enabled = enabled
+
+    def record(self, function: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        return cast(torch.cuda.CUDAGraph, SimpleNamespace(replay=function))
+
+
+def recorded(backend: Backend) -> set[str]:
+    """The phases whose forward and backward pass, and whose optimizer's step, are replayed."""
+    functions = {key[0]: (runner._accumulate, runner._complete) for key, runner in backend._runners.items()}
+    return {name for name, both in functions.items() if all(getattr(one, "_graph", None) for one in both)}
+
+
+def test_what_is_recorded_is_so_before_any_of_it_is_measured(plan, monkeypatch):
+    """Nothing is recorded before every phase has run once: one measured before the others would go op by op."""
+    monkeypatch.setattr("hires_gan.training.backends.Recorder", Recording)
+    monkeypatch.setattr("hires_gan.training.backends.pulled", lambda *_: Pulled(True, False, "none"))
+    stand = Stand(plan, Images("synthetic"), CPU, None, 8)
+    seen = []
+
+    def timed(stand: Stand, phase: Phase, batch: Batch, calls: int) -> float:
+        seen.append(recorded(stand.backend))
+        return 1.0
+
+    monkeypatch.setattr(scaling_measure, "time_phase", timed)
+    batch = local_batch(plan, stand.place.stage, Images("synthetic"), CPU, 8)
+    measure_step(stand, batch, 1)
+    assert seen == [set(INTERVALS)] * 4
+    together = scaling_together._entered(plan, Images("synthetic"), World(CPU), stand, batch)
+    assert recorded(together) == set(INTERVALS)
+
+
 @pytest.mark.gpu
 def test_on_a_gpu_events_tell_when_buckets_are_ready(plan):
     """Phases are recorded as CUDA graphs there; when buckets are ready is measured beside the recordings."""
@@ -184,6 +226,7 @@ def test_on_a_gpu_events_tell_when_buckets_are_ready(plan):
     stand = Stand(plan, Images("synthetic"), device, None, 8)
     assert stand.backend.pulled.graphs
     cost = measure_step(stand, local_batch(plan, stand.place.stage, Images("synthetic"), device, 8), 3)
+    assert recorded(stand.backend) == set(INTERVALS)
     for phase in cost.phases.values():
         assert phase.ready is not None
         assert 0 <= phase.ready[0] < phase.micro_seconds < phase.seconds(1)
