@@ -68,6 +68,7 @@ class Metric:
         minimum: With fewer images it cannot be computed.
         least: With fewer images it can, but means little or something else; `bias` says what.
         bias: What few images do to it: a clause.
+        library: The module of torch-fidelity that computes it; empty: this package does.
     """
 
     name: MetricName
@@ -78,6 +79,7 @@ class Metric:
     minimum: int
     least: int
     bias: str
+    library: str = ""
 
 
 _RADII = "where the sets lie is known but roughly from so few, and values change with the number: compare equal ones"
@@ -117,6 +119,7 @@ _ALL = (
         minimum=2,
         least=10_000,
         bias="the fewer the images, the larger it is: below some 10,000 it is biased upwards; KID is not",
+        library="metric_fid",
     ),
     Metric(
         name="kid",
@@ -127,6 +130,7 @@ _ALL = (
         minimum=2,
         least=1000,
         bias="it has no bias, but varies more from one set to the next",
+        library="metric_kid",
     ),
     Metric(
         name="precision",
@@ -177,6 +181,7 @@ _ALL = (
         minimum=10,
         least=10_000,
         bias="the fewer the images in each of the 10 parts, the smaller it is",
+        library="metric_isc",
     ),
     Metric(
         name="ms_ssim",

@@ -17,6 +17,7 @@ from hires_gan.evaluation.catalogue import METRICS, MetricName, Need, check_coun
 from hires_gan.evaluation.comparing import Comparison, Found, Number, Sets, comparisons, of_features
 from hires_gan.evaluation.crew import Alone, Crew, by_first, in_step, own_chunks
 from hires_gan.evaluation.describing import Description, describe
+from hires_gan.evaluation.fidelity import torch_fidelity
 from hires_gan.evaluation.instruments import Instruments, weights_of
 from hires_gan.evaluation.moments import moments
 from hires_gan.evaluation.perceptual import FEATURES_SIDE
@@ -433,7 +434,7 @@ def check_metrics(metrics: Sequence[MetricName], counts: Counts, resolution: int
     """Make sure that metrics can be taken of so many images of this size.
 
     Raises:
-        UsageError: If one cannot.
+        UsageError: If one cannot, or what computes it is not installed.
     """
     if "swd" in metrics and resolution < LOWEST_RESOLUTION:
         raise UsageError(
@@ -441,7 +442,9 @@ def check_metrics(metrics: Sequence[MetricName], counts: Counts, resolution: int
             f"recipe.resolution is {resolution}; leave swd out"
         )
     for name in metrics:
-        need = METRICS[name].need
+        need, library = METRICS[name].need, METRICS[name].library
+        if library:
+            torch_fidelity(library)
         if need == Need.IMAGES:
             scales_at(resolution)
         check_count(name, counts.of(name), "fakes")

@@ -339,12 +339,21 @@ sys.modules["torch_fidelity"] = None
 import torch
 from hires_gan.errors import UsageError
 from hires_gan.evaluation import coverage, features, fidelity, protocol, real_features
+from hires_gan.evaluation.catalogue import METRICS
+from hires_gan.evaluation.evaluator import COMMAND, Counts, check_metrics
 print(coverage.density_and_coverage(torch.eye(8), torch.eye(8)))
 try:
     fidelity.kid(torch.eye(4), torch.eye(4))
 except UsageError as error:
     print(error)
+for name in METRICS:
+    try:
+        check_metrics([name], Counts(64, 64), 64, COMMAND)
+    except UsageError as error:
+        print("refused:", name, "hires-gan[metrics]" in str(error))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert "(0.2, 1.0)" in done.stdout  # all are equally far apart: each is among its own surroundings alone
     assert "pip install 'hires-gan[metrics]', or take swd alone" in done.stdout
+    refused = [line for line in done.stdout.splitlines() if line.startswith("refused: ")]
+    assert refused == [f"refused: {name} True" for name in ("fid", "kid", "inception_score")], "before anything is made"
