@@ -122,6 +122,8 @@ class Backend:
             # The old stage's graphs, gradients and moments refer to themselves; their memory is wanted now.
             self._runners.clear()
             gc.collect()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()  # what graphs kept stays reserved for them otherwise
 
     def _learner(self, name: str, plan: OptimizerPlan) -> Learner:
         live = self.live[name]

@@ -44,7 +44,9 @@ class Copies:
         """Wait until the copies are there; for how many seconds the GPU copied, behind what it had to do before."""
         if self._began is None or self._arrived is None:
             return 0.0
-        self._arrived.synchronize()
+        # A new thread's own GPU is the first, on which waiting may take memory, whichever the copies came from.
+        with torch.cuda.device(self._arrived.device):
+            self._arrived.synchronize()
         return float(self._began.elapsed_time(self._arrived)) / 1000
 
     def _copy(self, part: str, name: str, value: Tensor) -> Tensor:

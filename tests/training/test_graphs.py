@@ -417,7 +417,7 @@ class TestOnGpu:
         for recorded in (True, False):
             backend = built(RECIPES["stylegan"], "cuda", "fast")
             phase = backend.recipe.phases(backend.recipe.stages[-1].start)[0]
-            recorder = backend._recorder if recorded else Recorder(backend.device, False)
+            recorder = Recorder(backend.device, recorded)
             runner = PhaseRunner(phase, backend.learners[phase.player], backend.random, recorder, 16, 4, 32)
             samples = torch.arange(4, device="cuda")
             told.append([runner.run(phase, drawn_batch(backend, number, 4), samples)[0] for number in range(4)])
