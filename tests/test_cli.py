@@ -91,7 +91,7 @@ def test_sigterm_ends_the_first_process_of_a_container(tmp_path):
         pytest.skip("this machine allows no process namespaces")
     (tmp_path / "images").mkdir()
     image = Image.effect_noise((300, 300), 100).convert("RGB")
-    for number in range(150):
+    for number in range(400):
         image.save(tmp_path / "images" / f"{number:03d}.png", compress_level=1)
     words = ["prepare", "images", "--out", "shards", "--resolution", "256", "--processes", "2"]
     command = [*inside, sys.executable, "-m", "hires_gan", *words]

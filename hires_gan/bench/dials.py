@@ -99,8 +99,8 @@ def bench_dials(config: Path, overrides: Sequence[str], request: Request) -> Rec
         `level`, `limit`, `equal`, `differ` and `undecided`.
 
     Raises:
-        UsageError: The arguments cannot be, or the folder holds runs of other settings, or of another GPU, CPU, commit
-            or version of torch, or of a commit that is not known, while some are yet to be trained.
+        UsageError: The arguments cannot be, or the folder holds runs of other settings, or of another GPU, CPU,
+            commit, code or version of torch, or of a commit that is not known, while some are yet to be trained.
         Failure: A run fails, they have no point in common, or the result cannot be written.
     """
     _check(request)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import hires_gan
 from hires_gan.errors import UsageError
+from hires_gan.ops import build_record
 from hires_gan.progress import say
 
 UNKNOWN = "unknown"
@@ -30,16 +32,23 @@ def identity(bench: str) -> dict[str, Any]:
 
     wanted = ("git.", "version.", "cpu.", "memory.", "gpu.")
     tags = {name: value for name, value in machine_tags().items() if name.startswith(wanted)}
-    code = {"git.commit": UNKNOWN, "git.dirty": UNKNOWN, "code.digest": _code_digest()}
+    code = {"git.commit": UNKNOWN, "git.dirty": UNKNOWN, "code.digest": code_digest()}
     return {"bench": bench, "date": now(), **code, **tags, "cpu.model": _model()}
 
 
-def _code_digest() -> str:
-    """Of what computes: the package's Python and its built ops."""
+def code_digest() -> str:
+    """Of what computes: the package's Python, and of its ops the sources and what compiled them.
+
+    Not their libraries: nvcc makes another one of the same sources each time.
+    """
     folder, digest = Path(hires_gan.__file__).parent, hashlib.sha256()
-    for path in sorted(path for ending in ("py", "so") for path in folder.rglob(f"*.{ending}")):
-        digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
-        digest.update(path.read_bytes())
+    for path in sorted(path for path in folder.rglob("[!.]*.py") if path.is_file()):
+        code = path.read_bytes()
+        digest.update(f"{path.relative_to(folder)} {len(code)}\n".encode() + code)
+    if built := build_record.read(folder / "ops"):
+        there = {device: library.built for device, library in built.libraries.items()}
+        made_of = [built.sources, built.compiler, built.nvcc, built.architectures, there]
+        digest.update(json.dumps(made_of).encode())
     return digest.hexdigest()[:16]
 
 

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 
 from hires_gan.bench.children import Ended, call
-from hires_gan.bench.identity import identity, now, say_unknown_commit
+from hires_gan.bench.identity import code_digest, identity, now, say_unknown_commit
 from hires_gan.bench.levers_record import Record, read_earlier, told_apart, with_gains
 from hires_gan.bench.levers_rows import FIRST, LADDER, LEVERS, Row, Subject, below, first_program, idle, row_of
 from hires_gan.bench.levers_table import table
@@ -65,9 +65,13 @@ class _Bench:
 
     def wants(self, row: Row) -> bool:
         """Whether a row is asked for, and not there yet as it would be measured now."""
-        name, found = row.lever.name, self.rows.get(row.lever.name, {})
-        there = found.get("status") in ("measured", "skipped") and (bool(row.skipped) or row.is_that_of(found))
-        return not there and (not self.request.levers or name in self.request.levers)
+        name, found = row.lever.name, self.rows.get(row.lever.name)
+        if self.request.levers and name not in self.request.levers:
+            return False
+        if found is None:
+            return True
+        # What is skipped now has nothing to say that is worth more than what is there.
+        return not row.skipped and not (found["status"] == "measured" and row.is_that_of(found))
 
     def failed(self, row: Row) -> bool:
         """Whether a row is known to have failed, whatever it was measured with."""
@@ -86,7 +90,7 @@ class _Bench:
         name = record["name"]
         if record["status"] == "measured":
             self._end_skipping(name)
-        elif earlier := _measured_before(self.rows.get(name, {})):
+        elif earlier := _measurement(self.rows.get(name, {})):
             record = record | {"earlier": earlier}
         self.rows[name] = record
         self.write(complete=False)
@@ -97,30 +101,32 @@ class _Bench:
         self.rows = {one: row for one, row in self.rows.items() if one not in with_it or row["status"] != "skipped"}
 
     def require_same(self) -> None:
-        """See that the file of the configuration is as it was: each row's process reads it.
+        """See that the configuration's file and the code are as they were: each row's process reads them.
 
         Raises:
-            UsageError: It is another.
+            UsageError: One of them is another.
         """
+        if code_digest() != self.head["code.digest"]:
+            raise UsageError("the code was edited while rows are measured: start anew, with another --out")
         if _digest(self.read()) != self.head["settings"]["configuration_digest"]:
             raise UsageError(f"{self.config} was edited while its rows are measured: start anew, with another --out")
 
     def require_comparable(self, train: Record) -> None:
-        """See that a row's process measured this code on this machine.
+        """See that a row's process measured this code with these versions on this device.
 
         Raises:
-            UsageError: It was other code, as where a file is edited meanwhile, or another device.
+            UsageError: It had others, as where a variable of the environment hides a GPU from it.
         """
         device = {"settings": {"device": train["settings"]["device"]}}
         here = self.head | {"settings": {"device": self.head["settings"]["device"]}}
-        for name, before, found in told_apart(here, train | device):
+        for name, before, found in told_apart(here, train | device, ("code.", "version.", "cpu.", "gpu.")):
             raise UsageError(
                 f"a row was measured with {name} {found}, and the others with {before}: start anew, with another --out"
             )
 
 
-def _measured_before(row: Record) -> Record | None:
-    """What is known of a row from when it was measured last, without the gains: they follow from all rows."""
+def _measurement(row: Record) -> Record | None:
+    """What is known of a row from when it was measured, without the gains: they follow from all rows."""
     if row.get("status") != "measured":
         return row.get("earlier")
     return {name: value for name, value in row.items() if name not in _GAINS}
@@ -184,8 +190,8 @@ def _check(request: Request) -> None:
 @contextlib.contextmanager
 def _opened(out: Path) -> Iterator[None]:
     """The file of the result, which can be written, and which nobody else goes on with."""
-    require_writable(out)
     with held(out):
+        require_writable(out)
         yield
 
 

@@ -12,8 +12,8 @@ from hires_gan.bench.identity import NAME_THE_COMMIT, UNKNOWN
 from hires_gan.errors import UsageError
 
 Record = dict[str, Any]
-_SAME = ("git.", "code.", "version.", "cpu.", "gpu.")
-"""What rows of one record have in common, besides their settings."""
+_SAME = ("git.commit", "code.", "version.", "cpu.", "gpu.")
+"""What rows of several calls have in common, besides their settings."""
 _REMEDY = "name another file, or remove it"
 _HOUR = timedelta(hours=1)
 
@@ -33,7 +33,7 @@ def read_earlier(out: Path | None, head: Record) -> Record | None:
     found = _read(out)
     if not found["rows"]:
         return None
-    for name, before, here in told_apart(found, head):
+    for name, before, here in told_apart(found, head, _SAME):
         raise UsageError(
             f"--out is {out}, whose rows were measured with {name} {_shown(before)}, and here it is "
             f"{_shown(here)}: {_REMEDY}"
@@ -56,15 +56,18 @@ def _read(out: Path) -> Record:
     return found
 
 
-def told_apart(found: Record, head: Record) -> Iterator[tuple[str, object, object]]:
+def told_apart(found: Record, head: Record, beginnings: str | tuple[str, ...]) -> Iterator[tuple[str, object, object]]:
     """What has to be the same of two records and is not: its name, as one has it, and as the other has it.
 
-    That is the code, the versions, the kind of machine, and `settings`.
+    Args:
+        found: One of them.
+        head: The other one.
+        beginnings: Of the names that are compared; those in `settings` are in any case.
     """
-    places = [(found, head, "", _SAME), (found.get("settings", {}), head["settings"], "settings.", "")]
-    for before, here, place, beginnings in places:
+    places = [(found, head, "", beginnings), (found.get("settings", {}), head["settings"], "settings.", "")]
+    for before, here, place, starts in places:
         for name in dict.fromkeys([*before, *here]):
-            if name.startswith(beginnings) and before.get(name) != here.get(name):
+            if name.startswith(starts) and before.get(name) != here.get(name):
                 yield f"{place}{name}", before.get(name), here.get(name)
 
 

@@ -147,8 +147,8 @@ def first_program(overrides: tuple[str, ...], subject: Subject) -> Program:
 
     What no row of this subject would add is there from the start.
     """
-    adding = [lever for lever in LEVERS if lever.part and not lever.aside]
-    return Program(overrides, tuple(lever.part for lever in adding if lever.part and not idle(lever, subject)))
+    adding = (lever for lever in LEVERS if not (lever.aside or idle(lever, subject)))
+    return Program(overrides, tuple(lever.part for lever in adding if lever.part))
 
 
 def row_of(lever: Lever, above: Program, subject: Subject) -> Row:

@@ -26,14 +26,14 @@ def table(record: Record) -> Iterator[str]:
 
 def _line(row: Record) -> str:
     if row["status"] != "measured":
-        return f"{row['name']:18}{row['status']}: {row['reason']}{_measured_before(row)}"
+        return f"{row['name']:18}{row['status']}: {row['reason']}{_before_that(row)}"
     gains = "".join(f"{_times(row[name]):>8}" for name in ("gain", "over_reference"))
     figures = f"{row['images_per_s']:>10.2f}{row['ms_per_step']:>10.1f}{row['peak_memory'] / 2**30:>10.2f}{gains}"
     aside = "" if row["name"] in LADDER else "aside: "
     return f"{row['name']:18}{figures}  {row['over'] or '':15}{aside}{row['adds']}{_lacking(row)}{_compiled(row)}"
 
 
-def _measured_before(row: Record) -> str:
+def _before_that(row: Record) -> str:
     earlier = row.get("earlier")
     return "" if earlier is None else f"; before, {earlier['images_per_s']:.2f} images/s{_lacking(earlier)}"
 

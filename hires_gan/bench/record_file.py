@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hires_gan.data.folder_lock import is_at
+from hires_gan.data.folder_lock import is_at, lock
 from hires_gan.errors import Failure, UsageError
 from hires_gan.inference.files import cannot_write, write_whole
 
@@ -21,12 +20,12 @@ def write_record(out: Path, record: dict[str, Any]) -> None:
     Raises:
         Failure: If the file cannot be written.
     """
-    place, text = _place(out), json.dumps(record, indent=1) + "\n"
-    if not _is_special(place):
-        write_whole(place, lambda partial: partial.write_text(text))
+    text = json.dumps(record, indent=1) + "\n"
+    if not _is_special(out):
+        write_whole(_place(out), lambda partial: partial.write_text(text))
         return
     try:
-        place.write_text(text)
+        out.write_text(text)
     except OSError as error:
         raise cannot_write(out, error) from None
 
@@ -37,20 +36,19 @@ def require_writable(path: Path) -> None:
     Raises:
         Failure: If the file cannot be written.
     """
-    place = _place(path)
     try:
         new = not path.exists()
         path.open("ab").close()
-        if new:
+        if _is_special(path):
+            return
+        place = _place(path)
+        if new and not place.stat().st_size:
             place.unlink()
-        if not _is_special(place):
-            beside = _beside(place, "probe")
-            beside.open("wb").close()
-            beside.unlink()
+        beside = _beside(place, f"{os.getpid()}.probe")
+        beside.touch()
+        beside.unlink()
     except OSError as error:
-        raise Failure(
-            f"{path} cannot be written: {error.strerror}; name a file in a folder that is there and can be written to"
-        ) from None
+        raise _unwritable(path, error) from None
 
 
 @contextlib.contextmanager
@@ -59,27 +57,31 @@ def held(out: Path) -> Iterator[None]:
 
     Raises:
         UsageError: Another one does.
+        Failure: The file's folder cannot be written to.
     """
-    lock = _beside(_place(out), "lock")
+    if _is_special(out):
+        yield
+        return
+    name = _beside(_place(out), "lock")
     while True:
-        with lock.open("wb") as file:
-            with contextlib.suppress(OSError):  # a file system without locks
-                _lock(file.fileno(), out)
-            if is_at(lock, file.fileno()):  # else it is the deleted file of one that has ended since
+        try:
+            file = name.open("wb")
+        except OSError as error:
+            raise _unwritable(out, error) from None
+        with file:
+            _lock(file.fileno(), out)
+            if is_at(name, file.fileno()):  # else it is the deleted file of one that has ended since
                 try:
                     yield
                 finally:
-                    lock.unlink(missing_ok=True)
+                    name.unlink(missing_ok=True)
                 return
 
 
 def _lock(descriptor: int, out: Path) -> None:
-    try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):  # EAGAIN or EACCES: somebody else holds it
-        raise UsageError(
-            f"--out is {out}, which another process goes on with: wait for it, or name another file"
-        ) from None
+    with contextlib.suppress(OSError):  # a file system without locks
+        if not lock(descriptor):
+            raise UsageError(f"--out is {out}, which another process goes on with: wait for it, or name another file")
 
 
 def _place(path: Path) -> Path:
@@ -87,10 +89,16 @@ def _place(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def _is_special(place: Path) -> bool:
+def _is_special(path: Path) -> bool:
     """Whether it is a device or a pipe, in whose place no file may be moved."""
-    return place.exists() and not place.is_file()
+    return path.exists() and not path.is_file()
 
 
 def _beside(place: Path, ending: str) -> Path:
     return place.with_name(f".{place.name}.{ending}")
+
+
+def _unwritable(path: Path, error: OSError) -> Failure:
+    return Failure(
+        f"{path} cannot be written: {error.strerror}; name a file in a folder that is there and can be written to"
+    )

@@ -59,11 +59,24 @@ def held(work: Path, task: str, elsewhere: str) -> Iterator[None]:
 
 def _lock(descriptor: int, work: Path, task: str, elsewhere: str) -> None:
     try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):  # EAGAIN or EACCES: somebody else holds it
-        raise Failure(f"{work.parent} is being {task} by another process: wait for it, or end it") from None
+        locked = lock(descriptor)
     except OSError as error:
         raise Failure(f"{work / LOCK} cannot be locked ({error.strerror}): {elsewhere}") from None
+    if not locked:
+        raise Failure(f"{work.parent} is being {task} by another process: wait for it, or end it")
+
+
+def lock(descriptor: int) -> bool:
+    """Lock an open file until its process ends or closes it; False if another process has it.
+
+    Raises:
+        OSError: The file system has no locks.
+    """
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # EAGAIN or EACCES: somebody else holds it
+        return False
+    return True
 
 
 def is_at(path: Path, descriptor: int) -> bool:

@@ -14,8 +14,9 @@ from lever_rows import CONFIGS, NAMES, measure, out_of, overrides_of, told, with
 from small_plans import SMALL
 
 from hires_gan import cli
-from hires_gan.bench import levers, levers_rows
+from hires_gan.bench import identity, levers, levers_rows
 from hires_gan.bench.children import Ended, call
+from hires_gan.bench.identity import code_digest
 from hires_gan.bench.levers_rows import LEVERS, Lever
 from hires_gan.bench.levers_table import table
 from hires_gan.config import load_configuration
@@ -399,6 +400,8 @@ def test_the_last_error_is_the_reason():
 def test_the_command_measures_rows_in_processes_of_their_own(monkeypatch, tmp_path, capfd):
     """Three rows, and one in between that cannot be."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for place in (identity, levers):  # the rows' processes say which code it is
+        monkeypatch.setattr(place, "code_digest", code_digest)
     bad = Lever("native", "what is not allowed", ("precision=fp7",))
     by_name = {lever.name: lever for lever in LEVERS}
     for place in (levers, levers_rows):

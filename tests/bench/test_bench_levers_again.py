@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lever_rows import CONFIGS, NAMES, measure, out_of, overrides_of, rates_by_name, rows_of, without
@@ -266,7 +267,7 @@ def test_a_configuration_that_was_edited_is_refused(answering, tmp_path):
     ("changed", "sentence"),
     [
         ({"code.digest": "0" * 16}, f"with code.digest {'0' * 16}, and the others with "),
-        ({"git.commit": "4a3b"}, "with git.commit 4a3b, and the others with "),
+        ({"version.torch": "1.0"}, "with version.torch 1.0, and the others with "),
         ({"settings": {"device": "another"}}, "with settings.device another, and the others with cpu: start anew"),
     ],
 )
@@ -333,6 +334,52 @@ def test_what_goes_with_another_row_follows_what_becomes_of_that_one(answering, 
     assert statuses("epilogue") == {"epilogue": "measured"}
     broken = "ops.backend=native"
     assert statuses("native", "epilogue") == {"native": "failed", "epilogue": "measured"}
+
+
+@pytest.mark.usefixtures("with_a_gpu")
+def test_what_is_skipped_later_hides_nothing_that_was_known(answering, tmp_path):
+    """`epilogue` was measured, then failed, then cannot be: once it can be again, both are still known."""
+    out, broken = tmp_path / "levers.json", set[str]()
+
+    def answer(arguments: list[str]) -> Ended:
+        given = overrides_of(arguments)
+        epilogue = "ops.backend=native" in given and not {"epilogue", "sample-draws"} & set(without(arguments))
+        fails = broken & set(given) or ("epilogue" in broken and epilogue)
+        return Ended(1, "error: no") if fails else rates_by_name(arguments)
+
+    def called(*names: str, fails: set[str]) -> dict[str, dict[str, Any]]:
+        broken.clear()
+        broken.update(fails)
+        return {row["name"]: row for row in measure("stylegan2_ffhq1024", micro=4, levers=names, out=out)["rows"]}
+
+    answering(answer)
+    first = called("half", "epilogue", fails={"precision=bf16"})
+    assert [first[one]["status"] for one in ("half", "epilogue")] == ["failed", "measured"]
+    rate = first["epilogue"]["images_per_s"]
+    assert called("half", "epilogue", fails={"epilogue"})["epilogue"]["earlier"]["images_per_s"] == rate
+    called("native", fails={"ops.backend=native"})
+    for names in (["epilogue"], ["native"]):
+        row = called(*names, fails=set())["epilogue"]
+        assert (row["status"], row["earlier"]["images_per_s"]) == ("failed", rate)
+    assert called("graphs", fails=set())["graphs"]["lost"] == ["epilogue"]
+    assert called("epilogue", fails=set())["epilogue"]["status"] == "measured"
+
+
+def test_code_that_is_edited_meanwhile_fails_no_row(answering, monkeypatch, tmp_path):
+    """What breaks then says nothing of a lever."""
+    out = tmp_path / "levers.json"
+
+    def answer(arguments: list[str]) -> Ended:
+        if overrides_of(arguments)[-1] == "precision=bf16":
+            monkeypatch.setattr(levers, "code_digest", lambda: "another")
+            return Ended(1, "SyntaxError: invalid syntax")
+        return rates_by_name(arguments)
+
+    answering(answer)
+    with pytest.raises(UsageError, match="the code was edited while rows are measured: start anew"):
+        measure("demo", micro=4, out=out, levers=("reference", "half", "native"))
+    record = json.loads(out.read_text())
+    assert [row["name"] for row in record["rows"]] == ["reference"] and record["complete"] is False
 
 
 def test_a_file_that_is_no_json_is_refused_and_stays(monkeypatch, tmp_path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +58,16 @@ def stages(record: dict[str, Any]) -> list[StageMemory]:
 # The command
 
 
-def test_figures_grow_with_the_micro_batch_and_what_is_predicted_comes_true(monkeypatch, tmp_path, capfd):
-    """The memory of a real process: two groups at once take more than one, and three what follows from both."""
+def test_figures_grow_with_the_micro_batch_and_what_is_predicted_comes_true(tmp_path):
+    """The memory of a process of its own: two groups at once take more than one, three what follows from both.
+
+    One that has measured before has memory left from then.
+    """
     out = tmp_path / "memory.json"
     own = [*WIDE, "evaluation.best=null", "--micro", 12, "--micro", 4, "--micro", 8, "--out", out]
-    assert run(monkeypatch, "memory", "--config", config("stylegan2_demo"), *own) == 0
+    command = [sys.executable, "-m", "hires_gan", "bench", "memory", "--config", config("stylegan2_demo"), *own]
+    ended = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=500, check=False)
+    assert ended.returncode == 0, ended.stderr
     record = json.loads(out.read_text())
     (found,) = stages(record)
     if found.remark:
@@ -75,9 +82,8 @@ def test_figures_grow_with_the_micro_batch_and_what_is_predicted_comes_true(monk
     assert third.whole < found.capacity
     assert record["stages"][0]["suggestion"]["micro"] == 16 and record["stages"][0]["suggestion"]["predicted"]
     assert {"date", "git.commit", "cpu.model", "version.torch"} <= record.keys() and record["bench"] == "memory"
-    said = capfd.readouterr().out
-    assert said.startswith("stylegan2_demo.yaml recipe.resolution=64")
-    assert "batch.per_device=16: " in said and " predicted, " in said
+    assert ended.stdout.startswith("stylegan2_demo.yaml recipe.resolution=64")
+    assert "batch.per_device=16: " in ended.stdout and " predicted, " in ended.stdout
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -15,7 +15,7 @@ from small_plans import SMALL
 
 from hires_gan.bench import evaluation, memory, ops, scaling, tracking
 from hires_gan.bench import input as inputs
-from hires_gan.bench.record_file import require_writable, write_record
+from hires_gan.bench.record_file import held, require_writable, write_record
 from hires_gan.config import load_configuration
 from hires_gan.errors import Failure
 
@@ -86,6 +86,28 @@ def test_a_link_and_a_device_stay_what_they_are(tmp_path):
     assert not Path("/dev/null").is_file()
     with pytest.raises(Failure, match="/dev/full: No space left on device"):
         write_record(Path("/dev/full"), {"a": 1})
+
+
+def test_a_record_goes_into_a_pipe():
+    """As `--out /dev/stdout` and what shells write as >(...)."""
+    code = (
+        "import pathlib\n"
+        "from hires_gan.bench.record_file import held, require_writable, write_record\n"
+        "out = pathlib.Path('/dev/stdout')\n"
+        "require_writable(out)\n"
+        "with held(out):\n"
+        "    write_record(out, {'a': 1})\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(ended.stdout) == {"a": 1}
+
+
+def test_a_folder_that_is_not_there_is_a_sentence_for_the_lock_too(tmp_path):
+    with (
+        pytest.raises(Failure, match=r"record\.json cannot be written: No such file"),
+        held(tmp_path / "a/record.json"),
+    ):
+        pass
 
 
 # Those who write

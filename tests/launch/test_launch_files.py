@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from free_ports import free_port
 from launching import LAUNCH, ROOT, SHORT, SUMMED, accelerated, commands, latest, launch, nimg_of, status_of
 
 YAMLS = sorted(path.name for path in LAUNCH.glob("*.yaml"))
@@ -87,7 +88,7 @@ def test_eight_gpus_are_two_processes_here(settings: dict[str, Any], write_confi
 def test_the_files_of_several_machines_serve_one(
     settings: dict[str, Any], write_config: Any, tmp_path: Path, name: str
 ) -> None:
-    one = ("--num_machines", "1", "--num_processes", "2", "--main_process_port", "0")
+    one = ("--num_machines", "1", "--num_processes", "2", "--main_process_port", str(free_port()))
     said = trained(settings, write_config, tmp_path, name, *one)
     assert f"gradients are summed by {SUMMED[name]}\n" in said
     assert latest(settings, "small").state["world_size"] == 2

@@ -41,6 +41,7 @@ def test_a_server_gone_for_a_minute_loses_no_point(
             tracker.log_image("samples/grid", nimg, np.full((8, 8, 3), nimg % 256, np.uint8))
         time.sleep(0.25)
     assert tracker.waiting >= nimg - 1
+    wait_for(lambda: tracker._sender._away)
     server.start()
     tracker.log_metrics(nimg + 1, {"loss": float(nimg + 1)})
     tracker.finish("FINISHED", 120)

@@ -99,6 +99,7 @@ def end_without_server(tracker: Tracker, capfd: pytest.CaptureFixture[str]) -> N
     """End a run that has two points to send, and check what it says."""
     for nimg in (1000, 2000):
         tracker.log_metrics(nimg, {"loss": 1.0})
+    wait_for(lambda: tracker._sender._away)
     begin = time.monotonic()
     tracker.finish("KILLED", wait=3)
     assert time.monotonic() - begin < 60

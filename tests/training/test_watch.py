@@ -284,10 +284,10 @@ def until(holds: Callable[[], bool]) -> None:
 
 @pytest.mark.slow
 def test_a_run_that_was_stopped_for_a_while_goes_on(processes: Ranks) -> None:
-    processes.start(1, train, "0:nothing", 2, 20)
+    processes.start(1, train, "0:nothing", 6, 20)
     processes.ready()
     processes.signal(0, signal.SIGSTOP)
-    time.sleep(5)
+    time.sleep(15)  # more than twice as long as a hang is allowed to be
     processes.signal(0, signal.SIGCONT)
     time.sleep(1)
     assert processes.running == [0]
