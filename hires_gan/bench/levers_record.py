@@ -100,11 +100,13 @@ def _gains(row: Record, measured: Sequence[Record], ladder: Sequence[str], first
 
 
 def _adds_to(row: Record, above: Record, ladder: Sequence[str]) -> bool:
-    """Whether a row has what another has, and besides nothing but what rows below that one add.
+    """Whether a row has what another has, and besides nothing but what rows below that one add; one aside, nothing.
 
     Rows of several calls may differ in more: what failed at first and was measured later is in one, and not in another.
     """
     here, there = set(row["has"]), set(above["has"])
+    if row["name"] not in ladder:
+        return here == there
     below = ladder[ladder.index(above["name"]) + 1 :]
     return there <= here and here - there <= set(below)
 

@@ -20,7 +20,7 @@ def table(record: Record) -> Iterator[str]:
     yield (
         "Each row has what those above it add, but for rows aside, and for what it is said to be without. gain: "
         "images/s by those of the row under `over`, the last one above that is not aside and differs by nothing but "
-        f"what this row and those in between add; in all: by those of {FIRST}"
+        f"what this row and those in between add, of a row aside by itself alone; in all: by those of {FIRST}"
     )
 
 

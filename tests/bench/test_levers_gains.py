@@ -95,12 +95,23 @@ def test_a_row_that_went_on_without_a_setting_is_not_what_one_with_it_adds_to(ma
     assert (rows["channels-last"]["over"], rows["native"]["over"]) == ("average", "half")
 
 
+def test_a_row_aside_is_compared_with_its_like_alone(machine, tmp_path):
+    """`again` would show for chance what the rows in between are worth."""
+    rows = call(tmp_path / "levers.json", "reference", "fused", "again", "micro")
+    assert [rows[one]["over"] for one in ("fused", "again", "micro")] == ["reference", None, None]
+    rows = call(tmp_path / "levers.json", "graphs")
+    assert [(rows[one]["over"], rows[one]["gain"]) for one in ("again", "micro")] == [("graphs", 1.0)] * 2
+
+
 def last_fitting(name: str, rates: dict[str, int]) -> str | None:
-    """The last row above beside which a row is faster by levers alone that stand below that one, by their primes."""
+    """The last row above beside which a row is faster by levers alone that stand below that one, by their primes.
+
+    Beside which it is as fast, where it stands aside.
+    """
     for above in reversed([one for one in ALL[: ALL.index(name)] if one in NAMES]):
         if above in rates and rates[name] % rates[above] == 0:
             ratio = rates[name] // rates[above]
-            for between in NAMES[NAMES.index(above) + 1 :]:
+            for between in NAMES[NAMES.index(above) + 1 :] if name in NAMES else ():
                 ratio //= PRIMES[between] if ratio % PRIMES[between] == 0 else 1
             if ratio == 1:
                 return above
