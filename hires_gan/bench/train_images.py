@@ -76,7 +76,7 @@ class Supply(Protocol):
 
     def take(self) -> Batch: ...  # noqa: D102
     def copy_ahead(self) -> None: ...  # noqa: D102
-    def stalled(self) -> float: ...  # noqa: D102
+    def lost(self) -> float: ...  # noqa: D102
 
 
 class Synthetic:
@@ -115,7 +115,7 @@ class Synthetic:
     def copy_ahead(self) -> None:
         """They are there."""
 
-    def stalled(self) -> float:
+    def lost(self) -> float:
         """Nothing waits for them."""
         return 0.0
 

@@ -182,7 +182,7 @@ def speeds(timing: Timing, batch: int, total_kimg: float) -> Record:
         "ms_per_step": timing.seconds * per_step,
         "host_ms_per_step": timing.host * per_step,
         "device_ms_per_step": None if timing.device is None else timing.device * per_step,
-        "data_wait_share": timing.waited / timing.seconds,
+        "data_wait_share": timing.lost / timing.seconds,
     }
 
 

@@ -156,13 +156,15 @@ class Timing:
     """In which Python launched, without waiting for data; on a GPU also the wait for room in the queue of launches."""
     device: float | None
     """From the first event to the last on the GPU, gaps included."""
-    waited: float
-    """For data, by Python or by the GPU, whichever is longer."""
+    lost: float
+    """To waiting for data: by Python on a CPU, or by a GPU that had nothing else to do."""
 
 
 def time_steps(stand: Stand, feed: Supply, steps: int) -> Timing:
     """Take the time of so many steps."""
-    waited, stalled, host = feed.waited, feed.stalled(), 0.0
+    if stand.device.type == "cuda":
+        torch.cuda.synchronize(stand.device)  # what was lost before is known now
+    waited, lost, host = feed.waited, feed.lost(), 0.0
 
     def run() -> None:
         nonlocal host
@@ -172,8 +174,7 @@ def time_steps(stand: Stand, feed: Supply, steps: int) -> Timing:
             host += time.perf_counter() - start
 
     seconds, device = time_work(run, stand.device)
-    waited, stalled = feed.waited - waited, feed.stalled() - stalled
-    return Timing(steps, seconds, host - waited, device, max(waited, stalled))
+    return Timing(steps, seconds, host - (feed.waited - waited), device, feed.lost() - lost)
 
 
 def time_work(work: Callable[[], None], device: torch.device) -> tuple[float, float | None]:

@@ -1,8 +1,8 @@
 """Batches on the device: the next one is copied while the step computes, and the time spent waiting is counted.
 
-Two times are counted: what this process waits for data, its copies into pinned memory included; and what a GPU does,
-whose steps stand still until the batch is decoded and copied there. They may overlap, so the larger one is what the
-data cost at least.
+On a GPU a wait of this process costs nothing while the step before computes. What does cost is counted there: from the
+end of a step's kernels until the next batch is decoded and copied, between marks in the queues of both. What is done in
+between, such as an evaluation, changes neither.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Feed:
         dtype: float32 or float64.
 
     Attributes:
-        waited: Seconds that this process has waited for batches so far.
+        waited: Seconds that this process has waited for batches so far, copies into pinned memory included.
     """
 
     def __init__(self, batches: Iterator[Loaded], device: torch.device, dtype: torch.dtype) -> None:
@@ -40,7 +40,7 @@ class Feed:
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._ahead: Loaded | None = None
         self._waits: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
-        self._stalled = 0.0
+        self._lost = 0.0
         self.waited = 0.0
 
     def take(self) -> Batch:
@@ -54,7 +54,7 @@ class Feed:
             loaded = self._fetch()
         else:
             loaded = self._ahead or self._copy(self._stream)
-            self._wait_for(self._stream)
+            torch.cuda.current_stream(self._device).wait_stream(self._stream)
             # Made on the other stream: the allocator must not reuse the memory before this one is done with it.
             for tensor in (loaded.images, loaded.labels):
                 if tensor is not None:
@@ -75,20 +75,17 @@ class Feed:
             except (StopIteration, Stopped):  # the step that is under way is finished all the same
                 self._ahead = None
 
-    def stalled(self) -> float:
-        """Seconds that the GPU's steps have waited for batches so far, as far as they are through; 0 on the CPU."""
-        while self._waits and self._waits[0][1].query():  # type: ignore[no-untyped-call]
-            before, behind = self._waits.popleft()
-            self._stalled += before.elapsed_time(behind) / 1000
-        return self._stalled
+    def lost(self) -> float:
+        """Seconds that steps have lost to data so far: `waited`, and of a GPU those in which it stood still for it.
 
-    def _wait_for(self, stream: torch.cuda.Stream) -> None:
-        """Let the steps wait for the copies, between two marks whose times are read once both are past."""
-        current = torch.cuda.current_stream(self._device)
-        before = _mark(current)
-        current.wait_stream(stream)
-        self._waits.append((before, _mark(current)))
-        self.stalled()  # so that they do not pile up where nobody asks
+        Of a GPU as far as it has got: what is in its queues is counted later.
+        """
+        if self._stream is None:
+            return self.waited
+        while self._waits and all(mark.query() for mark in self._waits[0]):  # type: ignore[no-untyped-call]
+            stepped, there = self._waits.popleft()
+            self._lost += max(stepped.elapsed_time(there), 0.0) / 1000  # below 0: the batch was there first
+        return self._lost
 
     def _fetch(self) -> Loaded:
         start = time.perf_counter()
@@ -99,12 +96,15 @@ class Feed:
 
     def _copy(self, stream: torch.cuda.Stream) -> Loaded:
         """Copy through pinned memory, so that the loader's own memory is free again at once."""
+        stepped = _mark(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream):
             loaded = self._fetch()  # in here, so that it is this stream that waits for what a GPU decodes
             start = time.perf_counter()
             labels = None if loaded.labels is None else self._moved(loaded.labels)
             images = self._moved(loaded.images)
             self.waited += time.perf_counter() - start
+        self._waits.append((stepped, _mark(stream)))
+        self.lost()  # so that marks do not pile up where nobody asks
         return replace(loaded, images=images, labels=labels)
 
     def _moved(self, tensor: Tensor) -> Tensor:

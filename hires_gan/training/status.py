@@ -27,7 +27,7 @@ class Speed:
     Attributes:
         images: Images shown in it.
         seconds: How long it took, samples, evaluation and checkpoints left out.
-        waited: How many of these seconds were spent waiting for data.
+        waited: How many of these seconds were lost to waiting for data.
     """
 
     images: int
@@ -54,18 +54,21 @@ class Stopwatch:
     """Measures stretches of training time, leaving out what is done between the steps."""
 
     def __init__(self) -> None:
-        self._images, self._seconds, self._waited = 0, 0.0, 0.0
+        self._images, self._seconds, self._lost = 0, 0.0, 0.0
 
-    def add(self, images: int, seconds: float, waited: float) -> None:
+    def add(self, images: int, seconds: float) -> None:
         """Count one step."""
         self._images += images
         self._seconds += seconds
-        self._waited += waited
 
-    def lap(self) -> Speed:
-        """The speed since the last lap."""
-        speed = Speed(self._images, self._seconds, self._waited)
-        self._images, self._seconds, self._waited = 0, 0.0, 0.0
+    def lap(self, lost: float) -> Speed:
+        """The speed since the last lap.
+
+        Args:
+            lost: Seconds that have been lost to waiting for data, all laps together.
+        """
+        speed = Speed(self._images, self._seconds, lost - self._lost)
+        self._images, self._seconds, self._lost = 0, 0.0, lost
         return speed
 
 

@@ -6,7 +6,6 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -44,7 +43,7 @@ from hires_gan.training.schedule import Cadence, PlannedStep, steps
 from hires_gan.training.settings import BatchSettings, EmaSettings, Plan
 from hires_gan.training.shares import in_words, share
 from hires_gan.training.signals import StopRequest
-from hires_gan.training.status import Speed, StatusLine, Stopwatch
+from hires_gan.training.status import StatusLine, Stopwatch
 
 
 class Trainer:
@@ -97,7 +96,6 @@ class Trainer:
         self.ranks = Ranks(self.world, backend.device, backend.pace, corrupt)
         self._began = time.perf_counter()
         self._taken: dict[int, float] = {}
-        self._stalled = 0.0
         self._domains: tuple[str, ...] = ()
         self._division = ""
         self._cautions: set[str] = set()
@@ -163,7 +161,7 @@ class Trainer:
         """
         nimg = self.progress.nimg
         feed = Feed(loader.batches(self._requests(nimg)), self.backend.device, self._dtype())
-        self._stalled, self._domains = 0.0, loader.reader.domains
+        self._stopwatch, self._domains = Stopwatch(), loader.reader.domains
         self.gallery.decode_as(loader.settings)  # what auto was decided to be holds for the reals, too
         self._enter(stage_at(self.recipe.stages, nimg))
         with StatusLine(self.plan.run.name, nimg, self.total) as status, self.saver:
@@ -201,7 +199,7 @@ class Trainer:
         Raises:
             Stopped: If a signal came before its batch: nothing of it was done.
         """
-        start, waited = time.perf_counter(), feed.waited
+        start = time.perf_counter()
         phases = self.recipe.phases(step.nimg)
         if self._profiler is not None:
             self._profiler.before(phases, self.recipe.phases(self.recipe.stages[step.stage].start))
@@ -218,7 +216,7 @@ class Trainer:
         self.progress.nimg = step.end
         self.recipe.advance(step.end, means)
         self._sum(means, step.batch)
-        self._stopwatch.add(step.batch, time.perf_counter() - start, feed.waited - waited)
+        self._stopwatch.add(step.batch, time.perf_counter() - start)
 
     def _enter(self, stage: int) -> None:
         if stage != self._stage:
@@ -298,8 +296,8 @@ class Trainer:
         start = time.perf_counter()
         values = torch.stack([total / count for total, count in self._sums.values()]).tolist() if self._sums else []
         # Only now a GPU has done all that was launched: the wait belongs to the steps.
-        self._stopwatch.add(0, time.perf_counter() - start, 0.0)
-        speed, memory = self._lap(feed), self.ranks.memory[0]
+        self._stopwatch.add(0, time.perf_counter() - start)
+        speed, memory = self._stopwatch.lap(feed.lost()), self.ranks.memory[0]
         means = dict(zip(self._sums, values, strict=True))
         self._record(
             nimg,
@@ -336,13 +334,6 @@ class Trainer:
         costs, self.saver.costs = self.saver.costs, []
         blocked, background = (sum(getattr(cost, name) for cost in costs) for name in ("blocked", "background"))
         return {"checkpoint/blocked_seconds": blocked, "checkpoint/background_seconds": background} if costs else {}
-
-    def _lap(self, feed: Feed) -> Speed:
-        """The speed since the last time, with what data cost: the wait of this process or that of the GPU."""
-        speed, stalled = self._stopwatch.lap(), feed.stalled()
-        waited = max(speed.waited, stalled - self._stalled)
-        self._stalled = stalled
-        return replace(speed, waited=waited)
 
     def _check_finite(self) -> None:
         streak = int(self.backend.longest_streak)
