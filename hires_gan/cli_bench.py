@@ -130,7 +130,7 @@ def bench_memory_command(
     ] = None,
     processes: Annotated[int, typer.Option(metavar="N", help="Divide a step's images among so many.")] = 1,
     stage_nimg: Annotated[
-        int | None, typer.Option(help="So many images into the schedule; by default its last stage.")
+        int | None, typer.Option(help="So many images into the schedule; by default where it may take most.")
     ] = None,
     all_stages: Annotated[bool, typer.Option("--all-stages", help="Measure every stage.")] = False,
     out: Annotated[Path | None, typer.Option(help="A JSON file for the result.")] = None,

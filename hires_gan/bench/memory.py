@@ -19,7 +19,7 @@ from hires_gan.recipes.families import build_recipe
 from hires_gan.recipes.protocol import Stage, stage_at
 from hires_gan.training.launch import DTYPES, join_launch, set_up
 from hires_gan.training.memory import DryRun, StageMemory
-from hires_gan.training.memory_advice import in_words, suggest, table
+from hires_gan.training.memory_advice import in_words, may_take_most, suggest, table
 from hires_gan.training.settings import BackendSettings, Plan
 from hires_gan.training.shares import share
 from hires_gan.training.trainer import micro_batch
@@ -34,7 +34,7 @@ class Request:
     Attributes:
         micro: Images at once, by micro-batch; empty for one group, two groups, and the configuration's.
         processes: Among how many a step's images are divided.
-        stage_nimg: So many images into the schedule; None for the last stage.
+        stage_nimg: So many images into the schedule; None for the stages that may take most, or with `micro` the last.
         all_stages: Whether to measure every stage.
         out: Where to write the result as JSON; written after every stage.
     """
@@ -104,8 +104,13 @@ def _stages(plan: Plan, images: Images, request: Request) -> Sequence[Stage]:
     recipe = build_recipe(plan.recipe, plan.batch.size, dtype, plan.run.seed, images.labels, images.domains)
     if request.all_stages:
         return recipe.stages
-    number = -1 if request.stage_nimg is None else stage_at(recipe.stages, request.stage_nimg)
-    return [recipe.stages[number]]
+    if request.stage_nimg is not None:
+        return [recipe.stages[stage_at(recipe.stages, request.stage_nimg)]]
+    if request.micro:
+        return recipe.stages[-1:]
+    return may_take_most(
+        recipe.stages, lambda stage: min(micro_batch(plan.batch, stage), _own(stage, request.processes))
+    )
 
 
 def _own(stage: Stage, processes: int) -> int:

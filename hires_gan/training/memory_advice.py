@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from hires_gan.recipes.protocol import Stage
 from hires_gan.training.launcher import zero_stage
 from hires_gan.training.levers import pulled
 from hires_gan.training.memory import NOT_TRIED, Measured, StageMemory
@@ -33,6 +34,24 @@ class Suggestion:
     predicted: bool
     passes: int
     largest: int
+
+
+def may_take_most(stages: Sequence[Stage], micro: Callable[[Stage], int]) -> list[Stage]:
+    """The stages of a schedule that may take most memory, in their order.
+
+    A network's maps grow with the images' area where all resolutions have as many channels, and with their side where
+    half of it has twice the channels; networks lie in between. Of stages that are alike it is the last.
+
+    Args:
+        stages: Of the schedule.
+        micro: How many images go through the networks at once in a stage.
+    """
+    largest = {
+        max(stages, key=lambda stage: (micro(stage) * stage.resolution**power, stage.start)).start
+        for power in (1.0, 1.5, 2.0)
+        if stages
+    }
+    return [stage for stage in stages if stage.start in largest]
 
 
 def sound(found: StageMemory) -> list[Measured]:

@@ -25,7 +25,7 @@ from hires_gan.recipes.protocol import LabelDistribution, Recipe, Stage, stage_a
 from hires_gan.training.activity import doing
 from hires_gan.training.launcher import zero_stage
 from hires_gan.training.memory import IMAGES, TOGETHER, WEIGHTS, DryRun, StageMemory
-from hires_gan.training.memory_advice import MARGIN, fits, size, sound, suggest, table, ways_out
+from hires_gan.training.memory_advice import MARGIN, fits, may_take_most, size, sound, suggest, table, ways_out
 from hires_gan.training.memory_meter import meter_of
 from hires_gan.training.settings import Plan
 from hires_gan.training.shares import share
@@ -120,7 +120,7 @@ def _known_or_measured(
 ) -> tuple[list[StageMemory], bool]:
     """What is known of the stages, by what a process of the same run has left, or by a measurement; and which."""
     wanted, known, meter = _to_measure(asked), known_memory(asked), meter_of(asked.world.device)
-    if not wanted or _has(asked, known, wanted[-1]):
+    if all(_has(asked, known, stage) for stage in wanted):
         return [replace(one, capacity=meter.capacity) for one in known], True
     with DryRun(asked.plan, labels, domains, asked.world.device, meter) as dry:
         return [_measured(asked, dry, stage) for stage in wanted], False
@@ -133,12 +133,10 @@ def _has(asked: Asked, known: Sequence[StageMemory], stage: Stage) -> bool:
 
 
 def _to_measure(asked: Asked) -> list[Stage]:
-    """The stage with which the run goes on, and the one that will have most pixels in its networks at once."""
+    """The stage with which the run goes on, and those that may take most, in their order."""
     ahead = [stage for stage in asked.ahead if asked.own(stage)]
-    if not ahead:
-        return []
-    largest = max(ahead, key=lambda stage: (asked.micro(stage) * stage.resolution**2, stage.start))
-    return [ahead[0]] if largest is ahead[0] else [ahead[0], largest]
+    starts = {stage.start for stage in [*ahead[:1], *may_take_most(ahead, asked.micro)]}
+    return [stage for stage in ahead if stage.start in starts]
 
 
 def _measured(asked: Asked, dry: DryRun, stage: Stage) -> StageMemory:

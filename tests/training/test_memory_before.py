@@ -20,19 +20,21 @@ import torch
 from forked_ranks import Ranks
 from whole_runs import changed, run, saved
 
-from hires_gan.config import Configuration
+from hires_gan.config import Configuration, load_configuration
 from hires_gan.errors import Elsewhere, Failure
 from hires_gan.recipes.families import build_recipe
 from hires_gan.training import memory_check, memory_meter
 from hires_gan.training.backends import Backend
 from hires_gan.training.launch import DTYPES
 from hires_gan.training.memory import DryRun, held, place_in
+from hires_gan.training.memory_advice import may_take_most
 from hires_gan.training.memory_check import FILE, Asked, check_memory, known_memory, out_of_memory, show_known
 from hires_gan.training.memory_meter import ResidentMeter, meter_of
 from hires_gan.training.resume_rules import may_change
-from hires_gan.training.trainer import Trainer
+from hires_gan.training.trainer import Trainer, micro_batch
 from hires_gan.training.world import World
 
+CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
 CPU = torch.device("cpu")
 MB = 10**6
 
@@ -239,6 +241,33 @@ def test_the_last_stage_is_refused_at_the_start(settings, card):
         check_memory(asked(more), None, ("image",))
     assert [side for side, _ in found.steps[:2]] == [4, 4]
     check_memory(asked(changed(more, run={"total_kimg": 0.064})), None, ("image",))  # it never comes to 16x16
+
+
+def test_a_stage_before_the_last_that_takes_more_is_refused_at_the_start(settings, card):
+    """As many pixels, but a quarter of the images: channels tell, and twice as many are usual at half the side."""
+    found = card(210)
+    more = changed(settings, batch={"size": {4: 4, 8: 16, 16: 4}, "per_device": "auto"})
+    with pytest.raises(Failure, match="at 8x8 with 16 images at once the memory is exhausted by"):
+        check_memory(asked(more), None, ("image",))
+    assert {side for side, _ in found.steps} == {4, 8, 16}
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "expected"),
+    [
+        ("progressive_celebahq1024", [], [(512, 16), (1024, 4)]),
+        ("stylegan_ffhq1024", [], [(512, 16), (1024, 4)]),
+        ("stylegan2_ffhq1024", [], [(1024, 4)]),
+        ("progressive_celebahq1024", ["batch.per_device=4"], [(1024, 4)]),
+    ],
+)
+def test_the_stages_that_may_take_most(name, overrides, expected):
+    plan = load_configuration(CONFIGS / f"{name}.yaml", overrides)
+    recipe = build_recipe(plan.recipe, plan.batch.size, DTYPES[plan.precision], 0, None, ("image",))
+    found = may_take_most(recipe.stages, lambda stage: micro_batch(plan.batch, stage))
+    assert [(stage.resolution, micro_batch(plan.batch, stage)) for stage in found] == expected
+    assert found[-1] is recipe.stages[-1] and not any(stage.fade for stage in found)
+    assert may_take_most([], lambda stage: 1) == []
 
 
 def test_it_starts_all_the_same_where_nobody_wants_to_know(short, card):
