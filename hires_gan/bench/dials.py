@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,8 @@ DIALS = ("fast", "reference")
 _STOPPED = 75
 _GRACE = 120.0
 """Seconds from the signal to the end of a run, at most: it writes a checkpoint."""
+_LEAST = 60.0
+"""Seconds that a run which goes on is given, at least: in fewer it may not come to its first step."""
 _SAME = ("gpu.name", "cpu.model", "git.commit", "git.dirty", "code.digest", "version.torch", "version.cuda")
 """What all runs must have in common."""
 Record = dict[str, Any]
@@ -35,7 +39,9 @@ class Request:
 
     Attributes:
         out: The folder of everything; what was trained there before is kept.
-        seconds: How long each run trains, from its start; None: to the configuration's `run.total_kimg`.
+        seconds: How long each run trains, from its start; None: to the configuration's `run.total_kimg`. One that was
+            stopped before goes on for what is left of them, or a minute if that is more; but what was trained by a call
+            that failed or was killed, and so may have lost it, is not counted.
         seeds: At least two of them tell how far apart two seeds are.
         runs: So many at most are trained now; None: all.
     """
@@ -67,21 +73,55 @@ class Trained:
     @property
     def machine(self) -> Record:
         """What `identity` said when it was begun; nothing if it was not."""
-        with contextlib.suppress(OSError, ValueError):
-            return dict(json.loads(self.trained_on.read_text()))
-        return {}
+        return _read(self.trained_on)
 
     @property
     def status(self) -> Record:
         """What the run says of itself; nothing if it was not begun."""
-        with contextlib.suppress(OSError, ValueError):
-            return dict(json.loads((self.folder / "status.json").read_text()))
-        return {}
+        return _read(self.folder / "status.json")
+
+    @property
+    def timed(self) -> Path:
+        """Where it is kept when the last call began to train it, after how many seconds, and if its time is up."""
+        return self.folder.parent.parent / f"{self.name}.time.json"
+
+    @property
+    def seconds(self) -> float:
+        """How long it was trained by calls whose training a checkpoint keeps."""
+        times, status = _read(self.timed), self.status
+        if not status:  # deleted, and begun anew
+            return 0.0
+        own = status["time"] - times["begun"] if _stopped(status, times) else 0.0
+        return float(times.get("seconds", 0.0) + own)
 
     @property
     def done(self) -> bool:
-        """Whether it has ended as it should."""
-        return self.status.get("state") in ("finished", "preempted")
+        """Whether it has ended as it should: by itself, or behind a checkpoint as its time was up.
+
+        Whoever else stops it leaves the same status, so that this does not tell.
+        """
+        times, status = _read(self.timed), self.status
+        return status.get("state") == "finished" or (_stopped(status, times) and times["up"])
+
+    def begin(self) -> None:
+        """Keep that it is trained from now on."""
+        write_record(self.timed, {"seconds": self.seconds, "begun": time.time(), "up": False})
+
+    def end(self) -> None:
+        """Keep that its time is up; to be called before it is stopped, so that it is known whatever comes then."""
+        write_record(self.timed, _read(self.timed) | {"up": True})
+
+
+def _read(path: Path) -> Record:
+    """What a JSON file holds; nothing if it is not there."""
+    with contextlib.suppress(OSError, ValueError):
+        return dict(json.loads(path.read_text()))
+    return {}
+
+
+def _stopped(status: Record, times: Record) -> bool:
+    """Whether a signal ended the last call's training behind a checkpoint; an older status is of a call before."""
+    return bool(status.get("state") == "preempted" and status["time"] >= times.get("begun", math.inf))
 
 
 def bench_dials(config: Path, overrides: Sequence[str], request: Request) -> Record:
@@ -199,18 +239,27 @@ def _train(run: Trained, config: Path, overrides: Sequence[str], request: Reques
     log = request.out / f"{run.name}.log"
     # Its records belong here, whatever server others go to.
     environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    run.begin()
     process = start(["train", config, *overrides, *own, *where], log, environment)
-    code = _ended(process, request.seconds)
+    code = _ended(process, _left(run, request.seconds), run.end)
+    if code == _STOPPED and not run.done:
+        raise Failure(f"{run.name} was stopped before its end: the same command goes on with it")
     if code not in (0, _STOPPED) or not run.done:
         reason = Ended(code, log.read_text(errors="replace")).reason
         raise Failure(f"{run.name} ended with exit code {code} ({reason}): {log} says more")
 
 
-def _ended(process: subprocess.Popen[bytes], seconds: float | None) -> int | None:
-    """The exit code, behind a signal when the time is up; whatever comes, the process does not outlive this."""
+def _left(run: Trained, seconds: float | None) -> float | None:
+    """How long a run is to be trained now."""
+    return None if seconds is None else max(seconds - run.seconds, min(seconds, _LEAST))
+
+
+def _ended(process: subprocess.Popen[bytes], seconds: float | None, up: Callable[[], None]) -> int | None:
+    """The exit code, behind `up` and a signal when the time is; whatever comes, the process does not outlive this."""
     try:
         with contextlib.suppress(subprocess.TimeoutExpired):
             return process.wait(seconds)
+        up()
         process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             return process.wait(_GRACE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,8 +23,9 @@ _NAMED = ("phase: ", "data", "average")
 class StepProfiler:
     """Traces one step in which every phase is due, and the one behind it; none of the others pays for it.
 
-    The first steps are left out: libraries choose their kernels in them, and phases are recorded as CUDA graphs. Two
-    cycles of the phase with the largest interval have passed when the trace begins.
+    The first steps are left out: libraries choose their kernels in them, and phases are recorded as CUDA graphs. As
+    many have passed as two cycles have when the trace begins; a cycle leads from a step in which every phase is due to
+    the next such one. A run may go on in the middle of one: then the rest of it comes on top.
 
     Args:
         folder: Where `trace.json.gz` (for chrome://tracing or Perfetto) and `summary.txt` are written; made when the
@@ -33,7 +35,9 @@ class StepProfiler:
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         self.folder, self._device = folder, device
-        self._cycle, self._seen, self._traced = 1, 0, 0
+        self._seen, self._traced = 0, 0
+        self._intervals: dict[str, int] = {}
+        self._due: dict[str, int] = {}  # in which step a phase was due last, counted from the first one of this process
         self._profile: profile | None = None
 
     @property
@@ -48,7 +52,8 @@ class StepProfiler:
             phases: What is due in it.
             every: All phases of its stage.
         """
-        self._cycle = max(phase.interval for phase in every)
+        self._intervals = {phase.name: phase.interval for phase in every}
+        self._due |= dict.fromkeys((phase.name for phase in phases), self._seen)
         if self.done or self._profile is not None or self._seen < 2 * self._cycle or len(phases) < len(every):
             return
         activities = [ProfilerActivity.CPU]
@@ -76,8 +81,27 @@ class StepProfiler:
             self._profile.stop()
             self._profile = None
         if not self.done:
-            wanted = 2 * self._cycle + _STEPS
-            say(f"run.profile: nothing is traced; the run ended before the {wanted} steps that it takes")
+            say(f"run.profile: nothing is traced; the run ended before {self._wanted()}")
+
+    @property
+    def _cycle(self) -> int:
+        return math.lcm(*self._intervals.values())
+
+    def _wanted(self) -> str:
+        """How many steps of this process a trace takes, in words."""
+        if not self._intervals:
+            return "its first step"
+        earliest = max(2 * self._cycle, self._seen - self._traced)
+        starts = [step for step in range(earliest, earliest + self._cycle) if self._may_start(step)]
+        # Where a phase was not due yet, nobody knows how far its next time is.
+        return f"the {starts[-1] + _STEPS} steps that it takes{' at most' if len(starts) > 1 else ''}"
+
+    def _may_start(self, step: int) -> bool:
+        """Whether every phase is due in a step, as far as the steps until now tell."""
+        return all(
+            (step - self._due[name]) % interval == 0 if name in self._due else step % interval >= self._seen
+            for name, interval in self._intervals.items()
+        )
 
     def _write(self, traced: profile) -> None:
         self.folder.mkdir(exist_ok=True)

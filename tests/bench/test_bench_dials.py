@@ -6,7 +6,9 @@ import json
 import math
 import os
 import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -226,8 +228,146 @@ def test_a_run_that_fails_is_told_with_its_reason(tmp_path):
 
 
 def test_the_time_ends_a_run_by_its_own_process_alone(tmp_path):
-    process = start(["bench", "tracking", "--delay", 600], tmp_path / "log", os.environ)
-    assert dials._ended(process, 0.2) == -signal.SIGTERM
+    process, said = start(["bench", "tracking", "--delay", 600], tmp_path / "log", os.environ), []
+    assert dials._ended(process, 0.2, lambda: said.append(process.poll())) == -signal.SIGTERM
+    assert said == [None], "that the time is up is said before the signal"
+
+
+class Training:
+    """In place of a run's process: it trains until somebody stops it, and the clock is no matter.
+
+    Args:
+        run: Which one it is.
+        after: Seconds after which another one than the parent stops it, or kills it; None: nobody does.
+        state: What its status says from then on: of a killed run, still `running`.
+        parent: Whether the signal ends the parent, too.
+    """
+
+    def __init__(self, run: Trained, after: float | None = None, state: str = "preempted", parent: bool = True) -> None:
+        self.run, self.after, self.state, self.parent = run, after, state, parent
+        self.given: float | None = None
+
+    def wait(self, seconds: float | None) -> int:
+        if self.given is None:
+            self.given = seconds
+            if self.after is None:
+                raise subprocess.TimeoutExpired("train", seconds or 0)
+            self.say(self.state, self.after)
+            if self.parent:
+                raise SystemExit(-signal.SIGTERM)
+        return 75
+
+    def send_signal(self, number: int) -> None:
+        assert number == signal.SIGTERM
+        self.say("preempted", self.given or 0)
+
+    def poll(self) -> int:
+        return 75
+
+    def say(self, state: str, after: float) -> None:
+        self.run.folder.mkdir(parents=True, exist_ok=True)
+        status = {"state": state, "nimg": 1000, "time": time.time() + after}
+        (self.run.folder / "status.json").write_text(json.dumps(status))
+
+
+@pytest.fixture
+def trained(monkeypatch, tmp_path):
+    """Call `bench dials` for one run with each process in turn, and say which runs went on, for how many seconds."""
+    now = 1e9
+    monkeypatch.setattr(time, "time", lambda: now)
+
+    def go(*processes: Training, seconds: float | None = 480.0) -> list[tuple[str, float | None]]:
+        nonlocal now
+        given = []
+        for process in processes:
+            now += 10_000  # the next call is one of another day
+            names = []
+            monkeypatch.setattr(dials, "start", lambda command, *rest, one=process, to=names: to.extend(command) or one)
+            try:
+                bench_dials(CONFIGS / "demo.yaml", (), Request(tmp_path, seconds, runs=1))
+            except SystemExit:
+                assert process.parent
+            (name,) = [str(word).removeprefix("run.name=") for word in names if str(word).startswith("run.name=")]
+            given.append((name, process.given))
+        return given
+
+    return go
+
+
+@pytest.fixture
+def first(tmp_path):
+    return Trained("fast", 0, tmp_path / "runs" / "fast-0")
+
+
+@pytest.fixture
+def second(tmp_path):
+    return Trained("reference", 0, tmp_path / "runs" / "reference-0")
+
+
+def test_a_run_whose_time_was_up_is_done(trained, first, second):
+    assert trained(Training(first), Training(second)) == [("fast-0", 480), ("reference-0", 480)]
+    assert first.done and second.done
+
+
+def test_a_run_that_somebody_else_stopped_goes_on_for_what_is_left(trained, first, second):
+    """As `timeout` stops a whole group of processes: it says that it was stopped, as one whose time is up does."""
+    cut = trained(Training(first, 30))
+    assert cut == [("fast-0", 480)] and first.status["state"] == "preempted" and not first.done
+    assert trained(Training(first, 100), Training(first), Training(second)) == [
+        ("fast-0", 450),
+        ("fast-0", 350),
+        ("reference-0", 480),
+    ]
+
+
+@pytest.mark.parametrize("state", ["running", "failed"])
+def test_what_a_kill_or_an_error_may_have_lost_is_not_counted(trained, first, state):
+    given = trained(Training(first, 100), Training(first, 200, state), Training(first))
+    assert given == [("fast-0", 480), ("fast-0", 380), ("fast-0", 380)] and first.done
+
+
+def test_a_run_that_goes_on_has_time_to_begin(trained, first):
+    assert trained(Training(first, 479), Training(first)) == [("fast-0", 480), ("fast-0", 60)]
+
+
+def test_a_run_of_fewer_seconds_than_it_takes_to_begin(trained, first):
+    assert trained(Training(first, 9), Training(first), seconds=10.0) == [("fast-0", 10), ("fast-0", 10)]
+
+
+def test_a_run_to_a_given_kimg_is_done_when_it_is_there_alone(trained, first, second):
+    ended = Training(first, 300, "finished")
+    given = trained(Training(first, 30), ended, Training(second, 1), seconds=None)
+    assert given == [("fast-0", None), ("fast-0", None), ("reference-0", None)] and not second.done
+
+
+def test_a_run_that_is_stopped_while_its_parent_goes_on_is_not_taken_for_a_failure_or_an_end(trained, first):
+    with pytest.raises(Failure, match="fast-0 was stopped before its end: the same command goes on with it"):
+        trained(Training(first, 30, parent=False))
+    assert trained(Training(first)) == [("fast-0", 450)]
+
+
+def test_a_run_that_was_deleted_begins_anew(trained, first):
+    trained(Training(first, 100), Training(first, 100))
+    (first.folder / "status.json").unlink()
+    assert trained(Training(first)) == [("fast-0", 480)]
+
+
+def test_whatever_is_killed_no_run_is_done_that_has_not_ended_as_its_time_was_up(first):
+    """Between any two steps of a call; the status of a call before is none of this one's."""
+    run = Training(first)
+    assert not first.done
+    run.say("preempted", 0)
+    assert not first.done, "nobody has kept whose signal it was"
+    (first.folder / "status.json").unlink()
+    first.begin()
+    run.say("preempted", -100)
+    first.end()
+    assert not first.done and first.seconds == 0, "its process has not come to say anything"
+    for state in ("running", "failed"):
+        run.say(state, 480)
+        assert not first.done
+    run.say("preempted", 480)
+    assert first.done and first.seconds == pytest.approx(480, abs=60)
 
 
 @pytest.mark.slow

@@ -48,16 +48,44 @@ def traced_steps(tmp_path, intervals: dict[str, int], first: int, steps: int) ->
         ({"main": 1, "path": 4, "r1": 16}, 20, [64, 65]),  # resumed: counted from where this process began
         ({"main": 1, "r1": 3}, 1, [9, 10]),
         ({"main": 1, "r1": 3}, 3, [9, 10]),
+        ({"main": 1, "path": 4, "r1": 6}, 0, [24, 25]),  # a cycle is of 12 steps
+        ({"main": 1, "path": 4, "r1": 6}, 5, [36, 37]),
     ],
 )
 def test_a_step_with_every_phase_and_the_next_one_two_cycles_in(tmp_path, intervals, first, expected):
     assert traced_steps(tmp_path, intervals, first, 80) == expected
 
 
-def test_a_run_that_ends_before_says_so(tmp_path, capsys):
-    assert traced_steps(tmp_path, {"main": 1, "r1": 16}, 0, 30) == []
-    assert "the run ended before the 34 steps that it takes" in capsys.readouterr().err
-    assert not (tmp_path / "profile").exists()
+@pytest.mark.parametrize(
+    ("intervals", "first", "wanted"),
+    [
+        ({"main": 1}, 7, 4),
+        ({"main": 1, "r1": 16}, 0, 34),
+        ({"main": 1, "r1": 16}, 20, 46),  # 12 steps lead to the next cycle
+        ({"main": 1, "path": 4, "r1": 6}, 0, 26),
+        ({"main": 1, "path": 4, "r1": 6}, 5, 33),
+    ],
+)
+def test_a_run_that_ends_before_says_how_many_steps_it_takes(tmp_path, capsys, intervals, first, wanted):
+    """As soon as every phase was due; with one step fewer nothing is traced, with so many it is."""
+    for steps in range(max(intervals.values()), wanted):
+        traced_steps(tmp_path, intervals, first, steps)
+        said = " ".join(capsys.readouterr().err.split())
+        assert said.endswith(f"nothing is traced; the run ended before the {wanted} steps that it takes"), steps
+        assert not (tmp_path / "profile").exists()
+    assert traced_steps(tmp_path, intervals, first, wanted) == [first + wanted - 2, first + wanted - 1]
+    assert (tmp_path / "profile" / "trace.json.gz").exists()
+
+
+def test_a_run_that_ends_before_a_phase_was_due_says_what_is_enough(tmp_path, capsys):
+    """From step 20 on it takes 46; after three steps without R1 the next one may be 13 more away."""
+    traced_steps(tmp_path, {"main": 1, "r1": 16}, 20, 3)
+    assert "the run ended before the 49 steps that it takes at most" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_run_without_a_step_promises_nothing(tmp_path, capsys):
+    traced_steps(tmp_path, {"main": 1, "r1": 16}, 20, 0)
+    assert "nothing is traced; the run ended before its first step" in capsys.readouterr().err
 
 
 def test_a_run_with_profile_leaves_a_trace_that_names_its_phases(settings, tmp_path, capfd):
