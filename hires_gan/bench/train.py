@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from hires_gan.bench.identity import identity, require_least
+from hires_gan.bench.identity import identity, now, require_least
 from hires_gan.bench.plain_steps import check_names, check_without
 from hires_gan.bench.record_file import require_writable, write_record
 from hires_gan.bench.train_checkpoint import require_folder
@@ -90,6 +91,7 @@ def bench_train(plan: Plan, config: str, request: Request) -> Record:
     place = _place(plan, images, request)
     micros = _micros(plan, place.stage, request)
     check_without(request.without, plan, device, micros)
+    check_comparable(reference, place.stage, micros)
     counts = _counts(request, place, device)
     at, group = request.stage_nimg, place.stage.group
     job = Job(plan, images, device, at, place.cycle, group, *counts, request.profile, request.checkpoint)
@@ -116,7 +118,7 @@ class _Result:
     reference: Record | None
     out: Path | None
 
-    def kept(self, results: list[Record], state: Record) -> Record:
+    def kept(self, results: Sequence[Record], state: Record) -> Record:
         """What is known by now."""
         record = summary(self.head, results, self.reference) | state
         if self.out is not None:
@@ -125,16 +127,21 @@ class _Result:
 
 
 def _measured(job: Job, micros: tuple[int, ...], stage: Stage, result: _Result) -> Record:
-    rates, found, record = Rates(job.device), list[Record](), result.head
+    rates, found, record = Rates(job.device), dict[int, Record](), result.head
+
+    def keep(known: Record) -> None:
+        found[known["micro"]] = known
+        result.kept([*found.values()], {"complete": False})
+
     for micro in micros:
         try:
             with told_out_of_memory(micro, stage, _remedy(micro, stage)):
-                found.append(measure(job, micro, rates))
+                found[micro] = measure(job, micro, rates, keep)
         except Failure as failure:
             if found:
-                _show(result.kept(found, {"complete": False, "failed": str(failure)}))
+                _show(result.kept([*found.values()], {"complete": False, "failed": str(failure)}))
             raise
-        record = result.kept(found, {"complete": len(found) == len(micros)})
+        record = result.kept([*found.values()], {"complete": len(found) == len(micros)})
     return record
 
 
@@ -177,6 +184,32 @@ def read_reference(path: Path, gpu: str) -> Record:
     return {"file": path.name, **{key: found.get(key) for key in ("images_per_s", "gpu.name", "date", "settings")}}
 
 
+def check_comparable(reference: Record | None, stage: Stage, micros: Sequence[int]) -> None:
+    """See that what is measured is what the reference did, as far as its `settings` say.
+
+    Raises:
+        UsageError: It is something else.
+    """
+    if reference is None:
+        return
+    here = {"resolution": (stage.resolution,), "batch": (stage.batch,), "micro": tuple(micros)}
+    for name, values in here.items():
+        if (theirs := _of(reference).get(name)) is not None and theirs not in values:
+            raise UsageError(
+                f"--reference-json is {reference['file']}, whose settings.{name} is {theirs!r}, and here it is "
+                f"{' or '.join(map(str, values))}: only the same work can be compared"
+            )
+    if not str(reference["date"] or "").startswith(now()[:10]):
+        day = reference["date"] or "a day that it does not say"
+        say(f"{reference['file']} is of {day}: clocks and neighbours change")
+
+
+def _of(reference: Record) -> Record:
+    """The reference's settings; none if it has none."""
+    settings = reference["settings"]
+    return settings if isinstance(settings, dict) else {}
+
+
 def _place(plan: Plan, images: Images, request: Request) -> Place:
     return find_place(recipe_for(plan, images), request.stage_nimg)
 
@@ -196,7 +229,7 @@ def check_micro(micro: int, stage: Stage) -> None:
 def _micros(plan: Plan, stage: Stage, request: Request) -> tuple[int, ...]:
     for micro in request.micro:
         check_micro(micro, stage)
-    return request.micro or (micro_batch(plan.batch, stage),)
+    return tuple(dict.fromkeys(request.micro)) or (micro_batch(plan.batch, stage),)
 
 
 def _counts(request: Request, place: Place, device: torch.device) -> tuple[int, int]:
@@ -244,14 +277,18 @@ def _remedy(micro: int, stage: Stage) -> str:
     )
 
 
-def summary(head: Record, results: list[Record], reference: Record | None) -> Record:
-    """The results with their head, what is true of the fastest, and how that compares."""
+def summary(head: Record, results: Sequence[Record], reference: Record | None) -> Record:
+    """The results with their head, what is true of the fastest, and how that of the reference's micro-batch compares.
+
+    Where the reference does not say how many images it takes at once, the fastest is compared.
+    """
     best = max(results, key=lambda one: float(one["images_per_s"]))
     record = head | {"images_per_s": best["images_per_s"], "micro": best["micro"], "load_average_after": _load()}
     if reference is not None:
-        ratio = best["images_per_s"] / reference["images_per_s"]
-        record |= {"ratio_to_reference": ratio, "reference": reference}
-    return record | {"results": results}
+        micro = _of(reference).get("micro", best["micro"])
+        ratios = [one["images_per_s"] / reference["images_per_s"] for one in results if one["micro"] == micro]
+        record |= {"ratio_to_reference": ratios[0], "reference": reference} if ratios else {}
+    return record | {"results": [*results]}
 
 
 def _load() -> float:

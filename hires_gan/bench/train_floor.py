@@ -15,7 +15,8 @@ IN_WORDS = (
     "The floor is the sum, over every op that PyTorch runs in the phases of an average step, of the larger of two "
     "times: its operations at the rate of a large matrix product in its dtype, and its bytes (each input read once, "
     "each result written once) at the rate of a large copy; with Adam's seven numbers per weight, and the average's "
-    "three. Reaching it would need every kernel at those rates and no gap between them. It is no bound on all programs "
+    "three. What is computed a second time to save memory does not count. "
+    "Reaching it would need every kernel at those rates and no gap between them. It is no bound on all programs "
     "for the same step: ops that are fused leave out writes and reads that it counts, and can go below it. The part of "
     "convolutions and matrix products alone is what remains of it if all others were fused away; only an algorithm "
     "with fewer operations, such as Winograd's, goes below that."
@@ -79,6 +80,23 @@ def by_side(phases: Iterable[tuple[int, Sequence[Op]]], rates: Rates) -> dict[in
     return dict(sorted(found.items(), reverse=True))
 
 
+def by_layer(phases: Iterable[tuple[int, Sequence[Op]]], rates: Rates) -> dict[str, Cost]:
+    """The cost of an average step in each layer of the players, in the order in which they run first.
+
+    All passes of all phases count, forward and backward; an empty name stands for what is in no layer.
+
+    Args:
+        phases: The interval and the ops of each.
+        rates: How fast the device is.
+    """
+    found: defaultdict[str, Cost] = defaultdict(Cost)
+    for interval, ops in phases:
+        for op in ops:
+            found[op.layer].add(op, rates, 1 / interval)
+    outside = found.pop("", Cost())
+    return {**found, "": outside}
+
+
 def updating(weights: Iterable[Tensor], averaged: Iterable[Tensor]) -> list[Op]:
     """The optimizer's step and that of the running average, with all of their ops fused.
 
@@ -88,7 +106,7 @@ def updating(weights: Iterable[Tensor], averaged: Iterable[Tensor]) -> list[Op]:
     """
     kinds = (("Adam", _ADAM, list(weights)), ("average", _AVERAGE, list(averaged)))
     return [
-        Op(name, "", False, 0, tuple(one.shape), one.dtype, 0, numbers * one.numel() * one.element_size())
+        Op(name, "", 0, False, False, 0, tuple(one.shape), one.dtype, 0, numbers * one.numel() * one.element_size())
         for name, numbers, tensors in kinds
         for one in tensors
     ]
@@ -96,9 +114,17 @@ def updating(weights: Iterable[Tensor], averaged: Iterable[Tensor]) -> list[Op]:
 
 @dataclass(frozen=True)
 class Layer:
-    """One module in one forward pass, without the modules inside it; `shape` is the result of its most costly op."""
+    """One module in a forward pass, without the modules inside it.
+
+    Attributes:
+        name: Of the player, and of the module in it.
+        calls: How often it is called.
+        shape: The result of its most costly op.
+        cost: Of all calls.
+    """
 
     name: str
+    calls: int
     shape: tuple[int, ...]
     cost: Cost
 
@@ -109,7 +135,10 @@ def layers(ops: Iterable[Op], rates: Rates) -> list[Layer]:
     for op in ops:
         if op.layer:
             groups[op.layer].append(op)
-    return [Layer(name, max(own, key=_weight).shape, cost(own, rates)) for name, own in groups.items()]
+    return [
+        Layer(name, len({op.call for op in own}), max(own, key=_weight).shape, cost(own, rates))
+        for name, own in groups.items()
+    ]
 
 
 def _weight(op: Op) -> tuple[int, int]:

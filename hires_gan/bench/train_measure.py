@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hires_gan.bench.train_checkpoint import measure_checkpoint
-from hires_gan.bench.train_floor import IN_WORDS, by_side, cost, layers, updating
+from hires_gan.bench.train_floor import IN_WORDS, by_layer, by_side, cost, layers, updating
 from hires_gan.bench.train_images import Images, Supply, Synthetic, supply
 from hires_gan.bench.train_ops import Op
 from hires_gan.bench.train_profile import Activity, busy_ms, kernels, profiled
@@ -73,25 +73,37 @@ class Recorded:
 
     Attributes:
         interval: Every how many steps it is due.
-        ops: All of them.
-        single: Those of one micro-batch, where the players run forward once each: in the phase in which the averaged
-            player learns from the other's judgement. Empty for other phases.
+        ops: All of them, but for those that compute again what was not kept.
+        single: Those of one micro-batch, in the phase in which the averaged player learns from the other's judgement.
+            Empty for other phases.
+        again: Floating-point operations of those that compute again what was not kept.
     """
 
     interval: int
     ops: list[Op]
+    again: int
     single: list[Op] = dataclasses.field(default_factory=list)
 
 
-def measure(job: Job, micro: int, rates: Rates) -> Record:
+def measure(job: Job, micro: int, rates: Rates, keep: Callable[[Record], object]) -> Record:
     """Measure one micro-batch: timed steps first, then what disturbs them.
 
     Among the results are `remarks`: what was neither recorded nor compiled though it was to be, and why.
+
+    Args:
+        job: What is measured.
+        micro: Images at once.
+        rates: What the device has shown.
+        keep: Is given what is known once the steps are timed, and again once each phase is: what follows may fail.
+
+    Raises:
+        Failure: What follows the timed steps has failed.
     """
     _free(job.device)
-    result = _timed(job, micro)
+    result = _timed(job, micro, keep)
     _free(job.device)
-    counted, recorded, updates = _counted(job, micro)
+    with _behind("counting operations"):
+        counted, recorded, updates = _counted(job, micro)
     result["counted_micro"] = counted
     _free(job.device)
     if not rates.measured:
@@ -116,6 +128,25 @@ def told_out_of_memory(micro: int, stage: Stage, remedy: str) -> Iterator[None]:
         ) from None
 
 
+@contextmanager
+def _behind(what: str) -> Iterator[None]:
+    """Tell what has failed behind the steps, which were timed and are kept.
+
+    Raises:
+        Failure: In place of the error.
+    """
+    try:
+        yield
+    except Failure as failure:
+        raise Failure(f"{what} failed behind the steps, which were timed: {failure}") from None
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise Failure(
+            f"{what} ran out of memory behind the steps, which were timed and fit: take a smaller --micro"
+        ) from None
+
+
 def next_smaller(micro: int, group: int) -> int:
     """The next smaller micro-batch of whole groups; 0 if there is none."""
     return (micro - 1) // group * group
@@ -128,7 +159,7 @@ def _free(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def _timed(job: Job, micro: int) -> Record:
+def _timed(job: Job, micro: int, keep: Callable[[Record], object]) -> Record:
     stand = job.stand(micro)
     starts = map(stand.place.at, itertools.count())
     with supply(job.plan, job.images, stand.place.stage, starts, job.device) as feed:
@@ -137,19 +168,30 @@ def _timed(job: Job, micro: int) -> Record:
             stand.step(feed)
         _settle(stand, feed)
         timing = time_steps(stand, feed, job.steps)
-        memory = peak_memory(job.device)
-        saved = None if job.checkpoint is None else _checkpoint(job, stand, feed)
-        batch = feed.take()
-    result = {"micro": micro} | speeds(timing, len(batch), job.plan.run.total_kimg) | {"memory": memory}
+        batch, compiler = feed.take(), stand.backend.compiler
+        result = {"micro": micro, "memory": peak_memory(job.device), "profile": None, "checkpoint": None}
+        result |= {"compiled": {"seconds": compiler.seconds, "refused": compiler.refused}}
+        result |= {"remarks": stand.backend.remarks} | _speeds(job, timing, len(batch))
+        keep(result)
+        if job.checkpoint is not None:
+            with _behind("the checkpoint"):
+                result["checkpoint"] = _checkpoint(job, stand, feed)
     say("each phase alone")
-    phases = {one.name: _phase_alone(stand, one, batch) for one in stand.phases}
-    together = sum(phase["ms_per_step"] for phase in phases.values())
-    average = together if job.steps % job.cycle else result["ms_per_step"]
-    profile = _profile(stand, batch) if job.profile else None
-    compiler = stand.backend.compiler
-    compiled = {"seconds": compiler.seconds, "refused": compiler.refused}
-    found = {"phases": phases, "average_ms_per_step": average, "compiled": compiled, "remarks": stand.backend.remarks}
-    return result | found | {"profile": profile, "checkpoint": saved}
+    result["phases"] = phases = {one.name: _phase_alone(stand, one, batch) for one in stand.phases}
+    result |= _speeds(job, timing, len(batch), sum(phase["ms_per_step"] for phase in phases.values()))
+    keep(result)
+    if job.profile:
+        with _behind("the kernels' profile"):
+            result["profile"] = _profile(stand, batch)
+    return result
+
+
+def _speeds(job: Job, timing: Timing, batch: int, together: float | None = None) -> Record:
+    """What follows from the time of the steps; of `together`, ms of all phases, where these are no whole cycles."""
+    average = 1e3 * timing.seconds / timing.steps
+    if together is not None and job.steps % job.cycle:
+        average = together + 1e3 * timing.lost / timing.steps
+    return speeds(timing, batch, job.plan.run.total_kimg, average)
 
 
 def _settle(stand: Stand, feed: Supply) -> None:
@@ -168,11 +210,19 @@ def _checkpoint(job: Job, stand: Stand, feed: Supply) -> Record:
     return measure_checkpoint(stand, feed, job.steps, job.checkpoint)
 
 
-def speeds(timing: Timing, batch: int, total_kimg: float) -> Record:
-    """What follows from the time of some steps of `batch` images."""
-    rate = timing.steps * batch / timing.seconds
+def speeds(timing: Timing, batch: int, total_kimg: float, average: float) -> Record:
+    """What follows from the time of some steps.
+
+    Args:
+        timing: Of the steps.
+        batch: How many images each has.
+        total_kimg: Of all of the run.
+        average: Milliseconds of an average step, of which rates are told: the timed ones may hold more of some phases.
+    """
+    rate = 1e3 * batch / average
     per_step = 1e3 / timing.steps
     return {
+        "average_ms_per_step": average,
         "steps": timing.steps,
         "batch": batch,
         "seconds": timing.seconds,
@@ -244,8 +294,10 @@ def _recorded(job: Job, micro: int) -> tuple[dict[str, Recorded], list[tuple[int
     for phase in stand.phases:
         parts = stand.record(phase, batch)
         single = phase.player == stand.recipe.averaged and phase.interval == 1
-        ops = [op for part in parts for op in part]
-        phases[phase.name] = Recorded(phase.interval, ops, parts[0] if single else [])
+        ran = [op for part in parts for op in part]
+        again = sum(op.flops for op in ran if op.again)
+        ops = [op for op in ran if not op.again]
+        phases[phase.name] = Recorded(phase.interval, ops, again, parts[0] if single else [])
         weights = dict(players[phase.player].named_parameters())
         live = [weights[name] for name in stage.optimizers[phase.player].live]
         updates.append((phase.interval, updating(live, [])))
@@ -271,6 +323,7 @@ def compare(
     steps = [(one.interval, one.ops) for one in recorded.values()]
     sides = by_side([*steps, *updates], rates)
     flops = sum(op.flops / interval for interval, ops in steps for op in ops)
+    again = sum(one.again / one.interval for one in recorded.values())
     achieved = flops / (result["average_ms_per_step"] / 1e3)
     for name, one in recorded.items():
         whole = cost(one.ops, rates)
@@ -279,6 +332,7 @@ def compare(
     return result | {
         "operations": {
             "flop_per_image": flops / result["batch"],
+            "flop_again_per_image": again / result["batch"],
             "tflops": achieved / 1e12,
             "peak_tflops": rates.matrix(dtype) / 1e12,
             "peak_of": f"{matrix_side(rates.device)}^3 in {_name(dtype)}",
@@ -293,6 +347,7 @@ def compare(
             "updates_ms": sum(cost(ops, rates).ms / interval for interval, ops in updates),
             "by_resolution": {str(side): dataclasses.asdict(one) for side, one in sides.items()},
             "matrix_tflops": {_name(kind): rate / 1e12 for kind, rate in rates.measured.items()},
+            "by_layer": {name: dataclasses.asdict(one) for name, one in by_layer([*steps, *updates], rates).items()},
             "layers": _layers(recorded, rates),
             "in_words": IN_WORDS,
         },
@@ -300,10 +355,10 @@ def compare(
 
 
 def _layers(recorded: Mapping[str, Recorded], rates: Rates) -> list[Record]:
-    """One forward pass of one micro-batch through the players."""
+    """A forward pass of one micro-batch through the players, with all calls that are due in it."""
     single = (op for one in recorded.values() for op in one.single if op.forward)
     return [
-        {"name": layer.name, "shape": list(layer.shape)} | dataclasses.asdict(layer.cost)
+        {"name": layer.name, "calls": layer.calls, "shape": list(layer.shape)} | dataclasses.asdict(layer.cost)
         for layer in layers(single, rates)
     ]
 

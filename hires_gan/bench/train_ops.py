@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from torch.utils.module_tracker import ModuleTracker
 
+from hires_gan.bench.train_layers import Place, inside, place_of, tensors_in
+
 _PACKET = type(torch.ops.aten.mm)
 _BACKWARD = torch.ops.aten.convolution_backward
 _ONLY_WRITTEN = {"aten.copy_", "aten.fill_", "aten.zero_", "aten.normal_", "aten.uniform_"}
@@ -28,9 +30,11 @@ class Op:
 
     Attributes:
         name: As torch calls it, such as `aten.convolution`.
-        layer: The innermost module that was running forward, such as `generator.synthesis.blocks.0`; empty in a
-            backward pass, and outside the players.
+        layer: The innermost module that was running forward, such as `generator.synthesis.blocks.0`, or whose result
+            is differentiated, once or more often; empty outside the players.
+        call: Which call of that module it was, from 1 on; 0 outside, and in a backward pass.
         forward: Whether no backward pass was under way.
+        again: Whether it was computed before, and is computed anew in a backward pass to save memory.
         side: Of its largest images, rounded down to a power of two; 0 where it sees none of 4x4 or more.
         shape: Of its largest result.
         dtype: Of its first tensor.
@@ -41,7 +45,9 @@ class Op:
 
     name: str
     layer: str
+    call: int
     forward: bool
+    again: bool
     side: int
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -60,11 +66,11 @@ def recording(players: Mapping[str, nn.Module], device: torch.device) -> Iterato
     ops: list[Op] = []
     counter = FlopCounterMode(display=False)
     counter.mod_tracker = _Unhooked()
-    with _inside(players) as layers, counter:
+    with inside(players) as running, counter:
 
         def record(packet: Any, *args: Any, out_val: Any, **kwargs: Any) -> int:
-            backward = counter.mod_tracker.is_bw
-            op = _described(packet, args, kwargs, out_val, "" if backward else layers[-1], not backward, device)
+            place = place_of(running, counter.mod_tracker.is_bw)
+            op = _described(packet, args, kwargs, out_val, place, device)
             if op.bytes or op.flops:
                 ops.append(op)
             return op.flops
@@ -100,45 +106,18 @@ class _Formulas(dict[Any, Any]):
         return partial(self._record, op)
 
 
-@contextmanager
-def _inside(players: Mapping[str, nn.Module]) -> Iterator[list[str]]:
-    """The names of the modules that are running, the innermost last; an empty one is always the first."""
-    stack, handles = [""], []
-
-    def enter(name: str, *_: object) -> None:
-        stack.append(name)
-
-    def leave(*_: object) -> None:
-        stack.pop()
-
-    for player, network in players.items():
-        for name, module in network.named_modules():
-            full = f"{player}.{name}" if name else player
-            handles.append(module.register_forward_pre_hook(partial(enter, full)))
-            handles.append(module.register_forward_hook(leave, always_call=True))
-    try:
-        yield stack
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def _described(
-    packet: Any,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    out: Any,
-    layer: str,
-    forward: bool,
-    device: torch.device,
+    packet: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any, place: Place, device: torch.device
 ) -> Op:
-    name, tensors, results = str(packet), list(_tensors((args, kwargs))), list(_tensors(out))
+    name, tensors, results = str(packet), list(tensors_in((args, kwargs))), list(tensors_in(out))
     largest = max(results, key=Tensor.numel, default=None)
     first = (tensors or results or [torch.empty(0)])[0]
     return Op(
         name,
-        layer,
-        forward,
+        place.layer,
+        place.call,
+        place.forward,
+        place.again,
         _side([*tensors, *results]),
         () if largest is None else tuple(largest.shape),
         first.dtype,
@@ -165,7 +144,7 @@ def _moved(
 ) -> int:
     if name.startswith(_UNTOUCHED):
         return 0
-    tensors = list(_tensors((args, kwargs)))
+    tensors = list(tensors_in((args, kwargs)))
     stored = {_storage(tensor) for tensor in tensors}
     in_place = name.endswith("_") or "out" in kwargs
     if not in_place and results and all(_storage(result) in stored for result in results):
@@ -174,19 +153,10 @@ def _moved(
         tensors = []
     elif name in _ONLY_WRITTEN:
         tensors = tensors[1:]
+    elif (written := kwargs.get("out")) is not None:  # which is a result, and nothing is read of it
+        tensors = list(tensors_in((args, {key: value for key, value in kwargs.items() if value is not written})))
     there = ([one for one in some if one.device.type == device.type] for some in (tensors, results))
     return sum(_bytes(one) for some in there for one in _distinct(some))
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for one in value.values():
-            yield from _tensors(one)
-    elif isinstance(value, tuple | list):
-        for one in value:
-            yield from _tensors(one)
 
 
 def _storage(tensor: Tensor) -> int:

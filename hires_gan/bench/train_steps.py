@@ -31,7 +31,7 @@ class Place:
         stage: Whose optimizers, batch and resolution hold.
         nimg: Images shown before the first step, at which all phases are due.
         cycle: After how many steps the phases repeat.
-        room: So many steps fit the stage; behind them they begin anew.
+        room: So many steps fit the stage, whole cycles if one does; behind them they begin anew.
     """
 
     stage: Stage
@@ -51,7 +51,7 @@ def find_place(recipe: Recipe, wanted: int | None) -> Place:
     step = 0 if wanted is None else (wanted - stage.start) // stage.batch // cycle * cycle
     nimg = stage.start + step * stage.batch
     left = None if stage.end is None else (stage.end - nimg) // stage.batch
-    return Place(stage, nimg, cycle, left and max(left // cycle * cycle, 1))
+    return Place(stage, nimg, cycle, None if left is None else left // cycle * cycle or max(left, 1))
 
 
 def recipe_for(plan: Plan, images: Images) -> Recipe:

@@ -24,7 +24,9 @@ def table(record: Record) -> list[str]:
     ]
     lines += [f"left out: {part}: {PARTS[part]}" for part in settings["without"]]
     for result in record["results"]:
-        lines += ["", *_speed(result, settings), "", *_phases(result), "", *_floor(result)]
+        lines += ["", *_speed(result, settings)]
+        if "floor" in result:  # else what follows the timed steps has failed
+            lines += [*_operations(result), "", *_phases(result), "", *_floor(result)]
         lines += ["", *_kernels(result["profile"])] if result["profile"] else []
     if "reference" in record:
         lines += ["", *_reference(record)]
@@ -32,7 +34,7 @@ def table(record: Record) -> list[str]:
 
 
 def _speed(result: Record, settings: Record) -> Iterator[str]:
-    operations, saved = result["operations"], result["checkpoint"]
+    saved = result["checkpoint"]
     yield f"micro-batch {result['micro']}: {result['images_per_s']:.2f} images/s, {result['s_per_kimg']:.2f} s/kimg"
     yield _line("for all of the run", f"{result['gpu_days']:.3g} days at this rate for {settings['total_kimg']:g} kimg")
     partial = result["steps"] % settings["cycle"]
@@ -52,7 +54,13 @@ def _speed(result: Record, settings: Record) -> Iterator[str]:
         yield _line("remark", remark)
     if saved is not None:
         yield from checkpoint_lines(saved)
-    yield _line("operations", f"{operations['flop_per_image'] / 1e9:.2f} GFLOP per image of an average step")
+
+
+def _operations(result: Record) -> Iterator[str]:
+    operations = result["operations"]
+    again = operations["flop_again_per_image"]
+    more = f"; {again / 1e9:.2f} more compute again what was not kept, and count as none" if again else ""
+    yield _line("operations", f"{operations['flop_per_image'] / 1e9:.2f} GFLOP per image of an average step{more}")
     share = f"{operations['share_of_peak']:.1%} of a matrix product's"
     yield _line("achieved", f"{operations['tflops']:.3g} TFLOP/s, {share}")
     peak = f"{operations['peak_tflops']:.3g} TFLOP/s ({operations['peak_of']})"
@@ -101,14 +109,19 @@ def _floor(result: Record) -> Iterator[str]:
     yield from textwrap.wrap(floor["in_words"], _WIDTH, initial_indent="  ", subsequent_indent="  ")
     yield ""
     columns = f"{'GFLOP':>10}{'MB':>10}{'ms by ops':>11}{'by bytes':>10}{'larger':>10}"
-    yield f"{'an average step, by resolution':62}{columns}"
+    wide = max([45, *map(len, floor["by_layer"])])
+    yield f"{'an average step, by resolution':{wide + 24}}{columns}"
     for side, cost in floor["by_resolution"].items():
-        yield f"{side + 'x' + side if side != '0' else 'weights and vectors':62}{_cost(cost)}"
+        yield f"{side + 'x' + side if side != '0' else 'weights and vectors':{wide + 24}}{_cost(cost)}"
     yield ""
-    yield f"{'one forward pass of a micro-batch, by layer':62}{columns}"
+    yield f"{'an average step, all passes, by layer':{wide + 24}}{columns}"
+    for name, cost in floor["by_layer"].items():
+        yield f"{name or 'outside the networks':{wide + 24}}{_cost(cost)}"
+    yield ""
+    yield f"{'a forward pass of a micro-batch, by layer':{wide}}{'calls':>6}  {'shape':16}{columns}"
     for layer in floor["layers"]:
         shape = "x".join(map(str, layer["shape"]))
-        yield f"{layer['name']:45}{shape:17}{_cost(layer)}"
+        yield f"{layer['name']:{wide}}{layer['calls']:>6}  {shape:16}{_cost(layer)}"
 
 
 def _cost(cost: Record) -> str:

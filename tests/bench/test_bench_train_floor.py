@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from hires_gan.bench import train_rates
-from hires_gan.bench.train_floor import by_side, cost, layers, updating
+from hires_gan.bench.train_floor import by_layer, by_side, cost, layers, updating
 from hires_gan.bench.train_measure import Recorded, compare, speeds
 from hires_gan.bench.train_ops import Op, recording
 from hires_gan.bench.train_rates import Rates, matrix_dtype
@@ -63,7 +66,13 @@ def test_the_layers_of_a_plain_model():
     assert [layer.name for layer in found] == ["judge.0", "judge.1.0", "judge.1.1"]
     assert [layer.shape for layer in found] == [(2, 8, 8, 8)] * 3
     assert found[0].cost.gflop == pytest.approx(2 * 2 * 8 * 3 * 9 * 64 / 1e9)
-    assert {op.layer for op in ops if not op.forward} == {""}
+    assert [layer.calls for layer in found] == [1, 1, 1]
+    backward = {(op.name, op.layer) for op in ops if not op.forward and op.layer}
+    assert backward == {
+        ("aten.convolution_backward", "judge.0"),
+        ("aten.convolution_backward", "judge.1.0"),
+        ("aten.threshold_backward", "judge.1.1"),
+    }
     assert [op.name for op in ops if not op.layer][:3] == ["aten.mul", "aten.sum", "aten.ones_like"]
     assert not network[0]._forward_hooks and not network[0]._forward_pre_hooks
 
@@ -100,7 +109,64 @@ def test_the_operations_of_a_penalty():
 
     # Forward; the gradient of the images; and, through that one, the gradients of the weights and of what had arrived:
     # torch computes the latter whether or not somebody asks, and what runs is counted.
-    assert flops(recorded(penalise, judge=network)) == 4 * (2 * 2 * 8 * 3 * 9 * 64)
+    ops = recorded(penalise, judge=network)
+    assert flops(ops) == 4 * (2 * 2 * 8 * 3 * 9 * 64)
+    assert {op.layer for op in ops if op.flops} == {"judge"}, "in every pass"
+
+
+def test_passes_backward_belong_to_the_layers_whose_results_they_differentiate():
+    """Of any order, through ops of our own too, and whatever the modules around them compute in between."""
+
+    class Ours(nn.Module):
+        def __init__(self, maps: int) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(maps, 3, 3, 3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return conv2d_resample(x * 0.5, self.weight, None, padding=1)
+
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = Ours(3), Ours(8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(self.first(x).sigmoid()).tanh()
+
+    network, x = Whole(), torch.randn(2, 3, 8, 8, requires_grad=True)
+
+    def penalise():
+        (gradient,) = torch.autograd.grad(network(x).sum(), x, create_graph=True)
+        gradient.square().sum().backward()
+
+    ops = recorded(penalise, judge=network)
+    by_name = defaultdict(set)
+    for op in ops:
+        by_name[op.name.removeprefix("aten.")].add(op.layer)
+    assert by_name["sigmoid_backward"] == by_name["tanh_backward"] == {"judge"}
+    convolved = [op for op in ops if op.flops]
+    assert {op.layer for op in convolved} == {"judge.first", "judge.second"}
+    first, second = (flops([op for op in convolved if op.layer == f"judge.{one}"]) for one in ("first", "second"))
+    assert (first, second) == (first, first * 8 // 3) and not any(op.again for op in ops)
+
+
+def test_what_is_computed_again_is_told_apart():
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Tanh(), nn.Conv2d(8, 8, 3, padding=1))
+    x = torch.randn(2, 3, 8, 8, requires_grad=True)
+    plain = recorded(lambda: network(x).sum().backward(), judge=network)
+    kept = recorded(lambda: checkpoint(network, x, use_reentrant=False).sum().backward(), judge=network)
+    forward = 2 * 2 * 8 * 3 * 9 * 64
+    assert flops([op for op in kept if op.again]) >= forward and not any(op.again for op in plain)
+    assert {op.layer for op in kept if op.again} >= {"judge.0", "judge.1"}
+    assert flops([op for op in kept if not op.again]) == flops(plain)
+
+
+def test_a_layer_that_is_called_twice_says_so():
+    network = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1))
+    ops = recorded(lambda: network(network(torch.randn(2, 3, 8, 8))), judge=network)
+    (layer,) = layers(ops, RATES)
+    assert (layer.name, layer.calls) == ("judge.0", 2)
+    assert layer.cost.gflop == pytest.approx(2 * 2 * 2 * 3 * 3 * 9 * 64 / 1e9)
 
 
 @pytest.mark.parametrize("up", [1, 2])
@@ -113,7 +179,7 @@ def test_the_operations_of_our_own_convolution(up):
 
 
 def test_the_bytes_of_ops():
-    x, y = torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4)  # of 384 bytes
+    x, y, z = (torch.zeros(2, 3, 4, 4) for _ in range(3))  # of 384 bytes
 
     def moved(work) -> list[tuple[str, int]]:
         return [(op.name.removeprefix("aten."), op.bytes) for op in recorded(work)]
@@ -127,6 +193,7 @@ def test_the_bytes_of_ops():
     assert moved(lambda: x.zero_()) == [("zero_", 384)]
     assert moved(lambda: torch.zeros_like(x)) == [("zeros_like", 384)]
     assert moved(lambda: torch.add(x, y, out=x)) == [("add", 3 * 384)]
+    assert moved(lambda: torch.add(x, y, out=z)) == [("add", 3 * 384)]
     assert moved(lambda: (x.view(-1), x.permute(1, 0, 2, 3), x[1:], x.detach(), torch.empty_like(x), x.chunk(2))) == []
     assert moved(lambda: x[:, :1] * 1.0) == [("mul", 128 + 128)]
 
@@ -141,7 +208,7 @@ def test_the_side_of_an_op(side, expected):
 
 
 def an_op(flops: int, moved: int, side: int = 8, dtype: torch.dtype = torch.float32, layer: str = "", name: str = "op"):
-    return Op(name, layer, True, side, (1,), dtype, flops, moved)
+    return Op(name, layer, 0, True, False, side, (1,), dtype, flops, moved)
 
 
 def test_the_cost_of_ops():
@@ -164,6 +231,12 @@ def test_the_cost_of_a_step_by_resolution():
     assert list(found) == [8, 4]
 
 
+def test_the_cost_of_a_step_by_layer():
+    phases = [(1, [an_op(0, 1_000_000), an_op(0, 2_000_000, layer="a")]), (4, [an_op(0, 8_000_000, layer="b")])]
+    found = by_layer(phases, RATES)
+    assert {name: one.ms for name, one in found.items()} == {"a": 2, "b": 2, "": 1} and list(found) == ["a", "b", ""]
+
+
 def test_the_bytes_of_the_updates():
     weights = [torch.zeros(10), torch.zeros(2, 5, dtype=torch.float64)]
     assert [op.bytes for op in updating(weights, weights[:1])] == [7 * 40, 7 * 80, 3 * 40]
@@ -184,14 +257,15 @@ def test_the_rates_of_this_machine():
 
 def test_what_follows_from_times_and_counts():
     timing = Timing(4, 2.0, 0.5, 1.0, 0.2)
-    found = speeds(timing, 10, 25.0)
+    found = speeds(timing, 10, 25.0, 500.0)
     assert (found["images_per_s"], found["s_per_kimg"], found["ms_per_step"]) == (20.0, 50.0, 500.0)
     assert found["gpu_days"] == pytest.approx(1250 / 86_400)
     assert (found["host_ms_per_step"], found["device_ms_per_step"], found["data_wait_share"]) == (125.0, 250.0, 0.1)
     result = {"batch": 10, "average_ms_per_step": 500.0, "phases": {"generator": {}, "r1": {}}}
-    ops = {"generator": Recorded(1, [an_op(10**9, 0)]), "r1": Recorded(4, [an_op(2 * 10**9, 10**9)])}
+    ops = {"generator": Recorded(1, [an_op(10**9, 0)], 10**8), "r1": Recorded(4, [an_op(2 * 10**9, 10**9)], 0)}
     found = compare(result, ops, [(1, updating([torch.zeros(250_000)], []))], RATES, torch.float32)
     assert found["operations"]["flop_per_image"] == (1e9 + 2e9 / 4) / 10
+    assert found["operations"]["flop_again_per_image"] == 1e8 / 10
     assert found["operations"]["tflops"] == pytest.approx(1.5e9 / 0.5 / 1e12)
     assert found["operations"]["share_of_peak"] == pytest.approx(3)
     assert found["phases"]["r1"] == {"gflop": 2.0, "mb": 1000.0, "floor_ms_per_call": 2000.0}
