@@ -255,11 +255,24 @@ def _left(run: Trained, seconds: float | None) -> float | None:
 
 
 def _ended(process: subprocess.Popen[bytes], seconds: float | None, up: Callable[[], None]) -> int | None:
-    """The exit code, behind `up` and a signal when the time is; whatever comes, the process does not outlive this."""
+    """The exit code, behind `up` and a signal when the time is; whatever comes, the process does not outlive this.
+
+    Where this one is stopped itself, the other has time for its checkpoint, too: what it has trained counts.
+    """
     try:
         with contextlib.suppress(subprocess.TimeoutExpired):
             return process.wait(seconds)
         up()
+        return _stop(process)
+    finally:
+        _stop(process)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> int | None:
+    """Let a run write its checkpoint and end; None if it has to be killed."""
+    if process.poll() is not None:
+        return process.poll()
+    try:
         process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             return process.wait(_GRACE)

@@ -285,7 +285,7 @@ def summary(head: Record, results: Sequence[Record], reference: Record | None) -
     best = max(results, key=lambda one: float(one["images_per_s"]))
     record = head | {"images_per_s": best["images_per_s"], "micro": best["micro"], "load_average_after": _load()}
     if reference is not None:
-        micro = _of(reference).get("micro", best["micro"])
+        micro = _of(reference).get("micro") or best["micro"]
         ratios = [one["images_per_s"] / reference["images_per_s"] for one in results if one["micro"] == micro]
         record |= {"ratio_to_reference": ratios[0], "reference": reference} if ratios else {}
     return record | {"results": [*results]}

@@ -15,7 +15,7 @@ IN_WORDS = (
     "The floor is the sum, over every op that PyTorch runs in the phases of an average step, of the larger of two "
     "times: its operations at the rate of a large matrix product in its dtype, and its bytes (each input read once, "
     "each result written once) at the rate of a large copy; with Adam's seven numbers per weight, and the average's "
-    "three. What is computed a second time to save memory does not count. "
+    "three. What layers compute a second time to save memory does not count. "
     "Reaching it would need every kernel at those rates and no gap between them. It is no bound on all programs "
     "for the same step: ops that are fused leave out writes and reads that it counts, and can go below it. The part of "
     "convolutions and matrix products alone is what remains of it if all others were fused away; only an algorithm "

@@ -94,7 +94,7 @@ def measure(job: Job, micro: int, rates: Rates, keep: Callable[[Record], object]
         job: What is measured.
         micro: Images at once.
         rates: What the device has shown.
-        keep: Is given what is known once the steps are timed, and again once each phase is: what follows may fail.
+        keep: Is given what is known once the steps and each phase are timed: what follows may fail.
 
     Raises:
         Failure: What follows the timed steps has failed.
@@ -108,7 +108,8 @@ def measure(job: Job, micro: int, rates: Rates, keep: Callable[[Record], object]
     _free(job.device)
     if not rates.measured:
         say("the rates of matrix products and of a copy")
-    return compare(result, recorded, updates, rates, matrix_dtype(DTYPES[job.plan.precision], job.device))
+    with _behind("measuring rates"):
+        return compare(result, recorded, updates, rates, matrix_dtype(DTYPES[job.plan.precision], job.device))
 
 
 @contextmanager
@@ -168,30 +169,26 @@ def _timed(job: Job, micro: int, keep: Callable[[Record], object]) -> Record:
             stand.step(feed)
         _settle(stand, feed)
         timing = time_steps(stand, feed, job.steps)
-        batch, compiler = feed.take(), stand.backend.compiler
-        result = {"micro": micro, "memory": peak_memory(job.device), "profile": None, "checkpoint": None}
-        result |= {"compiled": {"seconds": compiler.seconds, "refused": compiler.refused}}
-        result |= {"remarks": stand.backend.remarks} | _speeds(job, timing, len(batch))
-        keep(result)
-        if job.checkpoint is not None:
-            with _behind("the checkpoint"):
-                result["checkpoint"] = _checkpoint(job, stand, feed)
+        memory, batch = peak_memory(job.device), feed.take()
     say("each phase alone")
-    result["phases"] = phases = {one.name: _phase_alone(stand, one, batch) for one in stand.phases}
-    result |= _speeds(job, timing, len(batch), sum(phase["ms_per_step"] for phase in phases.values()))
+    with _behind("each phase alone"):
+        phases = {one.name: _phase_alone(stand, one, batch) for one in stand.phases}
+    average = 1e3 * timing.seconds / timing.steps
+    if job.steps % job.cycle:
+        average = sum(phase["ms_per_step"] for phase in phases.values()) + 1e3 * timing.lost / timing.steps
+    compiler = stand.backend.compiler
+    result: Record = {"micro": micro} | speeds(timing, len(batch), job.plan.run.total_kimg, average)
+    result |= {"memory": memory, "phases": phases, "remarks": stand.backend.remarks}
+    result |= {"compiled": {"seconds": compiler.seconds, "refused": compiler.refused}}
+    result |= {"profile": None, "checkpoint": None}
     keep(result)
+    if job.checkpoint is not None:
+        with _behind("the checkpoint"):
+            result["checkpoint"] = _checkpoint(job, stand)
     if job.profile:
         with _behind("the kernels' profile"):
             result["profile"] = _profile(stand, batch)
     return result
-
-
-def _speeds(job: Job, timing: Timing, batch: int, together: float | None = None) -> Record:
-    """What follows from the time of the steps; of `together`, ms of all phases, where these are no whole cycles."""
-    average = 1e3 * timing.seconds / timing.steps
-    if together is not None and job.steps % job.cycle:
-        average = together + 1e3 * timing.lost / timing.steps
-    return speeds(timing, batch, job.plan.run.total_kimg, average)
 
 
 def _settle(stand: Stand, feed: Supply) -> None:
@@ -204,10 +201,12 @@ def _settle(stand: Stand, feed: Supply) -> None:
         stand.step(feed)
 
 
-def _checkpoint(job: Job, stand: Stand, feed: Supply) -> Record:
+def _checkpoint(job: Job, stand: Stand) -> Record:
     assert job.checkpoint is not None
     say("steps beside a checkpoint that is written")
-    return measure_checkpoint(stand, feed, job.steps, job.checkpoint)
+    starts = map(stand.place.at, itertools.count(stand.steps))
+    with supply(job.plan, job.images, stand.place.stage, starts, job.device) as feed:
+        return measure_checkpoint(stand, feed, job.steps, job.checkpoint)
 
 
 def speeds(timing: Timing, batch: int, total_kimg: float, average: float) -> Record:

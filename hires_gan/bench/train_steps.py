@@ -48,9 +48,11 @@ def find_place(recipe: Recipe, wanted: int | None) -> Place:
     """The start of the last stage, or the start of the cycle in which `wanted` images have been shown."""
     stage = recipe.stages[-1 if wanted is None else stage_at(recipe.stages, wanted)]
     cycle = math.lcm(*(phase.interval for phase in recipe.phases(stage.start)))
+    steps = None if stage.end is None else (stage.end - stage.start) // stage.batch
     step = 0 if wanted is None else (wanted - stage.start) // stage.batch // cycle * cycle
-    nimg = stage.start + step * stage.batch
-    left = None if stage.end is None else (stage.end - nimg) // stage.batch
+    if steps is not None and steps >= cycle:  # the last cycle is whole
+        step = min(step, (steps - cycle) // cycle * cycle)
+    nimg, left = stage.start + step * stage.batch, None if steps is None else steps - step
     return Place(stage, nimg, cycle, None if left is None else left // cycle * cycle or max(left, 1))
 
 
@@ -81,6 +83,9 @@ class Stand:
         device: Where it is trained.
         wanted: See `find_place`.
         micro: Images that go through the networks at once.
+
+    Attributes:
+        steps: How many it has made.
     """
 
     def __init__(self, plan: Plan, images: Images, device: torch.device, wanted: int | None, micro: int) -> None:
@@ -89,7 +94,7 @@ class Stand:
         self.place = find_place(self.recipe, wanted)
         self.backend = build_backend(self.recipe, device, plan)
         self.backend.enter(self.place.stage)
-        self._step = 0
+        self.steps = 0
 
     @property
     def phases(self) -> list[Phase]:
@@ -98,7 +103,7 @@ class Stand:
 
     def step(self, feed: Supply) -> None:
         """One step, as the trainer does it but for what is left out."""
-        nimg = self.place.at(self._step)
+        nimg = self.place.at(self.steps)
         batch = feed.take()
         means = self.backend.step(self.recipe.phases(nimg), batch, nimg, self.micro)
         if left_out("unread"):
@@ -106,7 +111,7 @@ class Stand:
         self._follow(average_decay(self.plan.ema, len(batch), nimg))
         feed.copy_ahead()
         self.recipe.advance(nimg + len(batch), means)
-        self._step += 1
+        self.steps += 1
 
     def _follow(self, decay: float) -> None:
         if left_out("average"):

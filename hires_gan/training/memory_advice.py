@@ -37,10 +37,10 @@ class Suggestion:
 
 
 def may_take_most(stages: Sequence[Stage], micro: Callable[[Stage], int]) -> list[Stage]:
-    """The stages of a schedule that may take most memory, in their order.
+    """The last stage of a schedule, and those before it that may take more memory, in their order.
 
     A network's maps grow with the images' area where all resolutions have as many channels, and with their side where
-    half of it has twice the channels; networks lie in between. Of stages that are alike it is the last.
+    half of it has twice the channels; networks lie in between. Of stages that are alike it is the later one.
 
     Args:
         stages: Of the schedule.
@@ -51,7 +51,7 @@ def may_take_most(stages: Sequence[Stage], micro: Callable[[Stage], int]) -> lis
         for power in (1.0, 1.5, 2.0)
         if stages
     }
-    return [stage for stage in stages if stage.start in largest]
+    return [stage for stage in stages if stage.start in largest or stage is stages[-1]]
 
 
 def sound(found: StageMemory) -> list[Measured]:

@@ -106,30 +106,33 @@ def check_memory(asked: Asked, labels: LabelDistribution | None, domains: tuple[
         return
     begun = time.monotonic()
     with world.together(), doing("memory check"):
-        stages, known = _known_or_measured(asked, labels, domains)
-    told = world.gathered([asked.key(), [one.as_json() for one in stages], _misfit(asked, stages), known])
+        known, new = _known_and_measured(asked, labels, domains)
+    stages = sorted([*known, *new], key=lambda one: one.start)
+    told = world.gathered([asked.key(), [one.as_json() for one in stages], _misfit(asked, stages), bool(new)])
     with world.together():
         if world.first:
             _refuse_misfits(asked, told)
-            _remark(asked, stages, None if known else time.monotonic() - begun)
-            _keep(asked.folder, {key: found for key, found, _, known in told if not known})
+            _remark(asked, known, "as measured before")
+            _remark(asked, new, f"measured by dry steps in {time.monotonic() - begun:.0f} s")
+            _keep(asked.folder, {key: found for key, found, _, measured in told if measured})
 
 
-def _known_or_measured(
+def _known_and_measured(
     asked: Asked, labels: LabelDistribution | None, domains: tuple[str, ...]
-) -> tuple[list[StageMemory], bool]:
-    """What is known of the stages, by what a process of the same run has left, or by a measurement; and which."""
-    wanted, known, meter = _to_measure(asked), known_memory(asked), meter_of(asked.world.device)
-    if all(_has(asked, known, stage) for stage in wanted):
-        return [replace(one, capacity=meter.capacity) for one in known], True
+) -> tuple[list[StageMemory], list[StageMemory]]:
+    """The stages of which a process of the same run has left what is needed, and those that are measured now."""
+    meter = meter_of(asked.world.device)
+    known = [replace(one, capacity=meter.capacity) for one in known_memory(asked) if _is_of_now(asked, one)]
+    missing = [stage for stage in _to_measure(asked) if stage.start not in [one.start for one in known]]
+    if not missing:
+        return known, []
     with DryRun(asked.plan, labels, domains, asked.world.device, meter) as dry:
-        return [_measured(asked, dry, stage) for stage in wanted], False
+        return known, [_measured(asked, dry, stage) for stage in missing]
 
 
-def _has(asked: Asked, known: Sequence[StageMemory], stage: Stage) -> bool:
-    """Whether a stage was measured before, and each of those that were with the micro-batch that it has now."""
-    micros = {one.start: [each.micro for each in one.measured] for one in known}
-    return stage.start in micros and all(asked.micro(_stage_of(asked, one)) in micros[one.start] for one in known)
+def _is_of_now(asked: Asked, found: StageMemory) -> bool:
+    """Whether a stage was measured with the micro-batch that it has now."""
+    return asked.micro(_stage_of(asked, found)) in [one.micro for one in found.measured]
 
 
 def _to_measure(asked: Asked) -> list[Stage]:
@@ -193,8 +196,7 @@ def _refuse_misfits(asked: Asked, told: Sequence[Any]) -> None:
             raise Failure(f"{who}the run does not fit, and {ends}: {misfit}")
 
 
-def _remark(asked: Asked, stages: Sequence[StageMemory], seconds: float | None) -> None:
-    how = "as measured before" if seconds is None else f"measured by dry steps in {seconds:.0f} s"
+def _remark(asked: Asked, stages: Sequence[StageMemory], how: str) -> None:
     ahead = [found for found in stages if _stage_of(asked, found) in asked.ahead]
     for found in ahead:
         micro = asked.micro(_stage_of(asked, found))

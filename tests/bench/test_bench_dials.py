@@ -233,6 +233,52 @@ def test_the_time_ends_a_run_by_its_own_process_alone(tmp_path):
     assert said == [None], "that the time is up is said before the signal"
 
 
+STOPPED_PARENT = """
+import signal, subprocess, sys
+from pathlib import Path
+from hires_gan.bench import dials
+
+def stop(number, frame):
+    raise SystemExit(128 + number)
+
+class Waited(subprocess.Popen):
+    def wait(self, timeout=None):
+        if timeout == 60.0:
+            print("waits", flush=True)
+        return super().wait(timeout)
+
+signal.signal(signal.SIGTERM, stop)
+process = Waited([sys.executable, "-c", sys.argv[2], sys.argv[1]], stdout=subprocess.DEVNULL)
+while not (Path(sys.argv[1]) / "begun").exists():
+    pass
+dials._ended(process, 60.0, lambda: print("its time is up", flush=True))
+"""
+SLOW_TO_STOP = """
+import signal, sys, time
+from pathlib import Path
+folder, asked = Path(sys.argv[1]), []
+signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
+(folder / "begun").touch()
+end = time.monotonic() + 60
+while not asked and time.monotonic() < end:
+    time.sleep(0.01)
+time.sleep(1.5)
+(folder / "checkpoint").touch()
+sys.exit(75)
+"""
+
+
+def test_a_run_has_time_for_its_checkpoint_where_the_parent_is_stopped(tmp_path):
+    """Else all that it has trained since the last one is lost, and its time does not count."""
+    command = [sys.executable, "-c", STOPPED_PARENT, str(tmp_path), SLOW_TO_STOP]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None and parent.stdout.readline() == "waits\n"
+        parent.terminate()
+        assert parent.wait(60) == 128 + signal.SIGTERM
+        assert parent.stdout.read() == ""
+    assert (tmp_path / "checkpoint").exists()
+
+
 class Training:
     """In place of a run's process: it trains until somebody stops it, and the clock is no matter.
 
@@ -246,6 +292,7 @@ class Training:
     def __init__(self, run: Trained, after: float | None = None, state: str = "preempted", parent: bool = True) -> None:
         self.run, self.after, self.state, self.parent = run, after, state, parent
         self.given: float | None = None
+        self.said: float | None = -1.0
 
     def wait(self, seconds: float | None) -> int:
         if self.given is None:
@@ -261,12 +308,13 @@ class Training:
         assert number == signal.SIGTERM
         self.say("preempted", self.given or 0)
 
-    def poll(self) -> int:
-        return 75
+    def poll(self) -> int | None:
+        return 75 if self.run.status.get("time") == self.said else None
 
     def say(self, state: str, after: float) -> None:
         self.run.folder.mkdir(parents=True, exist_ok=True)
-        status = {"state": state, "nimg": 1000, "time": time.time() + after}
+        self.said = time.time() + after
+        status = {"state": state, "nimg": 1000, "time": self.said}
         (self.run.folder / "status.json").write_text(json.dumps(status))
 
 

@@ -121,7 +121,7 @@ def test_what_is_computed_again_counts_as_none(capfd):
     assert kept["operations"]["flop_again_per_image"] == 0 < computed["operations"]["flop_again_per_image"]
     assert computed["operations"]["flop_per_image"] == pytest.approx(kept["operations"]["flop_per_image"])
     megabytes = [sum(one["mb"] for one in found["floor"]["by_layer"].values()) for found in (kept, computed)]
-    assert megabytes[1] == pytest.approx(megabytes[0], rel=0.05)
+    assert megabytes[1] == pytest.approx(megabytes[0], rel=0.01)
     calls = {layer["name"]: layer["calls"] for layer in kept["floor"]["layers"]}
     assert {name.partition(".")[0] for name in calls} == {"generator", "discriminator"}
     encoded = [count for name, count in calls.items() if ".content_encoder.stems." in name]
@@ -176,7 +176,7 @@ def test_what_was_finished_is_kept_and_shown_where_a_later_micro_batch_fails(tmp
     assert f"micro-batch 4: {record['images_per_s']:.2f} images/s" in said and record["failed"] in said
 
 
-@pytest.mark.parametrize("what", ["_checkpoint", "_counted"])
+@pytest.mark.parametrize("what", ["_checkpoint", "_counted", "compare"])
 def test_steps_that_were_timed_are_kept_where_what_follows_fails(what, tmp_path, monkeypatch, capfd):
     """The smallest micro-batch trains: it is not what is too large."""
     monkeypatch.setattr(train_measure, what, full)
@@ -329,12 +329,12 @@ def test_the_ratio_is_that_of_the_same_work(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(train, "measure", lambda job, micro, *_: {"micro": micro, "images_per_s": rates[micro]})
     plan = small_plan("stylegan2_demo", "recipe.discriminator.group_size=2")
 
-    def compared(**settings: int) -> float:
+    def compared(**settings: int | None) -> float:
         told = {"images_per_s": 4.0, "settings": settings, "date": "2020-01-01", "gpu.name": gpu}
         path = write_json(tmp_path / "a.json", **told)
         return bench_train(plan, "small", Request(micro=(4, 2), reference=path))["ratio_to_reference"]
 
-    assert compared() == 2.0, "the fastest, where nothing is said"
+    assert compared() == compared(micro=None) == 2.0, "the fastest, where nothing is said"
     assert (compared(micro=4, batch=4, resolution=8), compared(micro=2)) == (1.25, 2.0)
     assert "a.json is of 2020-01-01: clocks and neighbours change" in capfd.readouterr().err
     for name, value in (("micro", 8), ("batch", 32), ("resolution", 1024)):
@@ -368,6 +368,15 @@ def test_the_place_of_the_steps():
     recipe = build_recipe(plan.recipe, plan.batch.size, torch.float32, 0, None)
     assert find_place(recipe, 1_000).nimg == 960  # steps of 4 in cycles of 16
     assert find_place(recipe, None).nimg == 0
+
+
+def test_a_place_in_a_last_cycle_that_is_none_is_in_the_one_before():
+    stage = Stage(400, 400 + 4 * 40, 8, 4, 4, False, {})
+    phases = [SimpleNamespace(interval=1), SimpleNamespace(interval=16)]
+    recipe = SimpleNamespace(stages=[stage], phases=lambda nimg: phases)
+    found = [find_place(recipe, 400 + 4 * step) for step in (0, 15, 16, 31, 32, 39)]
+    assert [(place.nimg - 400) // 4 for place in found] == [0, 0, 16, 16, 16, 16]
+    assert [place.room for place in found] == [32, 32, 16, 16, 16, 16]
 
 
 @pytest.mark.parametrize(("steps", "room"), [(13, 13), (16, 16), (40, 32)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import sys
 import time
@@ -315,6 +316,24 @@ def test_a_resume_does_not_measure_again_but_looks_at_the_card(settings, card, c
     assert run(begun)
     assert less.steps == more.steps == [] and (folder_of(begun) / FILE).read_text() == before
     assert capfd.readouterr().err.count("as measured before") == 2
+
+
+def test_a_resume_in_another_stage_measures_that_one_alone(settings, card, capfd):
+    first = card(1000)
+    check_memory(asked(settings), None, ("image",))
+    assert {side for side, _ in first.steps} == {4, 16}
+    second = card(1000)
+    capfd.readouterr()
+    fade = next(stage for stage in asked(settings).recipe.stages if stage.resolution == 8)
+    check_memory(asked(settings, nimg=fade.start), None, ("image",))
+    assert {side for side, _ in second.steps} == {8}
+    said = capfd.readouterr().err
+    assert re.search(r"at 16x16, 8 images at once: .*, as measured before", said)
+    assert re.search(r"at 8x8, 8 images at once: .*, measured by dry steps", said)
+    assert [one.resolution for one in known_memory(asked(settings))] == [4, 8, 16]
+    third = card(1000)
+    check_memory(asked(settings, nimg=fade.start), None, ("image",))
+    assert third.steps == []
 
 
 def _stop_after(patch: pytest.MonkeyPatch, steps: int) -> None:
