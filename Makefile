@@ -285,8 +285,8 @@ gpu-evaluate:
 	$(GPU_END)
 
 # Both dials with two seeds or more, on a folder of images that GPU_IMAGES names; the same command goes on with what is
-# left, on the same kind of GPU and with the same commit and code. DIALS_RUNS=0 builds and prepares alone, DIALS_RUNS=1 trains
-# one.
+# left, on the same kind of GPU and with the same commit and code. DIALS_RUNS=0 builds and prepares alone, DIALS_RUNS=1
+# trains one.
 GPU_IMAGES ?=
 DIALS_SECONDS ?= 480
 DIALS_SEEDS ?= 0,1

@@ -117,9 +117,8 @@ class _Bench:
         Raises:
             UsageError: It had others, as where a variable of the environment hides a GPU from it.
         """
-        device = {"settings": {"device": train["settings"]["device"]}}
-        here = self.head | {"settings": {"device": self.head["settings"]["device"]}}
-        for name, before, found in told_apart(here, train | device, ("code.", "version.", "cpu.", "gpu.")):
+        same = ("code.", "version.", "cpu.", "gpu.", "settings.device")
+        for name, before, found in told_apart(self.head, train, same):
             raise UsageError(
                 f"a row was measured with {name} {found}, and the others with {before}: start anew, with another --out"
             )

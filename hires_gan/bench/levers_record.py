@@ -12,8 +12,8 @@ from hires_gan.bench.identity import NAME_THE_COMMIT, UNKNOWN
 from hires_gan.errors import UsageError
 
 Record = dict[str, Any]
-_SAME = ("git.commit", "code.", "version.", "cpu.", "gpu.")
-"""What rows of several calls have in common, besides their settings."""
+_SAME = ("git.commit", "code.", "version.", "cpu.", "gpu.", "settings.")
+"""What rows of several calls have in common."""
 _REMEDY = "name another file, or remove it"
 _HOUR = timedelta(hours=1)
 
@@ -56,19 +56,22 @@ def _read(out: Path) -> Record:
     return found
 
 
-def told_apart(found: Record, head: Record, beginnings: str | tuple[str, ...]) -> Iterator[tuple[str, object, object]]:
+def told_apart(found: Record, head: Record, beginnings: tuple[str, ...]) -> Iterator[tuple[str, object, object]]:
     """What has to be the same of two records and is not: its name, as one has it, and as the other has it.
 
     Args:
         found: One of them.
         head: The other one.
-        beginnings: Of the names that are compared; those in `settings` are in any case.
+        beginnings: Of the names that are compared, in which `settings.` stands before those of the settings.
     """
-    places = [(found, head, "", beginnings), (found.get("settings", {}), head["settings"], "settings.", "")]
-    for before, here, place, starts in places:
-        for name in dict.fromkeys([*before, *here]):
-            if name.startswith(starts) and before.get(name) != here.get(name):
-                yield f"{place}{name}", before.get(name), here.get(name)
+    before, here = _flat(found), _flat(head)
+    for name in dict.fromkeys([*before, *here]):
+        if name.startswith(beginnings) and before.get(name) != here.get(name):
+            yield name, before.get(name), here.get(name)
+
+
+def _flat(record: Record) -> Record:
+    return record | {f"settings.{name}": value for name, value in record.get("settings", {}).items()}
 
 
 def _shown(value: object) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -22,6 +23,7 @@ IN_WORDS = (
     "with fewer operations, such as Winograd's, goes below that."
 )
 
+_Key = TypeVar("_Key")
 _ADAM, _AVERAGE = 7, 3
 """Numbers that are read or written for each weight: it, its gradient, both moments; it and its average."""
 
@@ -73,11 +75,7 @@ def by_side(phases: Iterable[tuple[int, Sequence[Op]]], rates: Rates) -> dict[in
         phases: The interval and the ops of each.
         rates: How fast the device is.
     """
-    found: defaultdict[int, Cost] = defaultdict(Cost)
-    for interval, ops in phases:
-        for op in ops:
-            found[op.side].add(op, rates, 1 / interval)
-    return dict(sorted(found.items(), reverse=True))
+    return dict(sorted(_grouped(phases, rates, lambda op: op.side).items(), reverse=True))
 
 
 def by_layer(phases: Iterable[tuple[int, Sequence[Op]]], rates: Rates) -> dict[str, Cost]:
@@ -89,12 +87,18 @@ def by_layer(phases: Iterable[tuple[int, Sequence[Op]]], rates: Rates) -> dict[s
         phases: The interval and the ops of each.
         rates: How fast the device is.
     """
-    found: defaultdict[str, Cost] = defaultdict(Cost)
-    for interval, ops in phases:
-        for op in ops:
-            found[op.layer].add(op, rates, 1 / interval)
+    found = _grouped(phases, rates, lambda op: op.layer)
     outside = found.pop("", Cost())
     return {**found, "": outside}
+
+
+def _grouped(phases: Iterable[tuple[int, Sequence[Op]]], rates: Rates, key: Callable[[Op], _Key]) -> dict[_Key, Cost]:
+    """The cost of an average step by whatever a key tells of an op."""
+    found: defaultdict[_Key, Cost] = defaultdict(Cost)
+    for interval, ops in phases:
+        for op in ops:
+            found[key(op)].add(op, rates, 1 / interval)
+    return found
 
 
 def updating(weights: Iterable[Tensor], averaged: Iterable[Tensor]) -> list[Op]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 @dataclass
@@ -29,7 +28,7 @@ class Running:
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     """Where an op runs; see `hires_gan.bench.train_ops.Op`."""
 
     layer: str
@@ -38,22 +37,22 @@ class Place:
     again: bool
 
 
-def place_of(running: Running, backward: bool) -> Place:
+def location_of(running: Running, backward: bool) -> Location:
     """Where the op runs that has just run, and whose node, if it has one, is the newest."""
-    place = _place(running, backward)
+    location = _location(running, backward)
     newest = torch.autograd._get_sequence_nr() - 1  # type: ignore[attr-defined]
-    running.made.setdefault(newest, place.layer)
-    return place
+    running.made.setdefault(newest, location.layer)
+    return location
 
 
-def _place(running: Running, backward: bool) -> Place:
+def _location(running: Running, backward: bool) -> Location:
     name = running.names[-1]
     if backward and name:  # a module runs forward within a backward pass
-        return Place(name, 0, False, True)
+        return Location(name, 0, False, True)
     if backward:
         node = torch._C._current_autograd_node()
-        return Place("" if node is None else running.made.get(node._sequence_nr(), ""), 0, False, False)
-    return Place(name, running.calls[name] if name else 0, True, False)
+        return Location("" if node is None else running.made.get(node._sequence_nr(), ""), 0, False, False)
+    return Location(name, running.calls[name] if name else 0, True, False)
 
 
 @contextmanager
@@ -83,13 +82,3 @@ def inside(players: Mapping[str, nn.Module]) -> Iterator[Running]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Those of nested mappings, lists and tuples."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping | tuple | list):
-        parts: Iterable[Any] = value.values() if isinstance(value, Mapping) else value
-        for one in parts:
-            yield from tensors_in(one)

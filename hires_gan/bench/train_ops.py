@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from torch.utils.module_tracker import ModuleTracker
 
-from hires_gan.bench.train_layers import Place, inside, place_of, tensors_in
+from hires_gan.bench.train_layers import Location, inside, location_of
 
 _PACKET = type(torch.ops.aten.mm)
 _BACKWARD = torch.ops.aten.convolution_backward
@@ -69,8 +69,8 @@ def recording(players: Mapping[str, nn.Module], device: torch.device) -> Iterato
     with inside(players) as running, counter:
 
         def record(packet: Any, *args: Any, out_val: Any, **kwargs: Any) -> int:
-            place = place_of(running, counter.mod_tracker.is_bw)
-            op = _described(packet, args, kwargs, out_val, place, device)
+            location = location_of(running, counter.mod_tracker.is_bw)
+            op = _described(packet, args, kwargs, out_val, location, device)
             if op.bytes or op.flops:
                 ops.append(op)
             return op.flops
@@ -107,17 +107,17 @@ class _Formulas(dict[Any, Any]):
 
 
 def _described(
-    packet: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any, place: Place, device: torch.device
+    packet: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any, location: Location, device: torch.device
 ) -> Op:
-    name, tensors, results = str(packet), list(tensors_in((args, kwargs))), list(tensors_in(out))
+    name, tensors, results = str(packet), list(_tensors((args, kwargs))), list(_tensors(out))
     largest = max(results, key=Tensor.numel, default=None)
     first = (tensors or results or [torch.empty(0)])[0]
     return Op(
         name,
-        place.layer,
-        place.call,
-        place.forward,
-        place.again,
+        location.layer,
+        location.call,
+        location.forward,
+        location.again,
         _side([*tensors, *results]),
         () if largest is None else tuple(largest.shape),
         first.dtype,
@@ -144,7 +144,7 @@ def _moved(
 ) -> int:
     if name.startswith(_UNTOUCHED):
         return 0
-    tensors = list(tensors_in((args, kwargs)))
+    tensors = list(_tensors((args, kwargs)))
     stored = {_storage(tensor) for tensor in tensors}
     in_place = name.endswith("_") or "out" in kwargs
     if not in_place and results and all(_storage(result) in stored for result in results):
@@ -154,9 +154,20 @@ def _moved(
     elif name in _ONLY_WRITTEN:
         tensors = tensors[1:]
     elif (written := kwargs.get("out")) is not None:  # which is a result, and nothing is read of it
-        tensors = list(tensors_in((args, {key: value for key, value in kwargs.items() if value is not written})))
+        tensors = list(_tensors((args, {key: value for key, value in kwargs.items() if value is not written})))
     there = ([one for one in some if one.device.type == device.type] for some in (tensors, results))
     return sum(_bytes(one) for some in there for one in _distinct(some))
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for one in value.values():
+            yield from _tensors(one)
+    elif isinstance(value, tuple | list):
+        for one in value:
+            yield from _tensors(one)
 
 
 def _storage(tensor: Tensor) -> int:

@@ -7,12 +7,13 @@ as well, and closing any descriptor of the file would drop it. So a process keep
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from hires_gan.data.folder_lock import lock
 
 _GUARD = threading.Lock()
 _HELD: set[str] = set()
@@ -61,13 +62,13 @@ def _take(path: Path) -> int | None:
             return None
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            os.close(descriptor)
-            return None
+            locked = lock(descriptor)
         except BaseException:
             os.close(descriptor)
             raise
+        if not locked:
+            os.close(descriptor)
+            return None
         _HELD.add(str(path))
         return descriptor
 

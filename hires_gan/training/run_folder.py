@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import secrets
@@ -13,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from hires_gan.data.folder_lock import lock
 from hires_gan.errors import Failure, UsageError
 from hires_gan.progress import say
 from hires_gan.training.world import World
@@ -117,14 +117,10 @@ def _lock(file: IO[str], path: Path) -> None:
     elsewhere = status.get("state") == "running" and status.get("host") not in (None, socket.gethostname())
     deadline, told = time.monotonic() + (_LEASE if elsewhere else 0.0), False
     while True:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if lock(file.fileno()):
             return
-        except (BlockingIOError, PermissionError):
-            if time.monotonic() >= deadline:
-                raise UsageError(
-                    f"{path} is in use by another run; wait for it to end, or choose another run.name"
-                ) from None
+        if time.monotonic() >= deadline:
+            raise UsageError(f"{path} is in use by another run; wait for it to end, or choose another run.name")
         if not told:
             say(f"{path} is locked by {status['host']}; if that has died, it will be free in a while: waiting for it")
             told = True

@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from whole_runs import changed
 
-from hires_gan.config import Configuration
+from hires_gan.config import Configuration, load_configuration
+from hires_gan.recipes.families import build_recipe
+from hires_gan.training.launch import DTYPES
 from hires_gan.training.memory import NOT_TRIED, Measured, StageMemory
-from hires_gan.training.memory_advice import MARGIN, costly_ways, fits, free_ways, in_words, needed, suggest, table
+from hires_gan.training.memory_advice import (
+    MARGIN,
+    costly_ways,
+    fits,
+    free_ways,
+    in_words,
+    may_take_most,
+    needed,
+    suggest,
+    table,
+)
+from hires_gan.training.trainer import micro_batch
+
+CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
 
 
 def stage_memory(*measured: Measured, own: int = 32, capacity: int = 1000, group: int = 4) -> StageMemory:
@@ -108,3 +124,21 @@ def test_the_table(settings):
     assert in_words(full, plan).startswith("not even 4 images at once fit at all: set levers.graphs=false")
     assert in_words(replace(full, fade=True), plan) == in_words(full, plan), "fades are recorded, too"
     assert "fit with 8% to spare" in in_words(stage_memory(straight(4), capacity=150), plan)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "expected"),
+    [
+        ("progressive_celebahq1024", [], [(512, 16), (1024, 4)]),
+        ("stylegan_ffhq1024", [], [(512, 16), (1024, 4)]),
+        ("stylegan2_ffhq1024", [], [(1024, 4)]),
+        ("progressive_celebahq1024", ["batch.per_device=4"], [(1024, 4)]),
+    ],
+)
+def test_the_stages_that_may_take_most(name, overrides, expected):
+    plan = load_configuration(CONFIGS / f"{name}.yaml", overrides)
+    recipe = build_recipe(plan.recipe, plan.batch.size, DTYPES[plan.precision], 0, None, ("image",))
+    found = may_take_most(recipe.stages, lambda stage: micro_batch(plan.batch, stage))
+    assert [(stage.resolution, micro_batch(plan.batch, stage)) for stage in found] == expected
+    assert found[-1] is recipe.stages[-1] and not any(stage.fade for stage in found)
+    assert may_take_most([], lambda stage: 1) == []

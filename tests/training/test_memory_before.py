@@ -21,21 +21,18 @@ import torch
 from forked_ranks import Ranks
 from whole_runs import changed, run, saved
 
-from hires_gan.config import Configuration, load_configuration
+from hires_gan.config import Configuration
 from hires_gan.errors import Elsewhere, Failure
 from hires_gan.recipes.families import build_recipe
-from hires_gan.training import memory_check, memory_meter
+from hires_gan.training import memory_check
 from hires_gan.training.backends import Backend
 from hires_gan.training.launch import DTYPES
 from hires_gan.training.memory import DryRun, held, place_in
-from hires_gan.training.memory_advice import may_take_most
 from hires_gan.training.memory_check import FILE, Asked, check_memory, known_memory, out_of_memory, show_known
-from hires_gan.training.memory_meter import ResidentMeter, meter_of
 from hires_gan.training.resume_rules import may_change
-from hires_gan.training.trainer import Trainer, micro_batch
+from hires_gan.training.trainer import Trainer
 from hires_gan.training.world import World
 
-CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
 CPU = torch.device("cpu")
 MB = 10**6
 
@@ -180,34 +177,6 @@ def test_a_fade_is_measured_in_its_middle(settings):
     assert place_in(recipe, recipe.stages[-1]) == recipe.stages[-1].start
 
 
-def test_the_peak_of_a_process_is_that_of_what_came_last():
-    meter = meter_of(CPU)
-    assert isinstance(meter, ResidentMeter)
-    if meter.remark:
-        pytest.skip(meter.remark)
-    # The system may take pages of programs meanwhile, where others lack memory: not three times.
-    found = [peaks_of(ResidentMeter(), (256, 64)) for _ in range(3)]
-    assert any(peaks == pytest.approx([256, 64], abs=32) for peaks in found), found
-
-
-def peaks_of(meter: ResidentMeter, sizes: tuple[int, ...]) -> list[float]:
-    """What the meter says of tensors of so many MiB, one after the other."""
-    peaks = []
-    for mib in sizes:
-        meter.begin()
-        held_for_a_moment = torch.ones(mib * 2**18)
-        del held_for_a_moment
-        peaks.append(meter.peak() / 2**20)
-    return peaks
-
-
-def test_a_system_that_forgets_no_peak_is_told_of(monkeypatch, tmp_path):
-    monkeypatch.setattr(memory_meter, "_FORGET", tmp_path / "nothing" / "clear_refs")
-    meter = ResidentMeter()
-    assert "does not let a process forget its peak" in meter.remark
-    assert meter.peak() >= 0
-
-
 def test_what_is_no_lack_of_memory_is_a_bug(short, monkeypatch):
     monkeypatch.setattr(Backend, "step", lambda *_: torch.zeros(2) @ torch.zeros(3))
     dry, stages = dry_run(short)
@@ -251,24 +220,6 @@ def test_a_stage_before_the_last_that_takes_more_is_refused_at_the_start(setting
     with pytest.raises(Failure, match="at 8x8 with 16 images at once the memory is exhausted by"):
         check_memory(asked(more), None, ("image",))
     assert {side for side, _ in found.steps} == {4, 8, 16}
-
-
-@pytest.mark.parametrize(
-    ("name", "overrides", "expected"),
-    [
-        ("progressive_celebahq1024", [], [(512, 16), (1024, 4)]),
-        ("stylegan_ffhq1024", [], [(512, 16), (1024, 4)]),
-        ("stylegan2_ffhq1024", [], [(1024, 4)]),
-        ("progressive_celebahq1024", ["batch.per_device=4"], [(1024, 4)]),
-    ],
-)
-def test_the_stages_that_may_take_most(name, overrides, expected):
-    plan = load_configuration(CONFIGS / f"{name}.yaml", overrides)
-    recipe = build_recipe(plan.recipe, plan.batch.size, DTYPES[plan.precision], 0, None, ("image",))
-    found = may_take_most(recipe.stages, lambda stage: micro_batch(plan.batch, stage))
-    assert [(stage.resolution, micro_batch(plan.batch, stage)) for stage in found] == expected
-    assert found[-1] is recipe.stages[-1] and not any(stage.fade for stage in found)
-    assert may_take_most([], lambda stage: 1) == []
 
 
 def test_it_starts_all_the_same_where_nobody_wants_to_know(short, card):
