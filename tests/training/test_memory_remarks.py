@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -107,18 +108,23 @@ def test_a_lack_of_memory_leaves_nobody_quiet(settings, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_file_without_the_micro_batch_is_as_none(settings, as_on_a_gpu, capfd):
+def test_a_stage_that_a_file_has_without_the_micro_batch_is_measured_again(settings, as_on_a_gpu, capfd):
     wanted = asked(settings)
     check_memory(wanted, None, ("image",))
     path = folder_of(settings) / FILE
     kept = json.loads(path.read_text())
-    for one in kept[wanted.key()][0]["measured"]:
+    first, last = kept[wanted.key()]
+    for one in first["measured"]:
         one["micro"] = 3
     path.write_text(json.dumps(kept))
     capfd.readouterr()
     check_memory(wanted, None, ("image",))
-    assert capfd.readouterr().err.count("measured by dry steps") == 2
-    assert [one["micro"] for one in json.loads(path.read_text())[wanted.key()][0]["measured"]] == [8]
+    said = capfd.readouterr().err
+    assert said.count("memory at ") == 2
+    assert re.search(rf"memory at {first['resolution']}x.* measured by dry steps", said)
+    assert re.search(rf"memory at {last['resolution']}x.* as measured before", said)
+    again = json.loads(path.read_text())[wanted.key()]
+    assert [one["micro"] for one in again[0]["measured"]] == [8] and again[1]["measured"] == last["measured"]
 
 
 # Whose memory
