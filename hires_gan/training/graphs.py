@@ -8,6 +8,7 @@ launches the very same kernels.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 import torch
 
@@ -75,6 +76,7 @@ class Recorder:
         except BaseException:
             torch.cuda.set_stream(current)  # a recording that fails leaves its own stream behind
             self._give_up(graph)
+            _record_one_kernel()
             raise
         return graph
 
@@ -93,6 +95,17 @@ class Recorder:
             return
         torch._C._cuda_releasePool(device, self._pool)
         _FAILED.append(graph)
+
+
+def _record_one_kernel() -> None:
+    """Let torch's own generator know that nothing is recorded any more.
+
+    It refuses to draw behind a recording that has failed, until another one ends in order.
+    """
+    with suppress(RuntimeError):  # memory may be exhausted; what is asked for is known from the first error
+        value = torch.zeros((), device="cuda")
+        with torch.cuda.graph(torch.cuda.CUDAGraph(), capture_error_mode="thread_local"):
+            value.zero_()
 
 
 _FAILED: list[torch.cuda.CUDAGraph] = []

@@ -72,7 +72,7 @@ class TorchsRecordings:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, ends: bool) -> None:
         self.under_way, self.held, self.streams = list[object](), list[object](), list[object]()
-        self.ends = ends
+        self.ends, self.draws = ends, True
         for name, own in {
             "CUDAGraph": lambda: self,
             "graph": self.recording,
@@ -82,19 +82,29 @@ class TorchsRecordings:
             "set_stream": self.streams.append,
         }.items():
             monkeypatch.setattr(torch.cuda, name, own)
+        monkeypatch.setattr(torch, "zeros", lambda *_, **__: self)
         for name, own in {"_cuda_endAllocateToPool": self.end, "_cuda_releasePool": self.release}.items():
             monkeypatch.setattr(torch._C, name, own)
 
     @contextlib.contextmanager
-    def recording(self, graph: object, pool: object, **_: object) -> Iterator[None]:
+    def recording(self, graph: object, pool: object = None, **_: object) -> Iterator[None]:
         self.under_way.append(pool)
         self.held.append(pool)
+        self.draws = False
         try:
             yield
-        finally:
+        except BaseException:
             if not self.ends:
-                raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+                raise RuntimeError("CUDA error: operation failed due to a previous error during capture") from None
             self.under_way.remove(pool)
+            raise
+        self.under_way.remove(pool)
+        self.draws = True
+        if pool is None:  # of its own: it goes with the graph, which nobody keeps
+            self.held.remove(pool)
+
+    def zero_(self) -> None:
+        """Of the one tensor that there is."""
 
     def end(self, device: int, pool: object) -> None:
         if pool not in self.under_way:
@@ -127,7 +137,7 @@ def test_no_recording_stays_under_way_that_has_failed(ends, monkeypatch, capsys)
     for _ in range(3):
         call()
     assert torchs.under_way == [] and torchs.streams == ["the stream"]
-    assert torchs.held == []
+    assert torchs.held == [] and torchs.draws
     (remark,) = recorder.remarks
     assert "the test cannot be recorded" in remark and "(operation not permitted" in remark
 
@@ -148,7 +158,7 @@ def test_an_exhausted_memory_within_a_recording_is_told_as_that_and_leaves_nothi
     call()
     with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
         call()
-    assert torchs.held == torchs.under_way == [] and recorder.remarks == []
+    assert torchs.held == torchs.under_way == [] and recorder.remarks == [] and torchs.draws
 
 
 def test_an_error_without_words_is_told_by_its_kind(refusing):
