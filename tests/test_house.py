@@ -29,7 +29,7 @@ FLOORS: list[set[str]] = [
     {"augment"},
     {"networks"},
     {"data"},
-    {"randomness"},
+    {"randomness", "code"},
     {"ops"},
     {"errors", "settings", "progress", "cores", "memory", "toolkit", "__version__"},
 ]

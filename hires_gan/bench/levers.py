@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 
 from hires_gan.bench.children import Ended, call
-from hires_gan.bench.identity import code_digest, identity, now, say_unknown_commit
+from hires_gan.bench.identity import identity, now, say_unknown_commit
 from hires_gan.bench.levers_record import Record, read_earlier, told_apart, with_gains
 from hires_gan.bench.levers_rows import FIRST, LADDER, LEVERS, Row, Subject, below, first_program, idle, row_of
 from hires_gan.bench.levers_table import table
@@ -23,6 +23,7 @@ from hires_gan.bench.record_file import held, require_writable, write_record
 from hires_gan.bench.train import check_micro
 from hires_gan.bench.train_images import Images, synthetic_domains
 from hires_gan.bench.train_steps import find_place, recipe_for
+from hires_gan.code import code_digest
 from hires_gan.errors import UsageError
 from hires_gan.progress import say
 from hires_gan.training.compiling import CACHE

@@ -26,6 +26,7 @@ from hires_gan.ops.selection import resolve
 from hires_gan.progress import say
 from hires_gan.recipes.protocol import Stage
 from hires_gan.training.launch import join_launch, set_up
+from hires_gan.training.memory_advice import costly_ways, free_ways
 from hires_gan.training.settings import BackendSettings, Plan
 from hires_gan.training.trainer import micro_batch
 
@@ -135,7 +136,7 @@ def _measured(job: Job, micros: tuple[int, ...], stage: Stage, result: _Result) 
 
     for micro in micros:
         try:
-            with told_out_of_memory(micro, stage, _remedy(micro, stage)):
+            with told_out_of_memory(micro, stage, _remedy(job, micro, stage)):
                 found[micro] = measure(job, micro, rates, keep)
         except Failure as failure:
             if found:
@@ -268,13 +269,13 @@ def _settings(job: Job, place: Place) -> Record:
     }
 
 
-def _remedy(micro: int, stage: Stage) -> str:
-    smaller = next_smaller(micro, stage.group)
-    return (
-        f"the next smaller micro-batch is --micro {smaller}"
-        if smaller
-        else "it is the smallest; lower recipe.resolution"
-    )
+def _remedy(job: Job, micro: int, stage: Stage) -> str:
+    """What to take instead; of what trains something else, only where nothing is left that does not."""
+    smaller, free = next_smaller(micro, stage.group), free_ways(job.plan, job.device.type, stage.group, stage.group)
+    ways = [f"--micro {smaller}", *free] if smaller else free
+    if ways:
+        return f"take {', or '.join(ways)}"
+    return f"take {', or '.join(costly_ways(job.plan, stage.group))}, which trains something else"
 
 
 def summary(head: Record, results: Sequence[Record], reference: Record | None) -> Record:

@@ -90,7 +90,7 @@ class Recorder:
         device = torch.cuda.current_device()
         try:
             torch._C._cuda_endAllocateToPool(device, self._pool)
-        except RuntimeError:  # the recording has ended in order: what it has kept goes with it
+        except (RuntimeError, AttributeError):  # it has ended in order, or torch has no such call: what is kept goes
             graph.reset()
             return
         torch._C._cuda_releasePool(device, self._pool)

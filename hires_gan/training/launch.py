@@ -32,7 +32,7 @@ from hires_gan.training.launcher import (
     seconds_before_kill,
     wants_cpu,
 )
-from hires_gan.training.levers import AS_THE_DIAL_SAYS, Levers, allows_tf32, without_effect
+from hires_gan.training.levers import AS_THE_DIAL_SAYS, Levers, allows_tf32, in_words, without_effect
 from hires_gan.training.settings import BackendSettings, Performance, Plan, Precision
 from hires_gan.training.world import World, join
 
@@ -241,14 +241,19 @@ def _described(device: torch.device) -> str:
     return f"{torch.cuda.get_device_name(device)} ({device}{others})"
 
 
-def set_up(plan: Plan, device: torch.device) -> None:
-    """Let this process compute on its device as a configuration says, and say what computes the ops.
+def set_up(plan: Plan, device: torch.device, divided: bool = False) -> None:
+    """Let this process compute on its device as a configuration says, and say how.
+
+    Args:
+        plan: The configuration.
+        device: Of this process.
+        divided: Whether DeepSpeed sums the gradients.
 
     Raises:
         Failure: If the compiled ops are asked for and missing.
     """
     choose_float32(plan.precision, plan.performance, plan.levers)
-    remark_on_levers(plan.levers, device)
+    remark_on_levers(plan, device, divided)
     if plan.run.deterministic:
         make_deterministic()
     choose(plan.ops.backend, plan.ops.require_native, device)
@@ -270,10 +275,11 @@ def choose_float32(
     torch.backends.cudnn.benchmark = True
 
 
-def remark_on_levers(levers: Levers, device: torch.device) -> None:
-    """Say which of the levers that are pulled move nothing on this device."""
-    idle = without_effect(levers, device.type)
-    if idle:
+def remark_on_levers(plan: Plan, device: torch.device, divided: bool = False) -> None:
+    """Say what dial and levers come to on a GPU, and elsewhere which of them move nothing; arguments as of `set_up`."""
+    if device.type == "cuda":
+        say(in_words(plan.levers, plan.performance, plan.precision, divided))
+    elif idle := without_effect(plan.levers, device.type):
         say(idle)
 
 

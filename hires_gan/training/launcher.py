@@ -269,8 +269,8 @@ def _objections(environment: Environment, stage: ZeroStage | None) -> Iterator[s
     dynamo = environment.get("ACCELERATE_DYNAMO_BACKEND", "")
     if dynamo.lower() not in _UNSET:
         yield (
-            f"sets dynamo_backend to {dynamo.lower()}; torch.compile does not take a gradient penalty: set it to 'no' "
-            "there; performance=fast records CUDA graphs"
+            f"sets dynamo_backend to {dynamo.lower()}; torch.compile does not take modules with a gradient penalty: "
+            "set it to 'no' there; levers.compile=main compiles whole phases, penalties included"
         )
     yield from _deepspeed_objections(environment, stage)
 

@@ -86,6 +86,28 @@ def allows_tf32(levers: Levers, performance: Performance, precision: Precision) 
     return _or(levers.tf32, performance == "fast" and precision in ("bf16", "fp16"))
 
 
+def in_words(levers: Levers, performance: Performance, precision: Precision, divided: bool) -> str:
+    """One sentence on what dial and levers come to on a GPU.
+
+    Args:
+        levers: Of the run.
+        performance: Its dial.
+        precision: Its precision.
+        divided: Whether DeepSpeed sums the gradients; what it runs is not recorded.
+    """
+    standing = pulled(levers, performance, "cuda")
+    lacks = ", which need fused optimizers" if levers.fused is False and performance == "fast" else ""
+    graphs = "off with DeepSpeed" if standing.graphs and divided else f"{_ON[standing.graphs]}{lacks}"
+    tf32 = _ON[allows_tf32(levers, performance, precision)]
+    return (
+        f"performance={performance}: CUDA graphs {graphs}; fused optimizers {_ON[standing.fused]}; TF32 {tf32}; "
+        f"compiled phases: {standing.compile}"
+    )
+
+
+_ON = {True: "on", False: "off"}
+
+
 def without_effect(levers: Levers, device_type: str) -> str:
     """One sentence on levers that are pulled and move nothing on a device; nothing if there are none."""
     idle = [f"levers.{name}" for name in ("graphs", "fused", "tf32") if getattr(levers, name)]

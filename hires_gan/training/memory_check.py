@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 
-from hires_gan import __version__
+from hires_gan.code import code_digest
 from hires_gan.errors import Failure
 from hires_gan.inference.files import write_whole
 from hires_gan.memory import is_out_of_memory
+from hires_gan.ops.selection import resolve
 from hires_gan.progress import console, say
 from hires_gan.recipes.protocol import LabelDistribution, Recipe, Stage, stage_at
 from hires_gan.training.activity import doing
@@ -73,14 +74,15 @@ class Asked:
         return min(micro_batch(self.plan.batch, stage), self.own(stage))
 
     def key(self) -> str:
-        """What the measured figures are valid for: configuration, versions, card, and this process's images."""
+        """What figures are valid for: configuration, code, ops, versions, card, and this process's images."""
         whole = self.plan.model_dump(mode="json")
         device, cuda = self.world.device, self.world.device.type == "cuda"
         parts = {
             "configuration": {name: whole.get(name) for name in _BLOCKS},
             "zero": zero_stage(self.plan.backend, os.environ) is not None,
             "deterministic": whole["run"]["deterministic"],
-            "versions": [__version__, version("torch"), torch.version.cuda, platform.python_version()],
+            "code": [code_digest(), resolve(device)],
+            "versions": [version("torch"), torch.version.cuda, platform.python_version()],
             "card": [torch.cuda.get_device_name(device), torch.cuda.mem_get_info(device)[1]] if cuda else "cpu",
             "own": [self.own(stage) for stage in self.recipe.stages],
         }
@@ -227,7 +229,7 @@ def _show(stages: Sequence[StageMemory]) -> None:
 
 
 def known_memory(asked: Asked) -> list[StageMemory]:
-    """What was measured before for the same configuration, versions, card and images; empty if nothing was."""
+    """What was measured before for the same `Asked.key`; empty if nothing was."""
     try:
         return [StageMemory.from_json(one) for one in _read(asked.folder).get(asked.key(), [])]
     except (KeyError, TypeError):  # written by a version that measured something else
@@ -275,7 +277,7 @@ def _reason(error: BaseException) -> str:
 def out_of_memory(trainer: Trainer, error: BaseException) -> Failure:
     """What to do about a memory that is exhausted in a run, in one line."""
     stage = trainer.recipe.stages[stage_at(trainer.recipe.stages, trainer.progress.nimg)]
-    micro = micro_batch(trainer.plan.batch, stage)
+    micro = _asked(trainer).micro(stage)
     device = trainer.backend.device.type
     kind = "GPU memory" if device == "cuda" else "memory"
     ways = ways_out(trainer.plan, device, stage.group, micro)
@@ -286,9 +288,17 @@ def out_of_memory(trainer: Trainer, error: BaseException) -> Failure:
 
 
 def show_known(trainer: Trainer) -> None:
-    """Show what was measured before the run, if it was."""
-    asked = Asked(trainer.plan, trainer.recipe, trainer.world, trainer.folder.path, trainer.progress.nimg)
-    stages = known_memory(asked)
+    """Show what was measured before the run, or say what measures it."""
+    stages = known_memory(_asked(trainer))
     if stages:
         say("what dry steps took before the run:")
         _show(stages)
+    else:
+        say(
+            f"`hires-gan bench memory --config {trainer.folder.config}` measures what each phase takes, and which "
+            "micro-batch fits"
+        )
+
+
+def _asked(trainer: Trainer) -> Asked:
+    return Asked(trainer.plan, trainer.recipe, trainer.world, trainer.folder.path, trainer.progress.nimg)

@@ -66,5 +66,5 @@ def model_card(trainer: Trainer, saved: checkpoint.Checkpoint) -> ModelCard:
         value=best.value if best is not None and best.nimg == saved.nimg else None,
         higher_is_better=best is not None and METRICS[best.metric].better == "higher",
         compared="" if best is None else best.measure,
-        config=str(trainer.folder.path / "config.yaml"),
+        config=str(trainer.folder.config),
     )

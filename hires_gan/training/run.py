@@ -92,7 +92,7 @@ def _prepare(
     world.agree("the configuration", hashlib.sha256(resolved.encode()).hexdigest())
     world.agree("the versions", json.dumps(versions(), sort_keys=True))
     with world.together():
-        set_up(plan, world.device)
+        set_up(plan, world.device, zero_stage(plan.backend, os.environ) is not None)
         data = open_data(plan.data)
         labels = check_data(plan, data)
         check_decoder(plan.data, data, world.device)

@@ -75,11 +75,15 @@ class RunFolder:
         """Where the grids are."""
         return self.path / "samples"
 
+    @property
+    def config(self) -> Path:
+        """Where the resolved configuration is kept."""
+        return self.path / "config.yaml"
+
     def write_config(self, text: str) -> Path:
         """Keep the resolved configuration beside the run."""
-        path = self.path / "config.yaml"
-        _replace(path, text)
-        return path
+        _replace(self.config, text)
+        return self.config
 
     def write_status(self, state: State, nimg: int, message: str = "") -> None:
         """Say in `status.json` how the run stands."""
@@ -93,8 +97,8 @@ class RunFolder:
         With the same configuration it repeats that attempt, whose MLflow run goes on; with another one it is a run of
         its own, and must not hide behind what was recorded of the other.
         """
-        recorded, before = self.path / "tracking", self.path / "config.yaml"
-        if recorded.is_dir() and not (before.is_file() and before.read_text(encoding="utf-8") == config):
+        recorded = self.path / "tracking"
+        if recorded.is_dir() and not (self.config.is_file() and self.config.read_text(encoding="utf-8") == config):
             say(f"{self.path} has no checkpoint to go on from: the run begins anew, under a new MLflow run")
             shutil.rmtree(recorded)
 

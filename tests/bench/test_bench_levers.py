@@ -16,9 +16,9 @@ from small_plans import SMALL
 from hires_gan import cli
 from hires_gan.bench import identity, levers, levers_rows
 from hires_gan.bench.children import Ended, call
-from hires_gan.bench.identity import code_digest
 from hires_gan.bench.levers_rows import LEVERS, Lever
 from hires_gan.bench.levers_table import table
+from hires_gan.code import code_digest
 from hires_gan.config import load_configuration
 from hires_gan.errors import UsageError
 

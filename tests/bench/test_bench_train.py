@@ -269,10 +269,22 @@ def test_too_little_memory(error, monkeypatch, capfd, tmp_path):
     own = ["batch.size=16", "--config", ROOT / "configs" / "stylegan2_demo.yaml"]
     assert run(monkeypatch, "train", *small(), *own, "--micro", 12) == 1
     said = capfd.readouterr().err
-    assert "out of memory at 8x8 with a micro-batch of 12: the next smaller micro-batch is --micro 8" in said
+    assert "out of memory at 8x8 with a micro-batch of 12: take --micro 8\n" in said
     assert "Traceback" not in said
     assert run(monkeypatch, "train", *small(), *own, "--micro", 4) == 1
-    assert "with a micro-batch of 4: it is the smallest" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "with a micro-batch of 4: take precision=bf16, or recipe.discriminator.group_size below 4" in said
+    assert said.endswith("recipe.resolution=4, which trains something else\n")
+
+
+def test_too_little_memory_where_something_else_takes_less(monkeypatch, capfd):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(train, "measure", full)
+    own = ["recipe.resolution=32", "batch.size=1", "recipe.generator.recompute=false"]
+    assert run(monkeypatch, "train", "--config", ROOT / "configs" / "munit_demo.yaml", *own) == 1
+    assert "with a micro-batch of 1: take recipe.generator.recompute=true\n" in capfd.readouterr().err
 
 
 def test_what_is_no_lack_of_memory_is_a_bug(monkeypatch):

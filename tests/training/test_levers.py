@@ -59,9 +59,45 @@ def test_what_has_no_effect_is_said(capsys):
     levers = Levers(graphs=True, fused=True, compile="main")
     assert without_effect(levers, "cpu") == "without effect on cpu, only on a GPU: levers.graphs, levers.fused"
     assert without_effect(levers, "cuda") == without_effect(Levers(graphs=False, tf32=False), "cpu") == ""
-    remark_on_levers(levers, torch.device("cpu"))
-    remark_on_levers(Levers(), torch.device("cpu"))
+    for found in (levers, Levers()):
+        remark_on_levers(load_configuration(CONFIG, []).model_copy(update={"levers": found}), torch.device("cpu"))
     assert capsys.readouterr().err == "without effect on cpu, only on a GPU: levers.graphs, levers.fused\n"
+
+
+@pytest.mark.parametrize(
+    ("levers", "performance", "precision", "divided", "words"),
+    [
+        ({}, "fast", "bf16", False, "CUDA graphs on; fused optimizers on; TF32 on; compiled phases: none"),
+        ({}, "fast", "fp32", False, "CUDA graphs on; fused optimizers on; TF32 off; compiled phases: none"),
+        ({}, "reference", "bf16", False, "CUDA graphs off; fused optimizers off; TF32 off; compiled phases: none"),
+        (
+            {"compile": "all"},
+            "fast",
+            "bf16",
+            False,
+            "CUDA graphs on; fused optimizers on; TF32 on; compiled phases: a",
+        ),
+        ({"graphs": True}, "fast", "bf16", True, "CUDA graphs off with DeepSpeed; fused optimizers on; TF32 on; comp"),
+        (
+            {"graphs": False},
+            "fast",
+            "bf16",
+            True,
+            "CUDA graphs off; fused optimizers on; TF32 on; compiled phases: ",
+        ),
+        (
+            {"fused": False},
+            "fast",
+            "bf16",
+            False,
+            "CUDA graphs off, which need fused optimizers; fused optimizers off; TF32 on; compiled phases: none",
+        ),
+    ],
+)
+def test_on_a_gpu_it_is_said_what_dial_and_levers_come_to(levers, performance, precision, divided, words, capsys):
+    update = {"levers": Levers(**levers), "performance": performance, "precision": precision}
+    remark_on_levers(load_configuration(CONFIG, []).model_copy(update=update), torch.device("cuda"), divided)
+    assert capsys.readouterr().err.startswith(f"performance={performance}: {words}")
 
 
 @pytest.mark.usefixtures("as_it_was")

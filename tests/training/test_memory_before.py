@@ -28,7 +28,7 @@ from hires_gan.training import memory_check
 from hires_gan.training.backends import Backend
 from hires_gan.training.launch import DTYPES
 from hires_gan.training.memory import DryRun, held, place_in
-from hires_gan.training.memory_check import FILE, Asked, check_memory, known_memory, out_of_memory, show_known
+from hires_gan.training.memory_check import FILE, Asked, check_memory, known_memory
 from hires_gan.training.resume_rules import may_change
 from hires_gan.training.trainer import Trainer
 from hires_gan.training.world import World
@@ -367,21 +367,6 @@ def test_out_of_memory_in_a_run_ends_with_what_was_measured_before(short, monkey
     assert "what dry steps took before the run:" in said and "phase generator" in said
     status = json.loads((folder_of(short) / "status.json").read_text())
     assert (status["state"], status["message"]) == ("failed", message)
-
-
-def test_where_nothing_was_measured_nothing_is_shown(settings, capfd):
-    own = asked(settings)
-    trainer = SimpleNamespace(
-        plan=own.plan,
-        recipe=own.recipe,
-        world=own.world,
-        backend=SimpleNamespace(device=CPU),
-        folder=SimpleNamespace(path=own.folder),
-        progress=SimpleNamespace(nimg=480),
-    )
-    show_known(trainer)  # type: ignore[arg-type]
-    assert capfd.readouterr().err == ""
-    assert "out of memory at 16x16 with 8 images at once: set" in str(out_of_memory(trainer, MemoryError()))  # type: ignore[arg-type]
 
 
 def test_networks_that_do_not_fit_at_all(short, monkeypatch):

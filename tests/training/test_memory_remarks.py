@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import json
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from test_memory_before import SimulatedCard, asked, dry_run, folder_of
 
 from hires_gan.errors import Failure
+from hires_gan.ops import selection
 from hires_gan.progress import console
 from hires_gan.training import memory, memory_check
 from hires_gan.training.backends import Backend
 from hires_gan.training.levers import Levers, pulled
 from hires_gan.training.memory import StageMemory
 from hires_gan.training.memory_advice import table
-from hires_gan.training.memory_check import FILE, check_memory, telling_too_little
+from hires_gan.training.memory_check import (
+    FILE,
+    Asked,
+    check_memory,
+    out_of_memory,
+    show_known,
+    telling_too_little,
+)
 
 COMPILING = "measured op by op: compiling is left out"
 DIVIDED = "each process is taken to hold all optimizers' state, which DeepSpeed divides among them"
@@ -107,6 +117,14 @@ def test_a_lack_of_memory_leaves_nobody_quiet(settings, monkeypatch):
 # What is kept
 
 
+def test_figures_are_of_one_code_and_of_what_computes_the_ops(settings, monkeypatch):
+    key = asked(settings).key()
+    with selection.backend("native"):
+        assert asked(settings).key() != key
+    monkeypatch.setattr(memory_check, "code_digest", lambda: "another")
+    assert asked(settings).key() != key
+
+
 @pytest.mark.slow
 def test_a_stage_that_a_file_has_without_the_micro_batch_is_measured_again(settings, as_on_a_gpu, capfd):
     wanted = asked(settings)
@@ -125,6 +143,38 @@ def test_a_stage_that_a_file_has_without_the_micro_batch_is_measured_again(setti
     assert re.search(rf"memory at {last['resolution']}x.* as measured before", said)
     again = json.loads(path.read_text())[wanted.key()]
     assert [one["micro"] for one in again[0]["measured"]] == [8] and again[1]["measured"] == last["measured"]
+
+
+# In the middle of a run
+
+
+def running(own: Asked, nimg: int) -> Any:
+    """As much of a trainer as is asked about its memory."""
+    return SimpleNamespace(
+        plan=own.plan,
+        recipe=own.recipe,
+        world=own.world,
+        backend=SimpleNamespace(device=own.world.device),
+        folder=SimpleNamespace(path=own.folder, config=own.folder / "config.yaml"),
+        progress=SimpleNamespace(nimg=nimg),
+    )
+
+
+def test_where_nothing_was_measured_it_is_said_what_measures(settings, capfd):
+    own = asked(settings)
+    show_known(running(own, 480))
+    said = capfd.readouterr().err
+    assert said.startswith(f"`hires-gan bench memory --config {own.folder / 'config.yaml'}` measures what each phase")
+    assert str(out_of_memory(running(own, 480), MemoryError())).startswith(
+        "out of memory at 16x16 with 8 images at once: set"
+    )
+
+
+def test_a_share_below_the_micro_batch_is_what_was_too_much(settings):
+    """Four processes have four images each, all at once, however many more `batch.per_device` allows."""
+    own = asked(settings, world=SimpleNamespace(device=torch.device("cpu"), rank=0, size=4))  # type: ignore[arg-type]
+    told = str(out_of_memory(running(own, 480), MemoryError()))
+    assert "with 4 images at once" in told and "batch.per_device" not in told
 
 
 # Whose memory
