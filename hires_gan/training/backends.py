@@ -119,10 +119,14 @@ class Backend:
         self._shapes.clear()
         self.learners.clear()
         if self._runners:
+            on_gpu = self.device.type == "cuda"
+            if on_gpu:
+                # Graphs may run still, and what takes their memory away waits for the stream that recorded them alone.
+                torch.cuda.synchronize(self.device)
             # The old stage's graphs, gradients and moments refer to themselves; their memory is wanted now.
             self._runners.clear()
             gc.collect()
-            if self.device.type == "cuda":
+            if on_gpu:
                 torch.cuda.empty_cache()  # what graphs kept stays reserved for them otherwise
 
     def _learner(self, name: str, plan: OptimizerPlan) -> Learner:

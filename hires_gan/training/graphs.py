@@ -7,8 +7,9 @@ launches the very same kernels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+import gc
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 
 import torch
 
@@ -71,12 +72,13 @@ class Recorder:
         graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
             # Other threads may go on to allocate and to copy: those that fetch images do.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            with _nothing_collected(), torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 function()
         except BaseException:
             torch.cuda.set_stream(current)  # a recording that fails leaves its own stream behind
             self._give_up(graph)
             _record_one_kernel()
+            torch.cuda.set_stream(current)
             raise
         return graph
 
@@ -97,6 +99,18 @@ class Recorder:
         _FAILED.append(graph)
 
 
+@contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """What is freed in a recording may be something that frees memory of the device, which a recording refuses."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
 def _record_one_kernel() -> None:
     """Let torch's own generator know that nothing is recorded any more.
 
@@ -109,7 +123,7 @@ def _record_one_kernel() -> None:
 
 
 _FAILED: list[torch.cuda.CUDAGraph] = []
-"""Recordings that have not ended in order: torch may ask them still whether a stream is theirs."""
+"""Recordings that have not ended in order: torch's allocators may ask them still whether a stream is theirs."""
 
 
 class _Recorded:

@@ -137,7 +137,7 @@ class DryRun:
         found: list[Measured] = []
         remarks = [self.meter.remark, *self._left_out()]
         for micro in sorted(set(micros)):
-            tried = not (self.meter.kills and found and _surely(found[-1], micro) > self.meter.capacity)
+            tried = not (self.meter.kills and found and enough_for(found[-1], micro) > self.meter.capacity)
             found.append(self._measured(stage, own, micro) if tried else Measured(micro, failed=NOT_TRIED))
             remarks += [] if self._backend is None else self._backend.remarks
         return StageMemory(
@@ -262,9 +262,12 @@ def _unsaid() -> Iterator[None]:
         console.quiet = before
 
 
-def _surely(known: Measured, micro: int) -> float:
+def enough_for(known: Measured, micro: int) -> float:
     """So many bytes are enough for a larger micro-batch, going by one that is known."""
-    return known.whole * micro / known.micro if known.whole else math.inf
+    stays = known.weights + known.images  # those of the whole step, however many go through the networks at once
+    if stays >= known.whole:  # they lie in memory that the process had before
+        stays = 0
+    return stays + (known.whole - stays) * micro / known.micro if known.whole else math.inf
 
 
 def held(backend: Backend) -> int:

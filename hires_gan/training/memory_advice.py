@@ -67,7 +67,8 @@ def fits(found: StageMemory, micro: int) -> bool:
 def needed(found: StageMemory, micro: int) -> tuple[int, bool] | None:
     """Bytes of a micro-batch, and whether they are predicted.
 
-    Every phase grows by a line through what was measured; the largest of the lines tells.
+    Every phase grows by lines from one measured micro-batch to the next, and goes on as between the last two; the
+    largest of the phases tells.
 
     Args:
         found: Of the stage.
@@ -89,9 +90,12 @@ def needed(found: StageMemory, micro: int) -> tuple[int, bool] | None:
 
 
 def _line(known: list[Measured], value: Callable[[Measured], int], micro: int) -> float:
-    first, last = known[0], known[-1]
-    slope = max(0.0, (value(last) - value(first)) / (last.micro - first.micro))
-    return value(last) + slope * (micro - last.micro)
+    below = sum(one.micro < micro for one in known)
+    first = min(max(below - 1, 0), len(known) - 2)
+    one, next_one = known[first : first + 2]
+    slope = max(0.0, (value(next_one) - value(one)) / (next_one.micro - one.micro))
+    predicted = value(one) + slope * (micro - one.micro)
+    return max([predicted, *(value(smaller) for smaller in known[:below])])
 
 
 def suggest(found: StageMemory) -> Suggestion | None:
@@ -108,11 +112,16 @@ def suggest(found: StageMemory) -> Suggestion | None:
 
 
 def _candidates(found: StageMemory) -> Iterator[int]:
-    """Whole groups, as many as the process has at most, and all that it has; fewer than those that did not fit."""
-    failed = min((one.micro for one in found.measured if one.failed), default=math.inf)
-    yield from (micro for micro in range(found.group, found.own, found.group) if micro < failed)
-    if found.own < failed:
-        yield found.own
+    """Whole groups, as many as the process has at most, and all that it has; fewer than those that did not fit.
+
+    What was not measured leaves no smaller last micro-batch: that one runs op by op, beside what is kept for CUDA
+    graphs of the others, and no line tells what both take.
+    """
+    failed = min((one.micro for one in found.measured if one.failed not in ("", NOT_TRIED)), default=math.inf)
+    known = [one.micro for one in sound(found)]
+    for micro in [*range(found.group, found.own, found.group), found.own]:
+        if micro < failed and (found.own % micro == 0 or micro in known):
+            yield micro
 
 
 def _within(found: StageMemory, micro: int, room: float) -> bool:
@@ -221,7 +230,8 @@ def _row(name: str, found: StageMemory, value: Callable[[Measured], int | str]) 
 def _cell(value: int | str, found: StageMemory) -> str:
     if isinstance(value, str):
         return value
-    return f"{size(value)} {value / found.capacity:>7.1%}" if value else "-"
+    share = value / found.capacity if found.capacity else math.inf
+    return f"{size(value)} {share:>7.1%}" if value else "-"
 
 
 def size(count: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from hires_gan.bench.memory import Request, bench_memory, lines
 from hires_gan.config import load_configuration
 from hires_gan.errors import Failure
 from hires_gan.training.backends import Backend
-from hires_gan.training.memory import NOT_TRIED, StageMemory
+from hires_gan.training.memory import NOT_TRIED, Measured, StageMemory, enough_for
 from hires_gan.training.memory_advice import needed
 from hires_gan.training.memory_meter import ResidentMeter
 
@@ -181,6 +182,14 @@ def test_a_machine_is_not_driven_out_of_its_memory(room, monkeypatch):
     fits = room == 4 * 1000
     assert [one.failed for one in stages(record)[0].measured] == ["", "" if fits else NOT_TRIED]
     assert (lines(record, plan)[-2].split()[-2:] == ["not", "tried"]) != fits
+
+
+@pytest.mark.parametrize("room", [12_999, 13_000])
+def test_what_stays_does_not_grow_with_the_images(room):
+    """Of 10,000 bytes at 4 images 9,000 are weights and the images of the whole step: 16 take 13,000, not 40,000."""
+    known = Measured(4, weights=7_000, images=2_000, phases={"one": 10_000}, whole=10_000)
+    assert (enough_for(known, 16) <= room) == (room == 13_000)
+    assert enough_for(replace(known, weights=9_000), 16) == 40_000, "they lie where the process had memory before"
 
 
 # What is refused

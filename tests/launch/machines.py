@@ -5,6 +5,7 @@ Nothing of the real machine's network is touched, and nothing is left behind.
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import itertools
 import os
@@ -119,11 +120,13 @@ def _connect(machine: Machine) -> None:
 
 
 def _sweep() -> None:
-    """Remove what tests have left that were killed themselves."""
-    for line in _ip("netns", "list").splitlines():
-        owner = re.match(rf"{_PREFIX}-(\d+)-", line)
-        if owner and not Path(f"/proc/{owner[1]}").exists():
-            _remove(line.split()[0])
+    """Remove what tests have left that were killed themselves; one process at a time, or two would remove the same."""
+    with (Path(tempfile.gettempdir()) / f"{_PREFIX}-sweep.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for line in _ip("netns", "list").splitlines():
+            owner = re.match(rf"{_PREFIX}-(\d+)-", line)
+            if owner and not Path(f"/proc/{owner[1]}").exists():
+                _remove(line.split()[0])
 
 
 def _add(stack: ExitStack, namespace: str) -> str:

@@ -44,6 +44,14 @@ def test_what_is_predicted_lies_on_a_line():
     assert needed(stage_memory(straight(4), Measured(8, failed="one")), 8) is None
 
 
+def test_what_is_predicted_is_no_less_than_what_fewer_images_took():
+    """4, 10 and 18 at 4, 8 and 32 images: memory does not grow as from 4 to 32."""
+    found = stage_memory(*(Measured(micro, whole=whole) for micro, whole in ((4, 40), (8, 100), (32, 180))))
+    assert [needed(found, micro) for micro in (6, 12, 24, 44)] == [(70, True), (114, True), (154, True), (220, True)]
+    falling = stage_memory(*(Measured(micro, whole=whole) for micro, whole in ((4, 40), (8, 100), (12, 90))))
+    assert needed(falling, 16) == (100, True)
+
+
 def test_the_phase_that_grows_fastest_tells_in_the_end():
     small = Measured(4, phases={"steep": 100, "flat": 200}, whole=200)
     large = Measured(8, phases={"steep": 190, "flat": 210}, whole=210)
@@ -54,8 +62,8 @@ def test_the_phase_that_grows_fastest_tells_in_the_end():
     ("capacity", "micro", "passes", "largest", "predicted"),
     [
         (1000, 32, 1, 32, True),  # 425 of 920
-        (425, 16, 2, 28, True),  # 391 are left with the margin: 28 take 385, in as many passes as 16
-        (245, 12, 3, 12, True),  # 225.4
+        (425, 16, 2, 16, True),  # 391 are left with the margin: 16 take 265; 28 would leave 4 for a pass of their own
+        (245, 8, 4, 8, False),  # 225.4: 12 would leave 8
         (210, 8, 4, 8, False),
         (160, 4, 8, 4, False),
     ],
@@ -73,9 +81,24 @@ def test_no_suggestion_where_not_even_one_group_fits():
 
 
 def test_nothing_above_what_did_not_fit_is_suggested():
-    found = stage_memory(straight(4), straight(8), Measured(16, failed="one"))
+    found = stage_memory(straight(4), straight(8), Measured(16, failed="one"), own=24)
     assert suggest(found).largest == 12
     assert suggest(stage_memory(straight(4), Measured(8, failed=NOT_TRIED))).micro == 4
+
+
+def test_what_was_not_tried_has_not_failed():
+    assert suggest(stage_memory(straight(4), straight(8), Measured(32, failed=NOT_TRIED))).micro == 32
+
+
+def test_a_smaller_last_micro_batch_is_not_predicted():
+    """It runs beside what graphs of the others keep; measured, both are known."""
+    graphs = [Measured(micro, whole=2 + micro) for micro in (4, 8)]
+    assert suggest(stage_memory(*graphs, capacity=17)).largest == 8  # 12 were 14 by the line, and 22 with 8 more beside
+    assert suggest(stage_memory(*graphs, Measured(12, whole=14), capacity=17)).micro == 12
+
+
+def test_a_device_without_room_has_a_table_too():
+    assert "inf%" in table(stage_memory(straight(4), capacity=0))[-1]
 
 
 def test_a_share_that_is_no_multiple_of_a_group_goes_as_a_whole():

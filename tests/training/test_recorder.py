@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -136,10 +137,24 @@ def test_no_recording_stays_under_way_that_has_failed(ends, monkeypatch, capsys)
     call = recorder.wrap(asks, "test")
     for _ in range(3):
         call()
-    assert torchs.under_way == [] and torchs.streams == ["the stream"]
+    assert torchs.under_way == [] and set(torchs.streams) == {"the stream"} and gc.isenabled()
     assert torchs.held == [] and torchs.draws
     (remark,) = recorder.remarks
     assert "the test cannot be recorded" in remark and "(operation not permitted" in remark
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_garbage_waits_for_the_end_of_a_recording(collects, monkeypatch):
+    """Its finalizers may do what a recording refuses."""
+    torchs, seen = TorchsRecordings(monkeypatch, ends=True), list[bool]()
+    call = Recorder(torch.device("cuda"), True).wrap(lambda: seen.append(gc.isenabled()), "test")
+    (gc.enable if collects else gc.disable)()
+    try:
+        for _ in range(3):
+            call()
+        assert seen == [collects, False] and gc.isenabled() == collects and torchs.under_way == []
+    finally:
+        gc.enable()
 
 
 def test_an_exhausted_memory_within_a_recording_is_told_as_that_and_leaves_nothing(monkeypatch):
