@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -14,6 +15,15 @@ from hires_gan.data.command import PrepareOptions
 from hires_gan.data.prepare import prepare
 
 RESOLUTION = 16
+
+
+@pytest.fixture
+def as_it_was():
+    """What `choose_float32` sets is set for a whole process."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic, matmul.allow_tf32
+    yield
+    cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic, matmul.allow_tf32 = before
 
 
 @pytest.fixture(scope="session")

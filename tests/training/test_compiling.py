@@ -12,8 +12,8 @@ import compiled_ranks
 import pytest
 import torch
 from forked_ranks import Ranks
+from recipe_steps import built, clones, drawn_batch, one_step, run_steps
 from safetensors.torch import load_file
-from test_graphs import built, clones, drawn_batch, one_step, run_steps
 from torch import Tensor, nn
 from whole_runs import changed, run
 

@@ -9,18 +9,9 @@ from typing import Any, cast
 
 import pytest
 import torch
-from test_graphs import (
-    RECIPES,
-    Pair,
-    as_it_was,
-    built,
-    check_whole,
-    drawn_batch,
-    gpu,
-    run_steps,
-    stay_together,
-    steps_never_wait,
-)
+from pairs import Pair, stay_together
+from recipe_steps import RECIPES, built, check_whole, drawn_batch, run_steps, steps_never_wait
+from test_graphs import gpu
 from torch import Tensor
 
 from hires_gan.recipes.protocol import Phase
@@ -29,7 +20,7 @@ from hires_gan.training.graphs import Recorder
 from hires_gan.training.launch import DTYPES
 from hires_gan.training.levers import Levers
 
-__all__ = ["as_it_was"]  # a fixture that is used without being named
+pytestmark = pytest.mark.usefixtures("as_it_was")
 
 SCHEDULE = {"schedule": {"stable_kimg": 0.016, "fade_kimg": 0.2}}
 """The last fade has 25 steps of 8 images."""

@@ -8,60 +8,33 @@ from typing import Any, cast
 
 import pytest
 import torch
+from pairs import Pair, stay_together
 from pydantic import TypeAdapter
+from recipe_steps import RECIPES, built, check_whole, clones, drawn_batch, run_steps, steps_never_wait
 from torch import Tensor
 
 from hires_gan.recipes.families import build_recipe
-from hires_gan.recipes.protocol import Batch, LabelDistribution, OptimizerPlan, stage_at
+from hires_gan.recipes.protocol import Batch, OptimizerPlan, stage_at
 from hires_gan.recipes.settings import RecipeSettings
 from hires_gan.training.backends import Backend
 from hires_gan.training.graphs import Recorder
-from hires_gan.training.launch import DTYPES, choose_float32
+from hires_gan.training.launch import DTYPES
 from hires_gan.training.learners import adam
-from hires_gan.training.levers import AS_THE_DIAL_SAYS, Levers
+from hires_gan.training.levers import Levers
 from hires_gan.training.phases import PhaseRunner
 
+pytestmark = pytest.mark.usefixtures("as_it_was")
 gpu = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 
-WIDTH = {"fmap_base": 512, "fmap_max": 32}
-STYLE = {"latent_size": 32, "w_size": 32, "mapping_layers": 2, **WIDTH}
-RECIPES: dict[str, dict[str, Any]] = {
-    "stylegan2": {"name": "stylegan2", "generator": STYLE, "discriminator": {**WIDTH, "group_size": 2}},
-    "stylegan2, augmented, classes": {
-        "name": "stylegan2",
-        "generator": STYLE,
-        "discriminator": {**WIDTH, "group_size": 2},
-        "augment": {"probability": {"initial": 0.5}},
-        "labels": True,
-    },
-    "stylegan": {"name": "stylegan", "generator": STYLE, "discriminator": {**WIDTH, "group_size": 2}},
-    "progressive": {
-        "name": "progressive",
-        "generator": {"latent_size": 32, **WIDTH},
-        "discriminator": {**WIDTH, "group_size": 2},
-        "loss": {"name": "wgan_gp"},
-    },
-    "munit": {
-        "name": "munit",
-        "generator": {"base": 8, "most": 32, "blocks": 2, "features": 32, "recompute": True},
-        "discriminator": {"scales": 2, "layers": 3, "base": 8, "most": 32, "spectral": True},
-        "loss": {"name": "hinge", "style_prior": 0.1, "consistency": 1, "r1": 1, "r1_interval": 4},
-        "generator_optimizer": {"halve_kimg": 0.08},
-        "crop": 24,
-    },
-}
-
-
-@pytest.fixture(autouse=True)
-def as_it_was():
-    """What `choose_float32` sets is set for a whole process."""
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic, matmul.allow_tf32
-    yield
-    cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic, matmul.allow_tf32 = before
+PRECISIONS = [
+    (name, precision)
+    for name in RECIPES
+    for precision in ("fp32", "bf16", "fp16")
+    if (name, precision) != ("munit", "fp16")  # which is refused
+]
 
 
 def trained(
@@ -85,121 +58,6 @@ def trained(
         for name, value in tensors.items()
     }
     return weights, means, backend
-
-
-def built(
-    settings: dict[str, Any],
-    device: str,
-    performance: str,
-    dtype: torch.dtype = torch.float32,
-    batch: int = 8,
-    levers: Levers = AS_THE_DIAL_SAYS,
-    fade: bool = False,
-) -> Backend:
-    """A backend at the last stage of a recipe; or, where it grows, at the fade before."""
-    block = TypeAdapter(RecipeSettings).validate_python({"resolution": 32, **settings})
-    recipe = build_recipe(block, batch, dtype, 3, LabelDistribution((3, 1)) if block.labels else None, ("a", "b"))
-    backend = Backend(recipe, torch.device(device), 3, performance, levers=levers)  # type: ignore[arg-type]
-    if fade:
-        del recipe.stages[-1]  # type: ignore[attr-defined]  # a list
-        assert recipe.stages[-1].fade
-    backend.enter(recipe.stages[-1])
-    return backend
-
-
-def run_steps(backend: Backend, count: int, first: int = 0, micro: int = 4, batch: int = 8) -> list[dict[str, float]]:
-    """The means of some steps, from number `first` on, on images that are told by their number."""
-    found = []
-    for number in range(first, first + count):
-        means = one_step(backend, number, drawn_batch(backend, number, batch), micro)
-        found.append({name: float(value) for name, value in means.items() if value.ndim == 0})
-    return found
-
-
-def drawn_batch(backend: Backend, number: int, size: int = 8) -> Batch:
-    """Images and labels that are told by the step's number."""
-    domains, side = getattr(backend.recipe, "domains", ("image",)), backend.recipe.stages[-1].resolution
-    draw = torch.Generator().manual_seed(number)
-    images = torch.rand((len(domains) * size, 3, side, side), generator=draw).mul_(2).sub_(1).to(backend.device)
-    return Batch(images, torch.arange(size, device=backend.device) % 2, domains)
-
-
-def one_step(backend: Backend, number: int, batch: Batch, micro: int = 4) -> dict[str, Tensor]:
-    """The means of one step."""
-    recipe = backend.recipe
-    nimg = recipe.stages[-1].start + number * len(batch)
-    means = backend.step(recipe.phases(nimg), batch, nimg, micro)
-    backend.update_average(0.9)
-    recipe.advance(nimg + len(batch), means)
-    return means
-
-
-def clones(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in tensors.items()}
-
-
-class Pair:
-    """Two backends of equal recipes: one fast, one reference."""
-
-    def __init__(
-        self, settings: dict[str, Any], dtype: torch.dtype, levers: Levers = AS_THE_DIAL_SAYS, fade: bool = False
-    ) -> None:
-        self.fast = built(settings, "cuda", "fast", dtype, levers=levers, fade=fade)
-        self.reference = built(settings, "cuda", "reference", dtype, fade=fade)
-
-    @torch.no_grad()
-    def level(self) -> None:
-        """Give the fast one the state of the reference, in place."""
-        for player, network in self.reference.recipe.players.items():
-            other = self.fast.recipe.players[player]
-            for kept, value in zip(other.parameters(), network.parameters(), strict=True):
-                kept.copy_(value)
-            for kept, value in zip(other.buffers(), network.buffers(), strict=True):
-                kept.copy_(value)
-            states = (backend.optimizers[player].state for backend in (self.fast, self.reference))
-            for kept, state in zip(*(list(state.values()) for state in states), strict=True):
-                for moment, value in state.items():
-                    kept[moment].copy_(value)
-        if hasattr(self.reference.recipe, "path_mean"):
-            self.fast.recipe.path_mean.copy_(self.reference.recipe.path_mean)
-        if getattr(self.reference.recipe, "probability", None) is not None:
-            self.fast.recipe.probability.p.copy_(self.reference.recipe.probability.p)
-        if hasattr(self.reference.recipe, "terms"):
-            for domain, moments in self.reference.recipe.terms.moments.items():
-                self.fast.recipe.terms.moments[domain].copy_(moments)
-
-
-def tolerance(precision: str, divides: bool) -> float:
-    """The share by which numbers may be apart: the path length and its gradient divide by small ones."""
-    return 0.1 if precision == "bf16" else 5e-3 if divides else 1e-4
-
-
-def check_close(found: dict[str, float], expected: dict[str, float], precision: str) -> None:
-    """A loss near zero is a difference of scores, and rounds as these do: a tenth of the largest of the step counts."""
-    assert found.keys() == expected.keys()
-    least = max(1e-2, 0.1 * max(abs(value) for key, value in expected.items() if "path_length" not in key))
-    for key, value in expected.items():
-        divides = "path_length" in key
-        size = max(abs(value), 1e-2 if divides else least)
-        assert abs(found[key] - value) <= tolerance(precision, divides) * size, key
-
-
-def stay_together(pair: Pair, precision: Any, steps: int) -> None:
-    """Every step of one, from the state to which the other has come, gives the same losses and gradients."""
-    for number in range(steps):
-        choose_float32(precision, "reference")
-        (expected,) = run_steps(pair.reference, 1, number)
-        choose_float32(precision, "fast")
-        (found,) = run_steps(pair.fast, 1, number)
-        check_close(found, expected, precision)
-        for player, learner in pair.reference.learners.items():
-            # The buffer has the gradient of the player's last phase, which may be that of path lengths.
-            allowed = tolerance(precision, player == "generator" and "loss/path_length" in expected)
-            gradient = learner.gradients.buffer
-            apart = pair.fast.learners[player].gradients.buffer - gradient
-            assert apart.norm() <= allowed * gradient.norm(), (number, player)
-        pair.level()
-    assert int(pair.fast.nonfinite) == int(pair.reference.nonfinite) == 0
 
 
 def test_on_a_cpu_both_dials_are_one():
@@ -277,28 +135,6 @@ def test_a_last_micro_batch_may_be_smaller(micro):
         torch.testing.assert_close(parts[name], value, rtol=1e-5, atol=1e-6)
 
 
-def steps_never_wait(backend: Backend, first: int, end: int) -> None:
-    """Behind `first` steps: in them what is made on first use is made, and phases are recorded."""
-    batches = [drawn_batch(backend, number) for number in range(end)]
-    for number in range(first):
-        one_step(backend, number, batches[number])
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        for number in range(first, end):
-            one_step(backend, number, batches[number])
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert int(backend.nonfinite) == 0
-
-
-def check_whole(backend: Backend) -> None:
-    """All phases of its stage are compiled, and recorded."""
-    assert backend._recorder.enabled
-    assert backend.compiler.refused == {}
-    assert len(backend.compiler.seconds) == len(backend.recipe.phases(backend.recipe.stages[-1].start))
-
-
 class TestOnGpu:
     pytestmark = gpu
 
@@ -318,8 +154,7 @@ class TestOnGpu:
             else:
                 torch.testing.assert_close(value, by_hand[key], rtol=0.05, atol=0.05)
 
-    @pytest.mark.parametrize("name", RECIPES)
-    @pytest.mark.parametrize("precision", ["fp32", "bf16"])
+    @pytest.mark.parametrize(("name", "precision"), PRECISIONS)
     def test_fast_is_reference_within_rounding_over_a_hundred_steps(self, name, precision):
         """Losses and gradients of every step, each from the state that the reference has come to.
 
@@ -329,8 +164,7 @@ class TestOnGpu:
         stay_together(pair, precision, 100)
         assert pair.fast._recorder.enabled
 
-    @pytest.mark.parametrize("name", RECIPES)
-    @pytest.mark.parametrize("precision", ["fp32", "bf16"])
+    @pytest.mark.parametrize(("name", "precision"), PRECISIONS)
     def test_compiled_and_recorded_is_reference_within_rounding(self, name, precision):
         pair = Pair(RECIPES[name], DTYPES[precision], Levers(compile="all"))
         stay_together(pair, precision, 20)

@@ -27,14 +27,6 @@ DEEPSPEED = {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_USE_DEEPSPEED": "tr
 MASTER = {"MASTER_ADDR": "first", "MASTER_PORT": "29500"}
 
 
-@pytest.fixture
-def as_it_was():
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = cudnn.allow_tf32, cudnn.benchmark, matmul.allow_tf32
-    yield
-    cudnn.allow_tf32, cudnn.benchmark, matmul.allow_tf32 = before
-
-
 @pytest.mark.usefixtures("as_it_was")
 @pytest.mark.parametrize("performance", ["fast", "reference"])
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32", "fp64"])

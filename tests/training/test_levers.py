@@ -23,14 +23,6 @@ from hires_gan.training.settings import BackendSettings
 CONFIG = Path(__file__).resolve().parent.parent.parent / "configs" / "demo.yaml"
 
 
-@pytest.fixture
-def as_it_was():
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = cudnn.allow_tf32, cudnn.benchmark, matmul.allow_tf32
-    yield
-    cudnn.allow_tf32, cudnn.benchmark, matmul.allow_tf32 = before
-
-
 @pytest.mark.parametrize(
     ("levers", "performance", "expected"),
     [
