@@ -141,6 +141,29 @@ def test_low_precision_trains_with_finite_losses(settings, tmp_path, precision):
     assert all(value.isfinite().all() for value in saved.tensors("generator.average").values())
 
 
+@pytest.mark.parametrize("performance", ["fast", "reference"])
+def test_between_logs_a_run_waits_for_nothing(settings, performance, monkeypatch):
+    """Steps of a run as they are: batches copied ahead, all phases, the average, the sums of what is logged."""
+    small, step, checked = {"fmap_base": 64, "fmap_max": 8}, Trainer._step, list[int]()
+    generator = {"latent_size": 8, "w_size": 8, "mapping_layers": 2, **small}
+    settings |= {"performance": performance, "precision": "bf16"}
+    settings["recipe"] = {"name": "stylegan2", "resolution": 16, "generator": generator, "discriminator": small}
+    settings["run"]["total_kimg"] = 0.784  # 49 steps of 16
+
+    def watched(self, planned, feed):
+        warm = planned.nimg >= 33 * 16  # what is made on first use is made, and phases are recorded
+        torch.cuda.set_sync_debug_mode("error" if warm else "default")
+        try:
+            step(self, planned, feed)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        checked.extend([planned.nimg] * warm)
+
+    monkeypatch.setattr(Trainer, "_step", watched)
+    assert run(settings)
+    assert len(checked) == 16  # path lengths and R1 among them
+
+
 def test_images_are_those_of_the_cpu(settings, tmp_path):
     settings["run"]["total_kimg"] = 0.24
     run(settings)

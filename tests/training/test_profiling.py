@@ -12,6 +12,7 @@ import torch
 
 from hires_gan.config import Configuration, to_yaml
 from hires_gan.recipes.protocol import Outcome, Phase
+from hires_gan.training.graphs import Recorder
 from hires_gan.training.profiling import StepProfiler, _spans, span
 from hires_gan.training.run import train
 
@@ -146,15 +147,24 @@ def test_on_a_gpu_spans_have_its_time_beside_the_hosts():
 
 
 @pytest.mark.gpu
-def test_a_trace_of_a_gpu_has_the_time_of_its_spans(tmp_path):
-    """Products of that size take the GPU longer than Python takes to launch them."""
-    profiler, matrix = StepProfiler(tmp_path / "profile", torch.device("cuda")), torch.ones(4096, 4096, device="cuda")
+@pytest.mark.parametrize("recorded", [False, True])
+def test_a_trace_of_a_gpu_has_the_time_of_its_spans(recorded, tmp_path):
+    """Products of that size take the GPU longer than Python takes to launch or to replay them."""
+    device = torch.device("cuda")
+    profiler, matrix = StepProfiler(tmp_path / "profile", device), torch.ones(4096, 4096, device=device)
+    recorder = Recorder(device, recorded)
+
+    def products() -> None:
+        for _ in range(10):
+            matrix.copy_(matrix @ matrix)
+
+    work = recorder.wrap(products, "main")
     for number in range(4):
         profiler.before(phases(number, {"main": 1}), phases(0, {"main": 1}))
         with span("phase: main"):
-            for _ in range(10):
-                matrix = matrix @ matrix
+            work()
         profiler.behind()
+    assert recorder.enabled == recorded
     summary = (tmp_path / "profile" / "summary.txt").read_text()
     found = re.search(r"^phase: main +2 calls +[\d.]+ ms of the host +([\d.]+) ms of the GPU$", summary, re.MULTILINE)
     assert found is not None and float(found[1]) > 1
