@@ -8,6 +8,16 @@ import psutil
 import torch
 
 _CGROUP = Path("/sys/fs/cgroup")
+_GROUPS = (
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    (
+        "memory/memory.limit_in_bytes",
+        "memory/memory.usage_in_bytes",
+        "memory/memory.stat",
+        "total_inactive_file",  # with the groups below it, as the usage
+    ),
+)
+"""Of a control group of version 2 and 1: the limit, what is used, the counts by kind, and the kind that is given up."""
 
 _MACHINES = "can't allocate memory"
 """What torch says where the machine's memory is exhausted."""
@@ -21,18 +31,28 @@ _CARDS = (
 
 
 def available_memory(cgroup: Path = _CGROUP) -> int:
-    """Bytes that can be taken without swapping, and without passing the limit of a container."""
+    """Bytes that can be taken without swapping, and without passing the limit of a container.
+
+    What the kernel keeps of files that were read lately counts as used there, but is given up for whoever needs it.
+    """
     free = int(psutil.virtual_memory().available)
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
+    for limit, used, counts, given_up in _GROUPS:
         try:
-            left = int((cgroup / limit).read_text()) - int((cgroup / used).read_text())
+            whole, taken = (int((cgroup / name).read_text()) for name in (limit, used))
         except (OSError, ValueError):  # version 2 writes "max" for no limit
             continue
-        return max(0, min(free, left))
+        held = max(0, taken - _count(cgroup / counts, given_up))
+        return max(0, min(free, whole - held))
     return free
+
+
+def _count(counts: Path, name: str) -> int:
+    """Bytes of one kind in the counts of a control group; 0 where it is not told."""
+    try:
+        lines = [line.split() for line in counts.read_text().splitlines()]
+        return next((int(line[1]) for line in lines if line[:1] == [name]), 0)
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -34,6 +34,37 @@ def test_the_memory_of_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(
+    ("used", "counts", "left"),
+    [
+        (7000, "anon 2500\nfile 4500\ninactive_file 4000\nactive_file 500", 5000),
+        (7000, "anon 7000\ninactive_file 0", 1000),
+        (100, "inactive_file 700", 8000),  # counted at two moments: never more than the limit
+        (9000, "inactive_file 300", 0),
+        (7000, "inactive_file", 1000),
+        (7000, "inactive_file many", 1000),
+    ],
+)
+def test_files_that_were_read_are_given_up_for_whoever_needs_the_memory(
+    used: int, counts: str, left: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container of 8000 bytes, as version 2 and version 1 tell of it; the machine has more."""
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 10 * GIB})())
+    second, first = tmp_path / "version-2", tmp_path / "version-1"
+    write(second, memory_dot_max=8000, memory_dot_current=used, memory_dot_stat=counts)
+    assert available_memory(second) == left
+    whole = counts.replace("inactive_file", "total_inactive_file")
+    one = {"memory_dot_limit_in_bytes": 8000, "memory_dot_usage_in_bytes": used}
+    write(first / "memory", **one, memory_dot_stat=f"inactive_file 1\n{whole}")
+    assert available_memory(first) == left
+
+
+def test_the_machine_may_have_less_than_a_container_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 500})())
+    write(tmp_path, memory_dot_max=8000, memory_dot_current=7000, memory_dot_stat="inactive_file 4000")
+    assert available_memory(tmp_path) == 500
+
+
+@pytest.mark.parametrize(
     "words",
     [
         "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",

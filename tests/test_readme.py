@@ -14,6 +14,7 @@ import typer
 from PIL import Image
 
 from hires_gan.cli import app
+from hires_gan.config import load_configuration
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -142,6 +143,38 @@ def test_the_commands_of_the_data_set_guide_parse(command):
     name, prepare, arguments = group.resolve_command(context, [*context._protected_args, *context.args])
     assert name == "prepare"
     assert prepare.make_context(name, arguments).params["out"]
+
+
+def benchmark_commands() -> list[str]:
+    """Those of the pages of figures that are there to be typed: in blocks and in cells of tables, not in sentences."""
+    found = []
+    for page in sorted((ROOT / "benchmarks").glob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        blocks = "".join(re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)).replace("\\\n", " ")
+        lines = [re.sub(r"^(?:\w+=\S* )+", "", line) for line in blocks.splitlines()]
+        found += [line for line in lines if line.startswith("hires-gan ")]
+        cells = "\n".join(line for line in text.splitlines() if line.startswith("|"))
+        found += re.findall(r"`(hires-gan [^`]+)`", cells)
+    return found
+
+
+def test_the_pages_of_figures_have_commands():
+    assert {command.split()[2] for command in benchmark_commands() if command.split()[1] == "bench"} >= {
+        *("input", "ops", "train", "memory", "levers", "dials", "scaling", "tracking", "evaluate")
+    }
+
+
+@pytest.mark.parametrize("command", benchmark_commands())
+def test_the_commands_of_the_pages_of_figures_parse(command):
+    """With what they stand for in capitals, such as DIR; and the configuration that they make is valid."""
+    found, words = typer.main.get_command(app), shlex.split(command, comments=True)
+    name, arguments = words[0], words[1:]
+    while hasattr(found, "commands"):
+        group = found.make_context(name, arguments)
+        name, found, arguments = found.resolve_command(group, [*group._protected_args, *group.args])
+    given = found.make_context(name, arguments).params
+    if given.get("config"):
+        load_configuration(ROOT / given["config"], given["overrides"] or [])
 
 
 @pytest.mark.parametrize("command", [c for c in bash_commands() if is_for_others(c) and not c.startswith("make")])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +114,15 @@ def stand_in(device: torch.device) -> Extractor:
     return Extractor(features, STAND_IN, version, "0" * 64, f"to {_SIDE}x{_SIDE}, bilinear", device, side=_SIDE)
 
 
-def measure(request: Request, device: torch.device) -> Costs:
+def measure(request: Request, device: torch.device, keep: Callable[[Costs], object] = lambda costs: None) -> Costs:
     """Take turns, so that what else the machine does is shared fairly.
+
+    Reals and networks are made once, for all rounds.
+
+    Args:
+        request: What to measure.
+        device: Where.
+        keep: Told after each round what is known by then.
 
     Raises:
         UsageError: If a metric cannot be taken of so many images, or not here.
@@ -124,16 +131,17 @@ def measure(request: Request, device: torch.device) -> Costs:
     counts = Counts(request.count, request.count if request.reals is None else request.reals)
     _check(request, counts)
     subject, extractor = _subject(request.resolution, device), _extractor(request, device)
-    alone: list[float] = []
-    whole: list[float] = []
+    name = None if extractor is None else extractor.name
+    costs = Costs(request.resolution, counts.fakes, counts.reals, request.metrics, name, [], [])
     with tempfile.TemporaryDirectory() as folder:
         evaluator = _evaluator(Path(folder), request, counts, Instruments(extractor), device)
         evaluator.describe_reals(never)
         for _ in range(request.rounds):
-            alone.append(_seconds(lambda: _pass(subject, extractor, counts), device))
-            whole.append(_seconds(lambda: evaluator.measure(subject, CheckpointRecord(nimg=0), never), device))
-    name = None if extractor is None else extractor.name
-    return Costs(request.resolution, counts.fakes, counts.reals, request.metrics, name, alone, whole)
+            alone = _seconds(lambda: _pass(subject, extractor, counts), device)
+            whole = _seconds(lambda: evaluator.measure(subject, CheckpointRecord(nimg=0), never), device)
+            costs = replace(costs, alone=[*costs.alone, alone], whole=[*costs.whole, whole])
+            keep(costs)
+    return costs
 
 
 def _check(request: Request, counts: Counts) -> None:
@@ -221,7 +229,10 @@ def _seconds(work: Callable[[], object], device: torch.device) -> float:
 
 
 def bench_evaluation(request: Request) -> dict[str, Any]:
-    """Measure, and keep what was measured in a file.
+    """Measure, and keep what was measured in a file: after each round, so that one that is cut off leaves those before.
+
+    Returns:
+        What is written: the head, `device`, `complete`, `share` and what `Costs` has.
 
     Raises:
         UsageError: If a metric cannot be taken of so many images or not here, or needs weights that are not there.
@@ -230,11 +241,15 @@ def bench_evaluation(request: Request) -> dict[str, Any]:
     if request.out is not None:
         require_writable(request.out)
     name = request.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    costs = measure(request, torch.device(name))
-    record = {**identity("evaluation"), "device": name, "share": costs.share, **asdict(costs)}
-    if request.out is not None:
-        write_record(request.out, record)
-    return record
+    head = {**identity("evaluation"), "device": name}
+
+    def kept(costs: Costs, complete: bool = False) -> dict[str, Any]:
+        record = {**head, "complete": complete, "share": costs.share, **asdict(costs)}
+        if request.out is not None:
+            write_record(request.out, record)
+        return record
+
+    return kept(measure(request, torch.device(name), kept), complete=True)
 
 
 def line(record: dict[str, Any]) -> str:

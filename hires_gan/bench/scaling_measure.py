@@ -19,6 +19,7 @@ from hires_gan.randomness import RandomSource, SampleRandom
 from hires_gan.recipes.protocol import Batch, Phase, Stage, Step
 from hires_gan.training.buckets import BYTES, cut
 from hires_gan.training.flat import FlatGradients
+from hires_gan.training.graphs import Recorder
 from hires_gan.training.settings import Plan
 
 
@@ -90,17 +91,25 @@ def _measure_phase(stand: Stand, phase: Phase, batch: Batch, calls: int) -> Phas
 
 
 def _complete(stand: Stand, phase: Phase, gradients: FlatGradients, calls: int) -> float:
-    """Seconds of the optimizer's step, and of what is done to the gradient before it."""
+    """Seconds of the optimizer's step, and of what is done to the gradient before it; recorded as in the phase."""
+
+    def complete() -> None:
+        gradients.complete(1.0)
+        stand.backend.optimizers[phase.player].step()
+
+    once = Recorder(stand.device, stand.backend.pulled.graphs).wrap(complete, f"optimizer's step of {phase.name}")
 
     def run() -> None:
-        gradients.attach()
         for _ in range(calls):
-            gradients.complete(1.0)
-            stand.backend.optimizers[phase.player].step()
-        gradients.detach()
+            once()
 
-    run()
-    seconds, on_device = time_work(run, stand.device)
+    gradients.attach()
+    try:
+        for _ in range(2):  # the second call records
+            once()
+        seconds, on_device = time_work(run, stand.device)
+    finally:
+        gradients.detach()
     return (seconds if on_device is None else on_device) / calls
 
 

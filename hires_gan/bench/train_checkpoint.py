@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hires_gan.bench.train_images import Supply
+from hires_gan.bench.train_queue import Queue, begin_anew
 from hires_gan.bench.train_steps import Stand, time_steps, time_work
 from hires_gan.errors import Failure
 from hires_gan.progress import say
@@ -50,8 +50,8 @@ def _fresh(parent: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def measure_checkpoint(stand: Stand, feed: Supply, steps: int, parent: Path) -> Record:
-    """Time steps alone, and as many beside a checkpoint that is copied before the first of them.
+def measure_checkpoint(stand: Stand, feed: Queue, steps: int, parent: Path) -> Record:
+    """Time steps alone, and the same ones beside a checkpoint that is copied before the first of them.
 
     Args:
         stand: Has stepped before.
@@ -110,17 +110,20 @@ def _cut_short(found: Record) -> str | None:
     )
 
 
-def _rounds(stand: Stand, feed: Supply, steps: int, folder: Path) -> list[dict[str, float]]:
+def _rounds(stand: Stand, feed: Queue, steps: int, folder: Path) -> list[dict[str, float]]:
     copies = Copies()
     copies.take(stand.backend.tensors())  # memory for them is found once
-    found = []
+    feed.take()  # what decodes is started, and its first batch there
+    found, first = [], stand.steps
     with Saver(folder, 1) as saver:
         saver.save(0, stand.backend.tensors(), {}, None)
         saver.wait()
         saver.costs.clear()
         for number in range(1, ROUNDS + 1):
             copy, _ = time_work(lambda: copies.take(stand.backend.tensors()), stand.device)
+            _go_back(stand, feed, first)
             alone = time_steps(stand, feed, steps).seconds
+            _go_back(stand, feed, first)
             beside, _ = time_work(partial(_beside, stand, feed, steps, saver, number), stand.device)
             saver.wait()
             lost = beside - alone - copy
@@ -128,7 +131,13 @@ def _rounds(stand: Stand, feed: Supply, steps: int, folder: Path) -> list[dict[s
     return found
 
 
-def _beside(stand: Stand, feed: Supply, steps: int, saver: Saver, nimg: int) -> None:
+def _go_back(stand: Stand, feed: Queue, first: int) -> None:
+    """Let the next steps be those from the first on, with the phases that are due in them: they need no whole cycle."""
+    begin_anew(stand, feed)
+    stand.steps = first
+
+
+def _beside(stand: Stand, feed: Queue, steps: int, saver: Saver, nimg: int) -> None:
     saver.save(nimg, stand.backend.tensors(), {}, None)
     for _ in range(steps):
         stand.step(feed)

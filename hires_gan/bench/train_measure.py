@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -16,9 +16,10 @@ from torch import Tensor
 
 from hires_gan.bench.train_checkpoint import measure_checkpoint
 from hires_gan.bench.train_floor import IN_WORDS, by_layer, by_side, cost, layers, updating
-from hires_gan.bench.train_images import Images, Supply, Synthetic, supply
+from hires_gan.bench.train_images import Images, Synthetic
 from hires_gan.bench.train_ops import Op
 from hires_gan.bench.train_profile import Activity, busy_ms, kernels, profiled
+from hires_gan.bench.train_queue import Queue, begin_anew, queued
 from hires_gan.bench.train_rates import Rates, buffer_bytes, matrix_dtype, matrix_side
 from hires_gan.bench.train_steps import Stand, Timing, peak_memory, time_phase, time_steps
 from hires_gan.errors import Failure
@@ -88,7 +89,8 @@ class Recorded:
 def measure(job: Job, micro: int, rates: Rates, keep: Callable[[Record], object]) -> Record:
     """Measure one micro-batch: timed steps first, then what disturbs them.
 
-    Among the results are `remarks`: what was neither recorded nor compiled though it was to be, and why.
+    Among the results are `remarks`: what was neither recorded nor compiled though it was to be, and why; and what was
+    recorded or compiled in the timed steps, behind too short a warm-up.
 
     Args:
         job: What is measured.
@@ -162,12 +164,12 @@ def _free(device: torch.device) -> None:
 
 def _timed(job: Job, micro: int, keep: Callable[[Record], object]) -> Record:
     stand = job.stand(micro)
-    starts = map(stand.place.at, itertools.count())
-    with supply(job.plan, job.images, stand.place.stage, starts, job.device) as feed:
+    with queued(stand) as feed:
         say(f"micro-batch {micro}: {job.warmup} steps unmeasured, then {job.steps} timed")
         for _ in range(job.warmup):
             stand.step(feed)
         _settle(stand, feed)
+        late = made_late(stand, job.steps)
         timing = time_steps(stand, feed, job.steps)
         memory, batch = peak_memory(job.device), feed.take()
     say("each phase alone")
@@ -178,7 +180,7 @@ def _timed(job: Job, micro: int, keep: Callable[[Record], object]) -> Record:
         average = sum(phase["ms_per_step"] for phase in phases.values()) + 1e3 * timing.lost / timing.steps
     compiler = stand.backend.compiler
     result: Record = {"micro": micro} | speeds(timing, len(batch), job.plan.run.total_kimg, average)
-    result |= {"memory": memory, "phases": phases, "remarks": stand.backend.remarks}
+    result |= {"memory": memory, "phases": phases, "remarks": [*stand.backend.remarks, *late]}
     result |= {"compiled": {"seconds": compiler.seconds, "refused": compiler.refused}}
     result |= {"profile": None, "checkpoint": None}
     keep(result)
@@ -191,21 +193,47 @@ def _timed(job: Job, micro: int, keep: Callable[[Record], object]) -> Record:
     return result
 
 
-def _settle(stand: Stand, feed: Supply) -> None:
+def _settle(stand: Stand, feed: Queue) -> None:
     """Forget what the warm-up took besides: calls that were recorded or compiled. What CUDA graphs hold stays reserved.
 
-    One step more takes the memory anew that steps need, so that no timed one asks the device for it.
+    One step more takes the memory anew that steps need, so that no timed one asks the device for it. Nor does a timed
+    one get a batch that was decoded before.
     """
     if stand.device.type == "cuda":
         _free(stand.device)
         stand.step(feed)
+    begin_anew(stand, feed)
+
+
+def made_late(stand: Stand, steps: int) -> list[str]:
+    """A sentence for what is still to be compiled or recorded in the steps that a stand makes next.
+
+    A phase compiles in its first call, and is recorded in its second one; all are due in the first step.
+    """
+    pulled, at = stand.backend.pulled, stand.place.at
+    before, behind = (
+        Counter(phase.name for step in range(made) for phase in stand.recipe.phases(at(step)))
+        for made in (stand.steps, stand.steps + steps)
+    )
+    compiled = [phase for phase in stand.phases if pulled.compile == "all" or phase.interval == 1]
+    compiled = compiled if pulled.compile != "none" else []
+    ways = {"compiled": (1, compiled), "recorded": (2, stand.phases if pulled.graphs else [])}
+    late = {
+        way: ", ".join(phase.name for phase in phases if before[phase.name] < call <= behind[phase.name])
+        for way, (call, phases) in ways.items()
+    }
+    return [
+        f"too short a warm-up: the timed steps hold those in which phases are {way} ({names}), which take longer; take "
+        f"--warmup {stand.place.cycle} or more"
+        for way, names in late.items()
+        if names
+    ]
 
 
 def _checkpoint(job: Job, stand: Stand) -> Record:
     assert job.checkpoint is not None
     say("steps beside a checkpoint that is written")
-    starts = map(stand.place.at, itertools.count(stand.steps))
-    with supply(job.plan, job.images, stand.place.stage, starts, job.device) as feed:
+    with queued(stand) as feed:
         return measure_checkpoint(stand, feed, job.steps, job.checkpoint)
 
 

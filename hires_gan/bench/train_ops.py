@@ -17,8 +17,20 @@ from hires_gan.bench.train_layers import Location, inside, location_of
 
 _PACKET = type(torch.ops.aten.mm)
 _BACKWARD = torch.ops.aten.convolution_backward
-_ONLY_WRITTEN = {"aten.copy_", "aten.fill_", "aten.zero_", "aten.normal_", "aten.uniform_"}
+_OVER_LISTS = "aten._foreach_"
+"""These change lists of tensors; where they do it in place, they return nothing."""
+_ONLY_WRITTEN = {
+    "aten.copy_",
+    "aten.fill_",
+    "aten.zero_",
+    "aten.normal_",
+    "aten.uniform_",
+    f"{_OVER_LISTS}copy_",
+    f"{_OVER_LISTS}zero_",
+}
 """What these change in place, they do not read."""
+_GATHERING = {"aten.index", "aten.index_select", "aten.gather", "aten.embedding", "aten.take"}
+"""Of their first tensor these read what they give, and at most all of it."""
 _UNREAD = ("aten.new_", "aten.zeros_like", "aten.ones_like", "aten.full_like")
 _UNTOUCHED = ("aten.empty", "aten.new_empty")
 """These only allocate."""
@@ -40,7 +52,7 @@ class Op:
         dtype: Of its first tensor.
         flops: Floating-point operations of convolutions and matrix products, a multiplication with its addition being
             two; 0 for all others.
-        bytes: Of its inputs and results, each once, in the device's memory; 0 for a view.
+        bytes: Of the inputs that it reads and of its results, each once, in the device's memory; 0 for a view.
     """
 
     name: str
@@ -144,19 +156,31 @@ def _moved(
 ) -> int:
     if name.startswith(_UNTOUCHED):
         return 0
-    tensors = list(_tensors((args, kwargs)))
-    stored = {_storage(tensor) for tensor in tensors}
+    stored = {_storage(tensor) for tensor in _tensors((args, kwargs))}
     in_place = name.endswith("_") or "out" in kwargs
     if not in_place and results and all(_storage(result) in stored for result in results):
         return 0  # a view
+    written = list(_tensors(args[0])) if in_place and name.startswith(_OVER_LISTS) else results
+    gathered = min(_there(args[:1], device), _there(results, device)) if name in _GATHERING else 0
+    return gathered + _there(_read(name, args, kwargs), device) + _there(written, device)
+
+
+def _read(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """The arguments that an op reads as a whole."""
     if name.startswith(_UNREAD):
-        tensors = []
-    elif name in _ONLY_WRITTEN:
-        tensors = tensors[1:]
-    elif (written := kwargs.get("out")) is not None:  # which is a result, and nothing is read of it
-        tensors = list(_tensors((args, {key: value for key, value in kwargs.items() if value is not written})))
-    there = ([one for one in some if one.device.type == device.type] for some in (tensors, results))
-    return sum(_bytes(one) for some in there for one in _distinct(some))
+        return ()
+    if name in _ONLY_WRITTEN or name in _GATHERING:
+        return args[1:], kwargs
+    if name == str(_BACKWARD):
+        gradient, x, weight, *_, (of_input, of_weight, _) = args
+        return gradient, x if of_weight else (), weight if of_input else ()
+    written = kwargs.get("out")  # which is a result, and nothing is read of it
+    return args, {key: value for key, value in kwargs.items() if value is not written}
+
+
+def _there(tensors: Any, device: torch.device) -> int:
+    """The bytes of those that lie in the device's memory, each once."""
+    return sum(_bytes(one) for one in _distinct(one for one in _tensors(tensors) if one.device.type == device.type))
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -58,7 +58,7 @@ def busy_ms(work: Iterable[Activity]) -> float:
 
 
 def kernels(phases: Mapping[str, tuple[int, list[Activity]]]) -> list[Kernel]:
-    """The kernels of an average step, those that take longest first.
+    """The kernels of an average step, those that take longest first; none has a share where the clock saw none run.
 
     Args:
         phases: Interval and work of one call of each.
@@ -71,4 +71,4 @@ def kernels(phases: Mapping[str, tuple[int, list[Activity]]]) -> list[Kernel]:
             spent[one.name] += (one.end - one.start) / 1e3 / interval
     total = sum(spent.values())
     longest = sorted(spent, key=lambda name: -spent[name])
-    return [Kernel(name, calls[name], spent[name], spent[name] / total) for name in longest]
+    return [Kernel(name, calls[name], spent[name], spent[name] / total if total else 0.0) for name in longest]

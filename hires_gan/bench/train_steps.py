@@ -188,7 +188,7 @@ def time_work(work: Callable[[], None], device: torch.device) -> tuple[float, fl
         start = time.perf_counter()
         work()
         return time.perf_counter() - start, None
-    before, behind = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    before, behind = _events()
     torch.cuda.synchronize(device)
     start = time.perf_counter()
     before.record()
@@ -199,15 +199,31 @@ def time_work(work: Callable[[], None], device: torch.device) -> tuple[float, fl
 
 
 def time_phase(stand: Stand, phase: Phase, batch: Batch, calls: int) -> float:
-    """Seconds of one call of a phase alone, on average over some behind one that is not measured."""
+    """Seconds of one call of a phase alone, on average over some behind one that is not measured.
+
+    On a GPU the clock starts in its queue, where that call ends: each call has its own gap before it, and no more.
+    """
     stand.alone(phase, batch)
+    if stand.device.type != "cuda":
+        start = time.perf_counter()
+        _repeat(stand, phase, batch, calls)
+        return (time.perf_counter() - start) / calls
+    before, behind = _events()
+    before.record()
+    _repeat(stand, phase, batch, calls)
+    behind.record()
+    torch.cuda.synchronize(stand.device)
+    return float(before.elapsed_time(behind)) / 1e3 / calls
 
-    def run() -> None:
-        for _ in range(calls):
-            stand.alone(phase, batch)
 
-    seconds, device = time_work(run, stand.device)
-    return (seconds if device is None else device) / calls
+def _repeat(stand: Stand, phase: Phase, batch: Batch, calls: int) -> None:
+    for _ in range(calls):
+        stand.alone(phase, batch)
+
+
+def _events() -> tuple[torch.cuda.Event, torch.cuda.Event]:
+    before, behind = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    return before, behind
 
 
 def peak_memory(device: torch.device) -> dict[str, int | None]:

@@ -26,7 +26,7 @@ def table(record: Record) -> list[str]:
     for result in record["results"]:
         lines += ["", *_speed(result, settings)]
         if "floor" in result:  # else what follows the timed steps has failed
-            lines += [*_operations(result), "", *_phases(result), "", *_floor(result)]
+            lines += [*_operations(result), *_counted(result), "", *_phases(result), "", *_floor(result)]
         lines += ["", *_kernels(result["profile"])] if result["profile"] else []
     if "reference" in record:
         lines += ["", *_reference(record)]
@@ -65,6 +65,13 @@ def _operations(result: Record) -> Iterator[str]:
     yield _line("achieved", f"{operations['tflops']:.3g} TFLOP/s, {share}")
     peak = f"{operations['peak_tflops']:.3g} TFLOP/s ({operations['peak_of']})"
     yield _line("measured limits", f"{peak}, copy {operations['copy_gb_per_s']:.1f} GB/s, read and written together")
+
+
+def _counted(result: Record) -> Iterator[str]:
+    counted = result["counted_micro"]
+    if counted != result["micro"]:
+        more = f"counting needs more memory; operations and floor are of {counted}, which read weights more often"
+        yield _line("counted", f"with a micro-batch of {counted}, not of {result['micro']}: {more}")
 
 
 def checkpoint_lines(saved: Record) -> Iterator[str]:

@@ -72,10 +72,18 @@ def _user() -> str:
         return str(os.getuid())
 
 
+def _version(package: str) -> str:
+    """As installed; none where it is not, or was copied without what tells its version: a tag is no reason to fail."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "none"
+
+
 def _version_tags() -> dict[str, str]:
     import torch
 
-    versions = {name: metadata.version(name) for name in _PACKAGES}
+    versions = {name: _version(name) for name in _PACKAGES}
     versions |= {"hires_gan": __version__, "python": platform.python_version(), "cuda": torch.version.cuda or "none"}
     return {f"version.{name}": version for name, version in versions.items()}
 

@@ -1,4 +1,6 @@
-"""Collects the tests marked gpu as a machine does that has torch, what often lies beside it, and `make wheels` alone.
+"""Collects the tests marked gpu as a machine does that has torch, what it needs, and all that `make wheels` may fetch.
+
+So does one to which `make wheels` was taken, and which has the others, as WHEELS_MORE lists them.
 
 python bare_collection.py MAKEFILE
 """
@@ -51,10 +53,10 @@ def with_needs(names: Sequence[str]) -> set[str]:
 
 
 def wheels(makefile: Path) -> set[str]:
-    """What `make wheels` fetches, without what that needs."""
-    text = re.search(r"^WHEELS = (.*?[^\\])$", makefile.read_text(), re.MULTILINE | re.DOTALL)
-    assert text is not None
-    return {plain(name) for name in text[1].replace("\\\n", " ").split()}
+    """All that `make wheels` may fetch, without what that needs."""
+    lists = re.findall(r"^WHEELS(?:_MORE)? = (.*?[^\\])$", makefile.read_text(), re.MULTILINE | re.DOTALL)
+    assert len(lists) == 2
+    return {plain(name) for text in lists for name in text.replace("\\\n", " ").split()}
 
 
 class Finder(PathFinder):

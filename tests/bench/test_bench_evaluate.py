@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,3 +96,27 @@ def test_its_reals_are_all_different(tmp_path: Path, resolution: int) -> None:
     shards = ShardSet(tmp_path / "shards")
     assert len(shards) == 100 and shards.resolution == resolution
     assert len({shards.read(row, "image") for row in range(100)}) == 100
+
+
+def test_each_round_is_kept_as_soon_as_it_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What is cut off leaves the rounds before; and the reals are made once, for all rounds."""
+    out, seen, made = tmp_path / "costs.json", [], []
+
+    def passed(*_: object) -> None:
+        seen.append(json.loads(out.read_text()) if out.exists() else None)
+
+    def written(*arguments: Any) -> None:
+        made.append(arguments)
+        write_reals(*arguments)
+
+    monkeypatch.setattr(evaluation, "_pass", passed)
+    monkeypatch.setattr(evaluation, "write_reals", written)
+    last = bench_evaluation(replace(few("swd", reals=8), rounds=3, out=out))
+    assert seen[0] is None
+    assert [(one["complete"], len(one["alone"]), len(one["whole"])) for one in seen[1:]] == [
+        (False, 1, 1),
+        (False, 2, 2),
+    ]
+    assert json.loads(out.read_text()) == json.loads(json.dumps(last))
+    assert last["complete"] is True and len(last["whole"]) == 3
+    assert len(made) == 1

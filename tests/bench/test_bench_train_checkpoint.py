@@ -10,8 +10,9 @@ import torch
 from small_plans import SMALL, quick_rates, run
 
 from hires_gan.bench import train, train_checkpoint
-from hires_gan.bench.train_checkpoint import in_a_run
+from hires_gan.bench.train_checkpoint import ROUNDS, in_a_run, measure_checkpoint
 from hires_gan.bench.train_images import open_images
+from hires_gan.bench.train_queue import Queue, queued
 from hires_gan.bench.train_steps import Stand
 from hires_gan.bench.train_table import checkpoint_lines
 from hires_gan.config import load_configuration
@@ -47,6 +48,45 @@ def test_what_a_checkpoint_costs_is_measured_beside_it(monkeypatch, tmp_path, ca
     assert "3 steps beside it lose" in line
     (line,) = [line for line in lines if line.startswith("  of a run's time")]
     assert line.endswith(f"{saved['share_of_wall_time']:.3%}, with a checkpoint every 10 kimg")
+
+
+class Watched(Stand):
+    """Notes the phases of each step, and how many batches were dropped before it."""
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*arguments)
+        self.seen: list[tuple[list[str], int]] = []
+        self.dropped = 0
+
+    def step(self, feed: object) -> None:
+        due = [phase.name for phase in self.recipe.phases(self.place.at(self.steps))]
+        self.seen.append((due, self.dropped))
+        self.dropped = 0
+        super().step(feed)
+
+
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_steps_alone_and_beside_a_checkpoint_are_the_same(ahead, monkeypatch, tmp_path):
+    """No whole cycles: path lengths are due in one of three, and in both halves of each round. What was decoded ahead
+    is dropped before each half, with a step that is not timed; and the first one does not wait for a loader to start.
+    """
+
+    def drop(feed: Queue) -> int:
+        assert feed._taken > 0
+        stand.dropped = ahead
+        return ahead
+
+    monkeypatch.setattr(Queue, "drop", drop)
+    overrides = [*SMALL, "recipe.loss.path_length=2"]
+    plan = load_configuration(CONFIG.with_name("stylegan2_demo.yaml"), overrides)
+    stand = Watched(plan, open_images(plan, "synthetic", CPU), CPU, None, 4)
+    stand.steps = 18
+    with queued(stand) as feed:
+        measure_checkpoint(stand, feed, 3, tmp_path)
+    plain, lengths = ["generator", "discriminator"], ["generator", "path_length", "discriminator"]
+    alone = [due for due, dropped in stand.seen if not dropped]
+    assert alone == [plain, plain, lengths] * 2 * ROUNDS
+    assert len(stand.seen) - len(alone) == (2 * ROUNDS if ahead else 0)
 
 
 COSTS = {"step": 0.1, "copy": 0.02, "lost": 0.08, "background": 3.0, "steps": 32}

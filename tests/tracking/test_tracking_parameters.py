@@ -12,6 +12,7 @@ import pytest
 import requests
 from pydantic import ValidationError
 
+from hires_gan.bench.identity import identity
 from hires_gan.errors import Failure
 from hires_gan.tracking import machine
 from hires_gan.tracking.machine import machine_tags
@@ -120,6 +121,20 @@ def test_machine_tags() -> None:
     assert {"version.torch", "version.accelerate", "version.mlflow", "version.hires_gan", "version.cuda"} <= tags.keys()
     assert (tags["gpu.count"] == "0") == (tags["gpu.name"] == "none")
     assert all(isinstance(value, str) for value in tags.values())
+
+
+def test_a_package_that_tells_no_version_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As mlflow where nothing needs it, or copied without its metadata: no reason not to measure."""
+    installed = machine.metadata.version
+
+    def version(name: str) -> str:
+        if name == "mlflow":
+            raise machine.metadata.PackageNotFoundError(name)
+        return installed(name)
+
+    monkeypatch.setattr(machine.metadata, "version", version)
+    head = identity("train")
+    assert head["version.mlflow"] == "none" and head["version.torch"] == installed("torch")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from pairs import Pair, stay_together
+from recipe_pairs import Pair, stay_together
 from recipe_steps import RECIPES, built, check_whole, drawn_batch, run_steps, steps_never_wait
 from test_graphs import gpu
 from torch import Tensor

@@ -8,8 +8,8 @@ from typing import Any, cast
 
 import pytest
 import torch
-from pairs import Pair, stay_together
 from pydantic import TypeAdapter
+from recipe_pairs import Pair, stay_together
 from recipe_steps import RECIPES, built, check_whole, clones, drawn_batch, run_steps, steps_never_wait
 from torch import Tensor
 

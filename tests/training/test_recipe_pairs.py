@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from pairs import Pair, stay_together
+from recipe_pairs import Pair, stay_together
 from recipe_steps import RECIPES
 
 from hires_gan.ops import selection
