@@ -10,7 +10,7 @@ GPU_DECODER ?=
 REFERENCE_JSON_4 ?=
 REFERENCE_JSON_8 ?=
 # The ops are built if they are not there, of these sources and for this torch; always: in any case, as for another
-# TORCH_CUDA_ARCH_LIST.
+# TORCH_CUDA_ARCH_LIST, or on another kind of card than that for which they were built.
 GPU_BUILD ?=
 # Where .wheels is unpacked: into a folder of ours, so that the machine's own packages stay as they are.
 GPU_WHEELS ?= $(CURDIR)/build/wheels
@@ -62,8 +62,8 @@ step() { echo "== $$*"; "$$@" || { echo "== failed, with exit code $$?: $$*"; fa
 	echo "== records will not say which commit was measured: there is no checkout, and HIRES_GAN_COMMIT names none"; \
 export PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}"; \
 if [ -d .wheels ] && [ "$(GPU_PYTHON)" != "$(BIN)/python" ]; then \
-	[ $(GPU_WHEELS)/.unpacked -nt .wheels ] || step sh -c "$(GPU_PYTHON) -m pip install --quiet --no-index --no-deps \
-	--no-compile --upgrade --target $(GPU_WHEELS) .wheels/*.whl && touch $(GPU_WHEELS)/.unpacked"; \
+	[ "$(GPU_WHEELS)/.unpacked" -nt .wheels ] || step sh -c "$(GPU_PYTHON) -m pip install --quiet --no-index --no-deps \
+	--no-compile --upgrade --target '$(GPU_WHEELS)' .wheels/*.whl && touch '$(GPU_WHEELS)/.unpacked'"; \
 	PYTHONPATH="$(GPU_WHEELS):$$PYTHONPATH"; fi; \
 if [ "$(GPU_BUILD)" != always ] && $(GPU_BUILT); then \
 	echo "== the ops are built already, of these sources and for this torch; GPU_BUILD=always builds them anew"; \

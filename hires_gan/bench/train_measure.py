@@ -208,8 +208,11 @@ def _settle(stand: Stand, feed: Queue) -> None:
 def made_late(stand: Stand, steps: int) -> list[str]:
     """A sentence for what is still to be compiled or recorded in the steps that a stand makes next.
 
-    A phase compiles in its first call, and is recorded in its second one; all are due in the first step.
+    A phase compiles in its first call, and is recorded in its second one; all are due in the first step. Where
+    something was refused nothing is told: the backend's remarks say it.
     """
+    if stand.backend.remarks:
+        return []
     pulled, at = stand.backend.pulled, stand.place.at
     before, behind = (
         Counter(phase.name for step in range(made) for phase in stand.recipe.phases(at(step)))

@@ -79,7 +79,8 @@ def queued(stand: Stand) -> Iterator[Queue]:
 def begin_anew(stand: Stand, feed: Queue) -> None:
     """Drop what was decoded ahead, and make one step more: it is the one that waits for a first batch.
 
-    Behind it, steps that are faster than the loader wait for each batch, and slower ones for none, as in a long run.
+    Behind it, steps that are faster than a loader of one process wait for each batch, and slower ones for none, as in a
+    long run. Several processes decode their first batches at once, which are there at once: take steps enough.
     """
     if feed.drop():
         stand.step(feed)

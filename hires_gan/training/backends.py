@@ -119,15 +119,17 @@ class Backend:
         self._shapes.clear()
         self.learners.clear()
         if self._runners:
-            on_gpu = self.device.type == "cuda"
-            if on_gpu:
-                # Graphs may run still, and what takes their memory away waits for the stream that recorded them alone.
-                torch.cuda.synchronize(self.device)
             # The old stage's graphs, gradients and moments refer to themselves; their memory is wanted now.
-            self._runners.clear()
+            self._forget_runners()
             gc.collect()
-            if on_gpu:
+            if self.device.type == "cuda":
                 torch.cuda.empty_cache()  # what graphs kept stays reserved for them otherwise
+
+    def _forget_runners(self) -> None:
+        if self.device.type == "cuda":
+            # Graphs may run still, and what takes their memory away waits for the stream that recorded them alone.
+            torch.cuda.synchronize(self.device)
+        self._runners.clear()
 
     def _learner(self, name: str, plan: OptimizerPlan) -> Learner:
         live = self.live[name]
@@ -256,6 +258,6 @@ class Backend:
 
     def load_optimizers(self, parts: Mapping[str, Tensors]) -> None:
         """Take back the optimizers' state, after `enter` made them for the same stage."""
-        self._runners.clear()  # what they have recorded reads the state that is there now
+        self._forget_runners()  # what they have recorded reads the state that is there now
         for name, learner in self.learners.items():
             learner.load(parts[f"{name}.optimizer"])

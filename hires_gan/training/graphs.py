@@ -116,7 +116,8 @@ def _record_one_kernel() -> None:
 
     It refuses to draw behind a recording that has failed, until another one ends in order.
     """
-    with suppress(RuntimeError):  # memory may be exhausted; what is asked for is known from the first error
+    # Memory may be exhausted; the first error is the one that is told.
+    with suppress(RuntimeError), _nothing_collected():
         value = torch.zeros((), device="cuda")
         with torch.cuda.graph(torch.cuda.CUDAGraph(), capture_error_mode="thread_local"):
             value.zero_()

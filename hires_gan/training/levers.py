@@ -96,7 +96,8 @@ def in_words(levers: Levers, performance: Performance, precision: Precision, div
         divided: Whether DeepSpeed sums the gradients; what it runs is not recorded.
     """
     standing = pulled(levers, performance, "cuda")
-    lacks = ", which need fused optimizers" if levers.fused is False and performance == "fast" else ""
+    wanted = performance == "fast" and levers.graphs is None
+    lacks = ", which need fused optimizers" if wanted and not standing.fused else ""
     graphs = "off with DeepSpeed" if standing.graphs and divided else f"{_ON[standing.graphs]}{lacks}"
     tf32 = _ON[allows_tf32(levers, performance, precision)]
     return (

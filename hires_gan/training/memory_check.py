@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -81,12 +82,18 @@ class Asked:
             "configuration": {name: whole.get(name) for name in _BLOCKS},
             "zero": zero_stage(self.plan.backend, os.environ) is not None,
             "deterministic": whole["run"]["deterministic"],
-            "code": [code_digest(), resolve(device)],
+            "code": [_code(), resolve(device)],
             "versions": [version("torch"), torch.version.cuda, platform.python_version()],
             "card": [torch.cuda.get_device_name(device), torch.cuda.mem_get_info(device)[1]] if cuda else "cpu",
             "own": [self.own(stage) for stage in self.recipe.stages],
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+@cache
+def _code() -> str:
+    """The digest of the code that runs, which may be another one on the disk some days later."""
+    return code_digest()
 
 
 def check_memory(asked: Asked, labels: LabelDistribution | None, domains: tuple[str, ...]) -> None:
@@ -294,10 +301,11 @@ def show_known(trainer: Trainer) -> None:
         say("what dry steps took before the run:")
         _show(stages)
     else:
-        say(
-            f"`hires-gan bench memory --config {trainer.folder.config}` measures what each phase takes, and which "
-            "micro-batch fits"
+        divided = "" if trainer.world.alone else f" --processes {trainer.world.size}"
+        command = (
+            f"hires-gan bench memory --config {trainer.folder.config} --stage-nimg {trainer.progress.nimg}{divided}"
         )
+        say(f"`{command}` measures what each phase takes, and which micro-batch fits")
 
 
 def _asked(trainer: Trainer) -> Asked:

@@ -174,7 +174,8 @@ def _run(trainer: Trainer, data: Domains, saved: checkpoint.Checkpoint | None) -
                 trainer.tracker.finish("FAILED", register_best(trainer, trainer.tracker, error))
         console.quiet = False  # whoever fails says so
         if told is not error:
-            show_known(trainer)
+            with contextlib.suppress(OSError):
+                show_known(trainer)
             raise told from error
         raise
     if trainer.world.first:

@@ -55,6 +55,11 @@ def test_what_is_recorded_in_timed_steps(made: int, expected: list[list[str]], s
     assert late(stand, made, graphs=True) == expected
 
 
+def test_what_was_refused_is_not_told_twice(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stand.backend._recorder, "remarks", ["no CUDA graphs: the r1 phase cannot be recorded"])
+    assert late(stand, 1, graphs=True) == []
+
+
 def test_what_is_not_due_is_not_recorded_there(stand: Stand) -> None:
     assert late(stand, 1, graphs=True, steps=4) == [NAMES[:3]]
     assert late(stand, 1, graphs=True, steps=2) == [["generator", "discriminator"]]

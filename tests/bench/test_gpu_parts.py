@@ -433,7 +433,7 @@ def test_ops_are_there_if_all_are_of_these_sources_and_for_this_torch(
 
 
 def copied(made: Made) -> Path:
-    """A folder with the Makefile alone, in which `make` runs from now on."""
+    """A folder with the Makefiles alone, in which `make` runs from now on."""
     made.root = made.folder / "copy"
     made.root.mkdir()
     for name in ("Makefile", "gpu.mk"):

@@ -156,7 +156,7 @@ class TestOnGpu:
 
     @pytest.mark.parametrize(("name", "precision"), PRECISIONS)
     def test_fast_is_reference_within_rounding_over_a_hundred_steps(self, name, precision):
-        """Losses and gradients of every step, each from the state that the reference has come to.
+        """Losses, gradients and state of every step, each from the state that the reference has come to.
 
         Trained apart, two GANs that round differently part ways; what a step does is told by starting it together.
         """

@@ -77,6 +77,7 @@ def test_what_has_no_effect_is_said(capsys):
             True,
             "CUDA graphs off; fused optimizers on; TF32 on; compiled phases: ",
         ),
+        ({"fused": False, "graphs": False}, "fast", "bf16", False, "CUDA graphs off; fused optimizers off; TF32 on; "),
         (
             {"fused": False},
             "fast",

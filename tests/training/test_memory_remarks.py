@@ -121,7 +121,7 @@ def test_figures_are_of_one_code_and_of_what_computes_the_ops(settings, monkeypa
     key = asked(settings).key()
     with selection.backend("native"):
         assert asked(settings).key() != key
-    monkeypatch.setattr(memory_check, "code_digest", lambda: "another")
+    monkeypatch.setattr(memory_check, "_code", lambda: "another")
     assert asked(settings).key() != key
 
 
@@ -164,7 +164,9 @@ def test_where_nothing_was_measured_it_is_said_what_measures(settings, capfd):
     own = asked(settings)
     show_known(running(own, 480))
     said = capfd.readouterr().err
-    assert said.startswith(f"`hires-gan bench memory --config {own.folder / 'config.yaml'}` measures what each phase")
+    assert said.startswith(
+        f"`hires-gan bench memory --config {own.folder / 'config.yaml'} --stage-nimg 480` measures what each phase"
+    )
     assert str(out_of_memory(running(own, 480), MemoryError())).startswith(
         "out of memory at 16x16 with 8 images at once: set"
     )

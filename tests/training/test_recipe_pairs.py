@@ -50,6 +50,16 @@ def test_an_optimizer_that_moves_nothing_is_seen(player, precision, monkeypatch)
         stay_together(pair, precision, 2)
 
 
+@pytest.mark.slow
+def test_weights_that_stand_still_are_seen_beside_buffers_that_move(monkeypatch):
+    """As those of spectral norms do, at each step."""
+    pair = pair_of("munit")
+    stay_together(pair, "bf16", 1)
+    monkeypatch.setattr(pair.fast.learners["discriminator"].optimizer, "step", lambda: None)
+    with pytest.raises(AssertionError, match="discriminator: weights|discriminator.optimizer"):
+        stay_together(pair, "bf16", 2)
+
+
 def test_an_average_that_does_not_follow_is_seen(monkeypatch):
     pair = pair_of("progressive")
     monkeypatch.setattr(pair.fast, "update_average", lambda decay: None)
@@ -70,7 +80,7 @@ def test_a_gradient_that_lacks_a_tenth_is_seen(monkeypatch):
 
     monkeypatch.setattr(runner, "_losses", less)
     with pytest.raises(AssertionError, match="gradient"):
-        stay_together(pair, "bf16", 2)
+        stay_together(pair, "bf16", 5)
 
 
 def test_one_kernel_for_all_weights_is_adam():
