@@ -72,8 +72,8 @@ def synthetic_domains(plan: Plan) -> tuple[str, ...]:
 class Supply(Protocol):
     """What gives the batches: `Feed`, or synthetic ones."""
 
-    waited: float
-
+    @property
+    def waited(self) -> float: ...  # noqa: D102
     def take(self) -> Batch: ...  # noqa: D102
     def copy_ahead(self) -> None: ...  # noqa: D102
     def lost(self) -> float: ...  # noqa: D102

@@ -35,26 +35,25 @@ class Queue:
     Args:
         feed: What gives the batches.
         numbers: What it is asked for.
-
-    Attributes:
-        waited: As that of `feed`.
     """
 
     def __init__(self, feed: Supply, numbers: Numbers) -> None:
         self._feed, self._numbers, self._taken = feed, numbers, 0
-        self.waited = feed.waited
+
+    @property
+    def waited(self) -> float:
+        """As that of the feed."""
+        return self._feed.waited
 
     def take(self) -> Batch:
         """The next batch."""
         batch = self._feed.take()
         self._taken += 1
-        self.waited = self._feed.waited
         return batch
 
     def copy_ahead(self) -> None:
         """Start to copy the next batch to a GPU."""
         self._feed.copy_ahead()
-        self.waited = self._feed.waited
 
     def lost(self) -> float:
         """Seconds that steps have lost to data so far."""

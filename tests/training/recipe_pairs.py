@@ -61,6 +61,8 @@ most; in a gradient by 0.003 in the median and 0.09 at most, and in that of R1, 
 _SINGLE = {"loss": (1e-4, 1e-3), "gradient": (1e-4, 1e-3), "gradient of R1": (1e-3, 5e-3), "state": (0.05, 0.2)}
 _DIVIDES = {"fp32": (1e-3, 5e-3), "bf16": (0.05, 0.5), "fp16": (0.05, 0.5)}
 """Path lengths and their gradients: they divide by small numbers, and a difference is squared."""
+_RARE = {"generator": "path_length", "discriminator": "r1"}
+"""What a player's gradient holds in some steps alone."""
 _ENOUGH = 5
 """Steps from which on a median says more than chance does: few have R1."""
 
@@ -85,10 +87,10 @@ class Apart:
     def gradients(self, pair: Pair, due: dict[str, float]) -> None:
         """The buffers have those of the players' last phases, which may be path lengths and R1."""
         for player, learner in pair.reference.learners.items():
-            rare = [name for name in ("path_length", "r1") if any(key.startswith(f"loss/{name}") for key in due)]
-            named = " and ".join([player, *rare])
-            kind = "gradient of R1" if "r1" in rare and player == "discriminator" else "gradient"
+            rare = any(key.startswith(f"loss/{_RARE[player]}") for key in due)
+            kind = "gradient of R1" if rare and player == "discriminator" else "gradient"
             apart = pair.fast.learners[player].gradients.buffer - learner.gradients.buffer
+            named = f"{player}, {_RARE[player]}" if rare else player
             self._shares[kind, named].append(_share(apart, learner.gradients.buffer))
 
     def states(self, pair: Pair, before: dict[str, State]) -> None:
@@ -130,7 +132,7 @@ def _kinds(backend: Backend, part: str, names: Iterable[str]) -> dict[str, list[
 
 
 def _flat(tensors: list[Tensor]) -> Tensor:
-    return torch.cat([tensor.double().flatten() for tensor in tensors]) if tensors else torch.zeros(0)
+    return torch.cat([tensor.double().flatten() for tensor in tensors])
 
 
 def _share(apart: Tensor, of: Tensor) -> float:
